@@ -1,0 +1,94 @@
+"""The command line: one group of all commands, and one place where errors become a line and an exit code.
+
+Exit codes: 0 done, 1 a batch that went on past bad items, 2 the user's input can't be used, 130 stopped by Ctrl-C.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import click
+
+from lia_plugin import __version__
+
+# Listed by hand, so that the list itself imports nothing; a command is imported when it is asked for.
+COMMANDS = {
+    'train': 'Train LIA (both stages) or a plain StyleGAN2.',
+    'invert': 'Put real images into the latent space: reconstructions, y and z.',
+    'calc_metrics': 'Evaluate a network.',
+    'dataset_tool': 'Make a data set of a folder, an archive or a well-known format.',
+}
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130  # The shell's convention: 128 + SIGINT.
+
+
+def load_command(name: str) -> click.Command:
+    """The click command of `lia_plugin.commands.<name>`; `-` and `_` are the same in `name`."""
+    name = name.replace('-', '_')
+    return getattr(importlib.import_module(f'lia_plugin.commands.{name}'), name)
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported one by one, when they are run or asked for help."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return load_command(cmd_name) if cmd_name.replace('-', '_') in COMMANDS else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section('Commands'):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, invoke_without_command=True)
+@click.version_option(__version__, prog_name='lia')
+@click.pass_context
+def lia(ctx: click.Context) -> None:
+    """LIA: a GAN whose latent space takes real images. `lia COMMAND --help` tells each command's options."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+def _is_user_error(error: Exception) -> bool:
+    # Looked up among what is loaded: an error's class comes from a module that has been imported, and `--help` stays fast.
+    modules = [sys.modules.get(name) for name in ('lia_plugin.host', 'dnnlib.util')]
+    return isinstance(error, tuple(m.UserError for m in modules if hasattr(m, 'UserError')))
+
+
+def _report(message: str) -> int:
+    print('Error: ' + ' '.join(message.split()), file=sys.stderr)
+    return EXIT_BAD_INPUT
+
+
+def run(command: click.Command, args: Sequence[str] | None = None, prog_name: str | None = None) -> int:
+    """Run `command` and give the exit code; `args` None = the process's own arguments.
+
+    User errors and click's become one line on stderr and 2, Ctrl-C becomes 130. Any other exception is a defect and keeps
+    its traceback.
+    """
+    try:
+        result = command.main(list(args) if args is not None else None, prog_name=prog_name, standalone_mode=False)
+    except click.Abort:
+        print('Stopped.', file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except click.ClickException as error:
+        hint = ' (--help lists the options)' if isinstance(error, click.NoSuchOption) else ''
+        return _report(error.format_message() + hint)
+    except Exception as error:
+        if not _is_user_error(error):
+            raise
+        return _report(str(error))
+    return result if isinstance(result, int) else 0
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """`lia COMMAND …` and `python -m lia_plugin COMMAND …`."""
+    return run(lia, args, prog_name='lia')
+
+
+def main_command(name: str) -> None:
+    """Run one command as a script of its own (`python train.py …`) and leave the process with its exit code."""
+    sys.exit(run(load_command(name), prog_name=f'{name}.py'))

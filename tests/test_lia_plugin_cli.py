@@ -1,0 +1,73 @@
+"""The command line's one place for errors: a line on stderr and an exit code, and nothing heavy for --help."""
+
+import subprocess
+import sys
+
+import click
+import pytest
+
+from dnnlib.util import UserError
+from lia_plugin import cli
+
+
+def _command(error: BaseException | None = None, result: int | None = None) -> click.Command:
+    @click.command()
+    @click.option('--count', type=int, required=True)
+    def command(count: int) -> int | None:
+        if error is not None:
+            raise error
+        return result
+    return command
+
+
+@pytest.mark.parametrize('error, code, line', [
+    (UserError('faces.zip: truncated;\n download it again'), 2, 'Error: faces.zip: truncated; download it again\n'),
+    (click.ClickException('--batch: must be positive'), 2, 'Error: --batch: must be positive\n'),
+    (KeyboardInterrupt(), 130, 'Stopped.\n'),
+])
+def test_known_errors_are_one_line(error: BaseException, code: int, line: str,
+                                   capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(_command(error), ['--count', '1']) == code
+    captured = capsys.readouterr()
+    assert captured.err.lstrip('\n') == line and captured.out == ''
+
+
+@pytest.mark.parametrize('args, named', [
+    (['--count', 'many'], '--count'), ([], '--count'), (['--count', '1', '--cuont=2'], '--cuont'),
+    (['--count', '1', 'stray'], 'stray'),
+])
+def test_wrong_usage_is_one_line(args: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(_command(), args) == 2
+    err = capsys.readouterr().err
+    assert err.count('\n') == 1 and named in err
+
+
+def test_a_defect_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        cli.run(_command(ZeroDivisionError()), ['--count', '1'])
+
+
+@pytest.mark.parametrize('result, code', [(None, 0), (1, 1)])
+def test_the_exit_code_is_the_commands_result(result: int | None, code: int) -> None:
+    assert cli.run(_command(result=result), ['--count', '1']) == code
+
+
+def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(['trian']) == 2
+    assert 'trian' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('name', cli.COMMANDS)
+def test_help_is_instant(name: str) -> None:
+    """No command imports torch before it works."""
+    code = (f'import sys; from lia_plugin.cli import load_command, run; run(load_command({name!r}), ["--help"]); '
+            'assert "torch" not in sys.modules, "torch is imported by --help"')
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert 'Usage' in done.stdout
+
+
+def test_group_help_lists_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in cli.COMMANDS)
