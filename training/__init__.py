@@ -1,0 +1,1 @@
+"""Networks, losses, data sets, augmentation and the training loop."""
