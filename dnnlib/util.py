@@ -300,7 +300,7 @@ def _safe_name(url_or_name: str) -> str:
 
 def _download(url: str, num_attempts: int, verbose: bool, cache_file: str) -> tuple[bytes, str]:
     """The content behind a URL, and its name. Tries again where that can help: not after a 404."""
-    import requests     # Not at the top: most commands never touch the network, and it is slow to import.
+    import requests  # Not at the top: most commands never touch the network, and it is slow to import.
 
     reason = ''
     for attempt in range(max(num_attempts, 1)):

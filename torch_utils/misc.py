@@ -170,7 +170,9 @@ def params_and_buffers(module: torch.nn.Module) -> list[torch.Tensor]:
 
 
 @torch.no_grad()
-def copy_params_and_buffers(src_module: torch.nn.Module, dst_module: torch.nn.Module, require_all: bool = False) -> None:
+def copy_params_and_buffers(
+    src_module: torch.nn.Module, dst_module: torch.nn.Module, require_all: bool = False
+) -> None:
     """Copies values by name from `src_module`, and leaves alone what it doesn't have.
 
     Raises ValueError, before anything is copied, for a shape that differs and, with `require_all`, a missing name.

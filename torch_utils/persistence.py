@@ -113,10 +113,10 @@ def _reconstruct_persistent_obj(meta: dict[str, Any]) -> Any:
         if record is None:
             raise TypeError('import hook: expected the meta data back, got None')
     if record.type != 'class' or record.version != FORMAT_VERSION:
-        raise pickle.UnpicklingError(f'persistent object of unknown kind: type {record.type!r}, version {record.version}')
+        raise pickle.UnpicklingError(f'unknown kind of persistent object: {record.type!r}, version {record.version}')
     module = _src_to_module(record.module_src, record.get('module_name'))
     cls = persistent_class(vars(module)[record.class_name])
-    obj = cls.__new__(cls)
+    obj: Any = object.__new__(cls)
     restore = getattr(obj, '__setstate__', None)
     if restore is None:
         vars(obj).update(record.state)
