@@ -1,0 +1,56 @@
+"""Everything that differs between the hosts that the plugin lives in: ours, stylegan2-ada-pytorch, stylegan3."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+import dnnlib
+import legacy
+
+
+class _UserError(ValueError):
+    """An input of the user's is wrong. The message is one line: what, why, and what to do."""
+
+
+# NVIDIA's checkouts have no such class; there the plugin raises its own.
+UserError: type[ValueError] = getattr(dnnlib.util, 'UserError', _UserError)
+
+
+def load_network_pkl(path: str, trust: bool = False) -> dict[str, Any]:
+    """Reads a network pickle (path or URL): the snapshot's dict, modules on the CPU.
+
+    Raises UserError for a missing or foreign file, and for one that needs its own code while `trust` is off.
+    """
+    with dnnlib.util.open_url(path, verbose=False) as f:
+        if 'trust' in inspect.signature(legacy.load_network_pkl).parameters:
+            return legacy.load_network_pkl(f, trust=trust)
+        return legacy.load_network_pkl(f)
+
+
+def loss_must_sync_gradients() -> bool:
+    """Whether a loss has to average over ranks the gradients of modules that the host didn't wrap in DDP.
+
+    stylegan2-ada-pytorch leaves all gradient exchange to DDP; our loop and stylegan3's average them themselves.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return False
+    from training import training_loop
+
+    return 'DistributedDataParallel' in inspect.getsource(training_loop)
+
+
+@torch.no_grad()
+def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Averages over all ranks the gradients that are there, in one message."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    if not grads:
+        return
+    flat = torch.cat([g.flatten() for g in grads])
+    torch.distributed.all_reduce(flat)
+    flat /= torch.distributed.get_world_size()
+    for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+        grad.copy_(part.view_as(grad))

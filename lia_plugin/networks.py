@@ -1,0 +1,600 @@
+"""LIA's networks: the invertible network φ, the mapping z ↔ y → w, the encoder f and the generator that holds them.
+
+    x --f--> y --φ--> z ~ N(0, I)          inference
+    z --φ⁻¹-> y --g--> x̃                   generation
+
+Zhu et al., "Disentangled Inference for GANs with Latently Invertible Autoencoder", arXiv 1906.08090, section 3.
+
+The source of this file travels inside network pickles and runs there without the plugin, on any StyleGAN2 host. It
+therefore imports only what every host has, and its layers are its own: the synthesis network is the host's, by name.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+
+import dnnlib
+from torch_utils import persistence
+from torch_utils.ops import bias_act, conv2d_resample, upfirdn2d
+
+SYNTHESIS_CLASSES = ('training.networks.SynthesisNetwork', 'training.networks_stylegan2.SynthesisNetwork')
+
+
+class Inversion(NamedTuple):
+    """Latents of a batch of images: y = f(x) and z = φ(y), both float32 [N, z_dim]."""
+
+    y: torch.Tensor
+    z: torch.Tensor
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Layers. Equalised learning rate as in Karras et al. 2018, section 4.1: weights are stored at unit variance.
+
+
+@persistence.persistent_class
+class Dense(torch.nn.Module):
+    """Fully connected layer: [N, in_features] → [N, out_features]."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        activation: str = 'linear',
+        lr_multiplier: float = 1.0,  # Effective learning rate of weight and bias, relative to the optimiser's.
+        weight_init: float = 1.0,  # Standard deviation of the effective weight, in units of its He constant.
+    ) -> None:
+        super().__init__()
+        self.activation = activation
+        self.weight = torch.nn.Parameter(torch.randn([out_features, in_features]) * (weight_init / lr_multiplier))
+        self.bias = torch.nn.Parameter(torch.zeros([out_features]))
+        self.weight_gain = float(lr_multiplier / math.sqrt(in_features))
+        self.bias_gain = float(lr_multiplier)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x @ (self.weight.to(x.dtype) * self.weight_gain).t()
+        return bias_act.bias_act(x, self.bias.to(x.dtype) * self.bias_gain, act=self.activation)
+
+
+@persistence.persistent_class
+class Conv(torch.nn.Module):
+    """Square convolution with optional bias and 2× downsampling: [N, in, H, W] → [N, out, H/down, W/down]."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        bias: bool = True,
+        activation: str = 'linear',
+        down: int = 1,  # 2 = low-pass with [1, 3, 3, 1], then keep every second sample.
+        clamp: float | None = None,  # Bound of the output's magnitude, for float16 layers.
+    ) -> None:
+        super().__init__()
+        self.activation = activation
+        self.down = down
+        self.padding = kernel_size // 2
+        self.clamp = clamp
+        self.weight = torch.nn.Parameter(torch.randn([out_channels, in_channels, kernel_size, kernel_size]))
+        self.bias = torch.nn.Parameter(torch.zeros([out_channels])) if bias else None
+        self.weight_gain = float(1 / math.sqrt(in_channels * kernel_size**2))
+        self.act_gain = float(bias_act.activation_funcs[activation].def_gain)
+        self.register_buffer('resample_filter', upfirdn2d.setup_filter([1, 3, 3, 1]) if down > 1 else None)
+
+    def forward(self, x: torch.Tensor, gain: float = 1.0) -> torch.Tensor:
+        w = (self.weight * self.weight_gain).to(x.dtype)
+        x = conv2d_resample.conv2d_resample(x=x, w=w, f=self.resample_filter, down=self.down, padding=self.padding)
+        b = self.bias.to(x.dtype) if self.bias is not None else None
+        clamp = self.clamp * gain if self.clamp is not None else None
+        return bias_act.bias_act(x, b, act=self.activation, gain=self.act_gain * gain, clamp=clamp)
+
+
+@persistence.persistent_class
+class BatchNorm(torch.nn.Module):
+    """Batch normalisation over all but dimension 1, its statistics shared by all processes of a distributed run.
+
+    torch's SyncBatchNorm is CUDA only, and the stock BatchNorm would leave every rank with buffers of its own.
+    """
+
+    def __init__(self, num_features: int, affine: bool = True, momentum: float = 0.1, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.eps = eps
+        self.weight = torch.nn.Parameter(torch.ones([num_features])) if affine else None
+        self.bias = torch.nn.Parameter(torch.zeros([num_features])) if affine else None
+        self.register_buffer('running_mean', torch.zeros([num_features]))
+        self.register_buffer('running_var', torch.ones([num_features]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean, var = self._batch_statistics(x) if self.training else (self.running_mean, self.running_var)
+        shape = [1, -1] + [1] * (x.ndim - 2)
+        scale = (var + self.eps).rsqrt()
+        if self.weight is not None:
+            scale = scale * self.weight
+        x = (x - mean.reshape(shape)) * scale.reshape(shape)
+        return x if self.bias is None else x + self.bias.reshape(shape)
+
+    def _batch_statistics(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        dims = [d for d in range(x.ndim) if d != 1]
+        moments = torch.stack([x.mean(dims), x.square().mean(dims)])
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            from torch.distributed.nn.functional import all_reduce  # differentiable, unlike torch.distributed's own
+
+            moments = all_reduce(moments) / torch.distributed.get_world_size()
+        mean, var = moments[0], (moments[1] - moments[0].square()).clamp(min=0)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var, self.momentum)
+        return mean, var
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# φ
+
+
+@persistence.persistent_class
+class Coupling(torch.nn.Module):
+    """One coupling step (Dinh et al., arXiv 1410.8516 and 1605.08803) after a reversal of the feature order.
+
+    y → z:  h = reverse(h);  h₂ ← h₂·exp(s(h₁)) + t(h₁)
+    z → y:  h₂ ← (h₂ − t(h₁))·exp(−s(h₁));  h = reverse(h)
+
+    Additive coupling is s = 0, as in the paper. |s| stays under `max_log_scale`, which bounds the inverse's error.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        cond_features: int = 0,  # Width of the label embedding that the step is conditioned on.
+        hidden_features: int = 512,
+        coupling: str = 'additive',  # 'additive' or 'affine'.
+        lr_multiplier: float = 0.01,
+        max_log_scale: float = 2.0,
+    ) -> None:
+        super().__init__()
+        if coupling not in ('additive', 'affine'):
+            raise ValueError(f"coupling: expected 'additive' or 'affine', got {coupling!r}")
+        self.split = features // 2
+        self.max_log_scale = max_log_scale
+        in_features, out_features = self.split + cond_features, features - self.split
+        self.hidden = Dense(in_features, hidden_features, activation='lrelu', lr_multiplier=lr_multiplier)
+        # The reference code ends τ with a second leaky ReLU; kept, for it gives y its skewed, disentangled start.
+        self.shift = Dense(hidden_features, out_features, activation='lrelu', lr_multiplier=lr_multiplier)
+        self.log_scale = None
+        if coupling == 'affine':
+            self.log_scale = Dense(hidden_features, out_features, lr_multiplier=lr_multiplier, weight_init=0)
+
+    def forward(self, h: torch.Tensor, cond: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        h1, h2 = h.flip(1).tensor_split([self.split], dim=1)
+        t, s = self._shift_and_log_scale(h1, cond)
+        h2 = h2 + t if s is None else h2 * s.exp() + t
+        return torch.cat([h1, h2], dim=1), _log_det(s, h)
+
+    def inverse(self, h: torch.Tensor, cond: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        h1, h2 = h.tensor_split([self.split], dim=1)
+        t, s = self._shift_and_log_scale(h1, cond)
+        h2 = h2 - t if s is None else (h2 - t) * (-s).exp()
+        return torch.cat([h1, h2], dim=1).flip(1), -_log_det(s, h)
+
+    def _shift_and_log_scale(
+        self, h1: torch.Tensor, cond: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        hidden = self.hidden(h1 if cond is None else torch.cat([h1, cond], dim=1))
+        if self.log_scale is None:
+            return self.shift(hidden), None
+        return self.shift(hidden), self.max_log_scale * torch.tanh(self.log_scale(hidden) / self.max_log_scale)
+
+
+def _log_det(log_scale: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
+    return like.new_zeros([like.shape[0]]) if log_scale is None else log_scale.sum(1)
+
+
+@persistence.persistent_class
+class Phi(torch.nn.Module):
+    """The invertible network φ: y → z, and its inverse z → y (paper, section 3.1).
+
+    Both directions take [N, features] and labels [N, c_dim] (None if c_dim is 0) and give (output, log|det J|) of that
+    direction, [N, features] and [N]. φ is computed in float32 whatever the input or autocast says, for in half
+    precision the round trip is off by 1e-2; float64 weights give float64 results.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        c_dim: int = 0,
+        num_couplings: int = 4,
+        hidden_features: int = 512,
+        coupling: str = 'additive',
+        lr_multiplier: float = 0.01,
+    ) -> None:
+        super().__init__()
+        if features < 2 or num_couplings < 1:
+            raise ValueError(f'phi: needs 2 features and 1 coupling at least, got {features} and {num_couplings}')
+        self.features = features
+        self.c_dim = c_dim
+        self.num_couplings = num_couplings
+        cond_features = min(features, 128) if c_dim > 0 else 0
+        self.embed = Dense(c_dim, cond_features) if c_dim > 0 else None
+        for i in range(num_couplings):
+            step = Coupling(features, cond_features, hidden_features, coupling, lr_multiplier)
+            setattr(self, f'coupling{i}', step)
+
+    @property
+    def couplings(self) -> list[Coupling]:
+        return [getattr(self, f'coupling{i}') for i in range(self.num_couplings)]
+
+    def forward(self, y: torch.Tensor, c: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.autocast(y.device.type, enabled=False):
+            h, cond = self._prepare(y, c)
+            log_det = h.new_zeros([h.shape[0]])
+            for step in self.couplings:
+                h, change = step(h, cond)
+                log_det = log_det + change
+        return h, log_det
+
+    def inverse(self, z: torch.Tensor, c: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.autocast(z.device.type, enabled=False):
+            h, cond = self._prepare(z, c)
+            log_det = h.new_zeros([h.shape[0]])
+            for step in reversed(self.couplings):
+                h, change = step.inverse(h, cond)
+                log_det = log_det + change
+        return h, log_det
+
+    def _prepare(self, h: torch.Tensor, c: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if h.ndim != 2 or h.shape[1] != self.features:
+            raise ValueError(f'phi: expected [N, {self.features}], got {list(h.shape)}')
+        dtype = torch.promote_types(self.coupling0.hidden.weight.dtype, torch.float32)
+        if self.embed is None:
+            return h.to(dtype), None
+        if c is None or c.shape != (h.shape[0], self.c_dim):
+            raise ValueError(f'phi: labels expected [{h.shape[0]}, {self.c_dim}], got {None if c is None else list(c.shape)}')
+        return h.to(dtype), _normalize(self.embed(c.to(dtype)))
+
+    def extra_repr(self) -> str:
+        return f'features={self.features:d}, c_dim={self.c_dim:d}, num_couplings={self.num_couplings:d}'
+
+
+def _normalize(x: torch.Tensor) -> torch.Tensor:
+    """Scales each row to unit second moment."""
+    return x * (x.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Encoder
+
+
+@persistence.persistent_class
+class EncoderBlock(torch.nn.Module):
+    """Residual block that halves the resolution, of the discriminator's kind: [N, in, R, R] → [N, out, R/2, R/2]."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, use_fp16: bool = False, conv_clamp: float | None = None
+    ) -> None:
+        super().__init__()
+        self.use_fp16 = use_fp16
+        self.conv0 = Conv(in_channels, in_channels, 3, activation='lrelu', clamp=conv_clamp)
+        self.conv1 = Conv(in_channels, out_channels, 3, activation='lrelu', down=2, clamp=conv_clamp)
+        self.skip = Conv(in_channels, out_channels, 1, bias=False, down=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.to(torch.float16 if self.use_fp16 and x.is_cuda else torch.float32)
+        return self.conv1(self.conv0(x), gain=math.sqrt(0.5)) + self.skip(x, gain=math.sqrt(0.5))
+
+
+@persistence.persistent_class
+class PaperBlock(torch.nn.Module):
+    """The reference encoder's stage: 2×2 average pool, then two 3×3 convolutions with BN beside a shortcut."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv0 = Conv(in_channels, out_channels, 3, bias=False)
+        self.norm0 = BatchNorm(out_channels)
+        self.conv1 = Conv(out_channels, out_channels, 3, bias=False)
+        self.norm1 = BatchNorm(out_channels)
+        change = in_channels != out_channels
+        self.skip = Conv(in_channels, out_channels, 1, bias=False) if change else None
+        self.norm_skip = BatchNorm(out_channels) if change else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.nn.functional.avg_pool2d(x, 2)
+        y = x if self.skip is None else _lrelu(self.norm_skip(self.skip(x)))
+        x = _lrelu(self.norm0(self.conv0(x)))
+        return _lrelu(self.norm1(self.conv1(x))) + y
+
+
+def _lrelu(x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.leaky_relu(x, 0.2)
+
+
+@persistence.persistent_class
+class Encoder(torch.nn.Module):
+    """The encoder f: images NCHW in [-1, 1] → one code [N, code_dim] in y (paper) or in z (the ablation).
+
+    arch='resnet' mirrors the discriminator's trunk and widths; arch='paper' is the reference code's BN network (64
+    channels, doubled per stage). The code is `output_mean + output_std · head(x)`, both learned: the head has unit
+    scale, the latent space has not, and a fixed scale would press y into a shape that it hasn't.
+    """
+
+    def __init__(
+        self,
+        code_dim: int,
+        img_resolution: int,
+        img_channels: int,
+        arch: str = 'resnet',  # 'resnet' or 'paper'.
+        space: str = 'y',  # What the code is: 'y' or 'z'.
+        channel_base: int = 32768,  # Channels at resolution r: channel_base / r …
+        channel_max: int = 512,  # … but no more than this.
+        num_fp16_res: int = 0,  # So many of the highest resolutions run in float16 on CUDA.
+        conv_clamp: float | None = None,
+    ) -> None:
+        super().__init__()
+        if arch not in ('resnet', 'paper') or space not in ('y', 'z'):
+            raise ValueError(f"encoder: arch is 'resnet' or 'paper', space 'y' or 'z'; got {arch!r} and {space!r}")
+        if img_resolution < 8 or img_resolution & (img_resolution - 1):
+            raise ValueError(f'encoder: img_resolution must be a power of two from 8 on, got {img_resolution}')
+        self.arch = arch
+        self.space = space
+        self.code_dim = code_dim
+        self.img_resolution = img_resolution
+        self.img_channels = img_channels
+        self.num_stages = int(math.log2(img_resolution)) - 2
+        if arch == 'resnet':
+            self._build_resnet(channel_base, channel_max, num_fp16_res, conv_clamp)
+        else:
+            self._build_paper()
+        self.output_mean = torch.nn.Parameter(torch.zeros([code_dim]))
+        self.output_std = torch.nn.Parameter(torch.ones([code_dim]))
+
+    def _build_resnet(
+        self, channel_base: int, channel_max: int, num_fp16_res: int, conv_clamp: float | None
+    ) -> None:
+        widths = [min(channel_base * 2**i // self.img_resolution, channel_max) for i in range(self.num_stages + 1)]
+        self.stem = Conv(self.img_channels, widths[0], 1, activation='lrelu', clamp=conv_clamp)
+        for i in range(self.num_stages):
+            use_fp16 = i < num_fp16_res
+            block = EncoderBlock(widths[i], widths[i + 1], use_fp16, conv_clamp if use_fp16 else None)
+            setattr(self, f'stage{i}', block)
+        self.conv = Conv(widths[-1], widths[-1], 3, activation='lrelu')
+        self.dense = Dense(widths[-1] * 16, widths[-1], activation='lrelu')
+        self.head = Dense(widths[-1], self.code_dim)
+
+    def _build_paper(self) -> None:
+        widths = [min(64 * 2**i, 1024) for i in range(self.num_stages + 1)]
+        self.stem = Conv(self.img_channels, widths[0], 3, bias=False)
+        self.norm = BatchNorm(widths[0])
+        for i in range(self.num_stages):
+            setattr(self, f'stage{i}', PaperBlock(widths[i], widths[i + 1]))
+        self.head = Dense(widths[-1] * 16, self.code_dim)
+        self.head_norm = BatchNorm(self.code_dim, affine=False)
+
+    def forward(self, img: torch.Tensor) -> torch.Tensor:
+        expected = (self.img_channels, self.img_resolution, self.img_resolution)
+        if img.ndim != 4 or tuple(img.shape[1:]) != expected:
+            raise ValueError(f'encoder: expected images [N, {", ".join(map(str, expected))}], got {list(img.shape)}')
+        x = self._trunk(img.to(torch.float32))
+        return self.output_mean + self.output_std * x
+
+    def _trunk(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        if self.arch == 'paper':
+            x = _lrelu(self.norm(x))
+        for i in range(self.num_stages):
+            x = getattr(self, f'stage{i}')(x)
+        x = x.to(torch.float32)
+        if self.arch == 'paper':
+            return self.head_norm(self.head(x.flatten(1)))
+        return self.head(self.dense(self.conv(x).flatten(1)))
+
+    @torch.no_grad()
+    def set_output_statistics(self, mean: torch.Tensor, std: torch.Tensor) -> None:
+        """Starts the output at the mean and standard deviation [code_dim] that the latent space has."""
+        self.output_mean.copy_(mean)
+        self.output_std.copy_(std)
+
+    def extra_repr(self) -> str:
+        return f'arch={self.arch}, space={self.space}, code_dim={self.code_dim:d}, img_resolution={self.img_resolution:d}'
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Mapping and generator
+
+
+@persistence.persistent_class
+class MappingNetwork(torch.nn.Module):
+    """All that stands between latents: z ↔ y by φ, y → w by the host's kind of dense layers, image → y by the encoder.
+
+    With `num_layers=0`, as in the paper, y is w. Called as the host calls its mapping network: z [N, z_dim], labels
+    [N, c_dim] or None → ws [N, num_ws, w_dim]. z is not normalised, because that could not be inverted.
+    """
+
+    def __init__(
+        self,
+        z_dim: int,
+        c_dim: int,
+        w_dim: int,
+        num_ws: int,
+        num_layers: int = 0,  # Dense layers between y and w.
+        layer_features: int | None = None,  # Their width. None = w_dim.
+        lr_multiplier: float = 0.01,  # Of these layers.
+        w_avg_beta: float | None = 0.995,  # Decay of the tracked mean of w. None = don't track.
+        phi_kwargs: dict[str, Any] = {},  # noqa: B006  Arguments of Phi; a mutable default as hosts have them.
+        encoder_kwargs: dict[str, Any] | None = None,  # Arguments of Encoder. None = stage 1, no encoder yet.
+    ) -> None:
+        super().__init__()
+        if num_layers == 0 and z_dim != w_dim:
+            raise ValueError(f'mapping: without dense layers y is w, so z_dim must be w_dim; got {z_dim} and {w_dim}')
+        self.z_dim = z_dim
+        self.c_dim = c_dim
+        self.w_dim = w_dim
+        self.num_ws = num_ws
+        self.num_layers = num_layers
+        self.w_avg_beta = w_avg_beta
+        self.phi = Phi(z_dim, c_dim, **phi_kwargs)
+        widths = [z_dim] + [layer_features or w_dim] * (num_layers - 1) + [w_dim]
+        for i in range(num_layers):
+            layer = Dense(widths[i], widths[i + 1], activation='lrelu', lr_multiplier=lr_multiplier)
+            setattr(self, f'fc{i}', layer)
+        self.register_buffer('w_avg', torch.zeros([w_dim]))
+        self.encoder = None
+        if encoder_kwargs is not None:
+            freeze(self)
+            self.encoder = Encoder(z_dim, **encoder_kwargs)
+
+    def forward(
+        self,
+        z: torch.Tensor,
+        c: torch.Tensor | None = None,
+        truncation_psi: float = 1,
+        truncation_cutoff: int | None = None,
+        skip_w_avg_update: bool = False,  # stylegan2-ada-pytorch's keyword: in training, don't track w.
+        update_emas: bool | None = None,  # stylegan3's keyword: track w. None = decide by the line above.
+    ) -> torch.Tensor:
+        w = self.y_to_w(self.z_to_y(z, c))
+        track = (self.training and not skip_w_avg_update) if update_emas is None else update_emas
+        if track and self.w_avg_beta is not None and self.encoder is None:
+            self.w_avg.copy_(w.detach().mean(dim=0).lerp(self.w_avg, self.w_avg_beta))
+        return self.broadcast(w, truncation_psi, truncation_cutoff)
+
+    def z_to_y(self, z: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:
+        """φ⁻¹: [N, z_dim] → [N, z_dim]."""
+        return self.phi.inverse(z, c)[0]
+
+    def y_to_z(self, y: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:
+        """φ: [N, z_dim] → [N, z_dim]."""
+        return self.phi(y, c)[0]
+
+    def y_to_w(self, y: torch.Tensor) -> torch.Tensor:
+        for i in range(self.num_layers):
+            y = getattr(self, f'fc{i}')(y)
+        return y
+
+    def y_to_ws(
+        self,
+        y: torch.Tensor,
+        c: torch.Tensor | None = None,  # Unused: labels enter through φ. Kept so that all latent paths look alike.
+        truncation_psi: float = 1,
+        truncation_cutoff: int | None = None,
+    ) -> torch.Tensor:
+        """y [N, z_dim] → ws [N, num_ws, w_dim], truncated towards the mean of w."""
+        return self.broadcast(self.y_to_w(y), truncation_psi, truncation_cutoff)
+
+    def broadcast(self, w: torch.Tensor, truncation_psi: float, truncation_cutoff: int | None) -> torch.Tensor:
+        """w [N, w_dim] → one copy for each layer, the first `truncation_cutoff` (None = all) pulled to w_avg."""
+        ws = w.unsqueeze(1).repeat([1, self.num_ws, 1])
+        if truncation_psi != 1:
+            cutoff = self.num_ws if truncation_cutoff is None else truncation_cutoff
+            ws = torch.cat([self.w_avg.lerp(ws[:, :cutoff], truncation_psi), ws[:, cutoff:]], dim=1)
+        return ws
+
+    def encode(self, img: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:
+        """f: images NCHW in [-1, 1] → y [N, z_dim]. Labels are needed only by an encoder towards z."""
+        if self.encoder is None:
+            raise ValueError('this network has no encoder: it comes from stage 1')
+        code = self.encoder(img)
+        return self.z_to_y(code, c) if self.encoder.space == 'z' else code
+
+    def log_prob(self, y: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:
+        """log p(y | c) = log N(φ(y); 0, I) + log|det ∂φ/∂y|, in nats, [N]."""
+        z, log_det = self.phi(y, c)
+        return -0.5 * (z.square() + math.log(2 * math.pi)).sum(dim=1) + log_det
+
+    def extra_repr(self) -> str:
+        return f'z_dim={self.z_dim:d}, c_dim={self.c_dim:d}, w_dim={self.w_dim:d}, num_ws={self.num_ws:d}'
+
+
+@persistence.persistent_class
+class Generator(torch.nn.Module):
+    """A StyleGAN2 generator with φ as its mapping network and, from stage 2 on, an encoder.
+
+    Arguments up to `synthesis_kwargs` are the host's. `encoder_kwargs` starts stage 2: φ and synthesis then keep
+    their weights as buffers, so that no optimiser, EMA or gradient exchange of any host touches them.
+    """
+
+    def __init__(
+        self,
+        z_dim: int,
+        c_dim: int,
+        w_dim: int,
+        img_resolution: int,
+        img_channels: int,
+        mapping_kwargs: dict[str, Any] = {},  # noqa: B006  Arguments of MappingNetwork.
+        synthesis_kwargs: dict[str, Any] = {},  # noqa: B006  Arguments of the host's SynthesisNetwork.
+        encoder_kwargs: dict[str, Any] | None = None,  # Arguments of Encoder. None = stage 1.
+    ) -> None:
+        super().__init__()
+        self.z_dim = z_dim
+        self.c_dim = c_dim
+        self.w_dim = w_dim
+        self.img_resolution = img_resolution
+        self.img_channels = img_channels
+        image = dict(img_resolution=img_resolution, img_channels=img_channels)
+        synthesis = dict(class_name=_host_synthesis_class(), w_dim=w_dim, **image)
+        self.synthesis = dnnlib.util.construct_class_by_name(**{**synthesis, **synthesis_kwargs})
+        self.num_ws = self.synthesis.num_ws
+        if encoder_kwargs is not None:
+            freeze(self.synthesis)
+            encoder_kwargs = {**image, **encoder_kwargs}
+        self.mapping = MappingNetwork(
+            z_dim=z_dim,
+            c_dim=c_dim,
+            w_dim=w_dim,
+            num_ws=self.num_ws,
+            encoder_kwargs=encoder_kwargs,
+            **mapping_kwargs,
+        )
+
+    @property
+    def encoder(self) -> Encoder | None:
+        """f, or None in stage 1. It lives in the mapping network because hosts hand losses only the two halves of G."""
+        return self.mapping.encoder
+
+    def forward(
+        self,
+        z: torch.Tensor,
+        c: torch.Tensor | None = None,
+        truncation_psi: float = 1,
+        truncation_cutoff: int | None = None,
+        update_emas: bool | None = None,
+        **synthesis_kwargs: Any,
+    ) -> torch.Tensor:
+        ws = self.mapping(z, c, truncation_psi, truncation_cutoff, update_emas=update_emas)
+        if update_emas:  # Only synthesis networks of stylegan3 know the word, and only its loop says it.
+            synthesis_kwargs['update_emas'] = True
+        return self.synthesis(ws, **synthesis_kwargs)
+
+    def encode(self, img: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:
+        """Images NCHW in [-1, 1] → y [N, z_dim]. Raises ValueError in stage 1."""
+        return self.mapping.encode(img, c)
+
+    def invert(self, img: torch.Tensor, c: torch.Tensor | None = None) -> Inversion:
+        """Images NCHW in [-1, 1] → y = f(img) and z = φ(y)."""
+        y = self.encode(img, c)
+        return Inversion(y, self.mapping.y_to_z(y, c))
+
+    def decode(
+        self, y: torch.Tensor, c: torch.Tensor | None = None, truncation_psi: float = 1, **synthesis_kwargs: Any
+    ) -> torch.Tensor:
+        """y [N, z_dim] → images NCHW, about [-1, 1]."""
+        return self.synthesis(self.mapping.y_to_ws(y, c, truncation_psi), **synthesis_kwargs)
+
+
+def freeze(module: torch.nn.Module) -> None:
+    """Turns every parameter of a module into a buffer of the same name and value."""
+    for part in module.modules():
+        for name, parameter in list(part._parameters.items()):
+            if parameter is not None:
+                del part._parameters[name]
+                part.register_buffer(name, parameter.detach())
+
+
+def _host_synthesis_class() -> str:
+    for name in SYNTHESIS_CLASSES:
+        try:
+            dnnlib.util.get_obj_by_name(name)
+            return name
+        except (ImportError, AttributeError):
+            continue
+    raise ImportError(f'no StyleGAN2 host is importable: looked for {" and ".join(SYNTHESIS_CLASSES)}')

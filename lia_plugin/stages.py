@@ -1,0 +1,92 @@
+"""From stage 1 to stage 2: detach φ, freeze the generator, give it an encoder (paper, section 3.3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from lia_plugin import host
+from lia_plugin.networks import Generator, MappingNetwork
+from torch_utils import misc, network_pickle
+
+STATISTICS_SAMPLES = 10_000
+
+
+def prepare_encoder_stage(
+    network_pkl: str,
+    out_pkl: str,
+    encoder_kwargs: dict[str, Any],
+    device: torch.device | str = 'cpu',
+    seed: int = 0,
+    trust: bool = False,
+) -> dict[str, Any]:
+    """Writes the pickle that stage 2 starts from; gives the keyword arguments of its generator.
+
+    The generator is stage 1's exponential average, its weights frozen as buffers, plus a new encoder whose output has
+    the mean and spread of the latent space. D goes on from stage 1. A network that has an encoder already keeps it,
+    so that its training continues, if `encoder_kwargs` describe the same one.
+
+    Raises UserError if the network has no φ, or another encoder than asked for.
+    """
+    data = host.load_network_pkl(network_pkl, trust=trust)
+    source = data['G_ema']
+    if getattr(getattr(source, 'mapping', None), 'phi', None) is None:
+        raise host.UserError(
+            f'{network_pkl}: its generator has no φ, so an encoder would have no z to lead to; '
+            'train stage 1 with --cfg=lia --stage=gan, or give a pickle of such a run'
+        )
+    if data.get('D') is None:
+        raise host.UserError(f'{network_pkl}: holds no discriminator, which stage 2 needs; give a training snapshot')
+    G_kwargs = generator_kwargs(source, encoder_kwargs, network_pkl)
+    torch.manual_seed(seed)
+    G = Generator(c_dim=source.c_dim, img_resolution=source.img_resolution, img_channels=source.img_channels, **G_kwargs)
+    misc.copy_params_and_buffers(source, G, require_all=False)
+    if source.encoder is None:
+        mean, std = code_statistics(G.mapping.to(device), encoder_kwargs.get('space', 'y'), seed=seed)
+        assert G.encoder is not None, 'encoder_kwargs were given'
+        G.encoder.set_output_statistics(mean.cpu(), std.cpu())
+    G = G.cpu().eval().requires_grad_(False)
+    network_pickle.save(out_pkl, {**data, 'G': G, 'G_ema': G})
+    return G_kwargs
+
+
+def generator_kwargs(source: Any, encoder_kwargs: dict[str, Any], name: str) -> dict[str, Any]:
+    """Constructor arguments of a stage-1 generator's stage-2 self, without what a training loop adds from its data."""
+    kwargs = {k: v for k, v in dict(source.init_kwargs).items() if k not in ('c_dim', 'img_resolution', 'img_channels')}
+    old = kwargs.get('encoder_kwargs')
+    if old is not None and any(old.get(k) != v for k, v in encoder_kwargs.items()):
+        changed = next(k for k, v in encoder_kwargs.items() if old.get(k) != v)
+        raise host.UserError(
+            f'{name}: its encoder has {changed}={old.get(changed)!r}, asked for is {encoder_kwargs[changed]!r}; '
+            'leave the option out, or start from the stage-1 pickle'
+        )
+    return _plain({**kwargs, 'encoder_kwargs': {**(old or {}), **encoder_kwargs}})
+
+
+def _plain(value: Any) -> Any:
+    """EasyDict → dict, all the way down: what goes into JSON and pickles must need no class of a host."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+@torch.no_grad()
+def code_statistics(
+    mapping: MappingNetwork, space: str, labels: torch.Tensor | None = None, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation [z_dim] of what an encoder towards `space` has to produce.
+
+    With a conditional network classes are drawn evenly unless a pool of labels [M, c_dim] is given.
+    """
+    if space == 'z':
+        return torch.zeros([mapping.z_dim]), torch.ones([mapping.z_dim])
+    device = mapping.w_avg.device
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn([STATISTICS_SAMPLES, mapping.z_dim], generator=generator).to(device)
+    c = None
+    if mapping.c_dim:
+        pool = torch.eye(mapping.c_dim) if labels is None else labels
+        c = pool[torch.randint(len(pool), [STATISTICS_SAMPLES], generator=generator)].to(device)
+    y = mapping.z_to_y(z, c)
+    return y.mean(dim=0), y.std(dim=0)

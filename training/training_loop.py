@@ -1,0 +1,415 @@
+"""The training loop. It knows neither the model nor the loss: both come by class name.
+
+API of stylegan2-ada-pytorch's training_loop, on any device, with exact resumption (`resume_state`) added.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import os
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+import dnnlib
+import legacy
+from torch_utils import distributed, misc, training_stats
+from training import checkpoint, reports
+
+
+@dataclasses.dataclass
+class Phase:
+    """One optimiser step's worth of work: which part of the loss, on which module, every how many iterations."""
+
+    name: str
+    module: torch.nn.Module
+    opt: torch.optim.Optimizer
+    interval: int = 1
+
+
+@dataclasses.dataclass
+class State:
+    """All that changes while training; a checkpoint holds exactly this, and random state."""
+
+    G: torch.nn.Module
+    D: torch.nn.Module
+    G_ema: torch.nn.Module
+    augment_pipe: torch.nn.Module | None
+    loss: Any
+    phases: list[Phase]
+    latents: torch.Generator  # Draws z and labels, in step on all ranks.
+    stats: training_stats.Collector
+    ada_stats: training_stats.Collector | None
+    start_nimg: int  # Images shown before this stage began.
+    cur_nimg: int
+    cur_tick: int = 0
+    tick_start_nimg: int = 0
+    batch_idx: int = 0
+
+
+def training_loop(
+    run_dir: str = '.',  # Where everything is written.
+    training_set_kwargs: dict[str, Any] = {},  # noqa: B006  Training set: class_name and arguments.
+    data_loader_kwargs: dict[str, Any] = {},  # noqa: B006  Arguments of torch.utils.data.DataLoader.
+    G_kwargs: dict[str, Any] = {},  # noqa: B006  Generator: class_name and arguments.
+    D_kwargs: dict[str, Any] = {},  # noqa: B006  Discriminator: class_name and arguments.
+    G_opt_kwargs: dict[str, Any] = {},  # noqa: B006  Its optimiser.
+    D_opt_kwargs: dict[str, Any] = {},  # noqa: B006  Its optimiser.
+    augment_kwargs: dict[str, Any] | None = None,  # Augmentation pipe. None = no augmentation.
+    loss_kwargs: dict[str, Any] = {},  # noqa: B006  Loss: class_name and arguments.
+    metrics: list[str] = [],  # noqa: B006  Metrics evaluated at each snapshot.
+    random_seed: int = 0,
+    num_gpus: int = 1,  # Processes that train together.
+    rank: int = 0,  # Which of them this is.
+    batch_size: int = 4,  # Images of one iteration, over all processes.
+    batch_gpu: int = 4,  # Images that one process handles at a time.
+    ema_kimg: float = 10,  # Half-life of G_ema, in thousands of images.
+    ema_rampup: float | None = None,  # Limit the half-life to this share of the images shown so far. None = no limit.
+    G_reg_interval: int | None = 4,  # Regularise G every so many iterations. None = together with the main loss.
+    D_reg_interval: int | None = 16,  # Regularise D every so many iterations. None = together with the main loss.
+    augment_p: float = 0,  # Initial augmentation probability.
+    ada_target: float | None = None,  # Aim of the ADA heuristic. None = fixed p.
+    ada_interval: int = 4,  # Adjust p every so many iterations.
+    ada_kimg: float = 500,  # Thousands of images in which p may go from 0 to 1.
+    total_kimg: float = 25000,  # Stop when this many thousand images were shown, `start_kimg` included.
+    kimg_per_tick: float = 4,  # Length of a tick.
+    image_snapshot_ticks: int | None = 50,  # Write image grids every so many ticks. None = never.
+    network_snapshot_ticks: int | None = 50,  # Write pickles and the exact state every so many ticks. None = at the end.
+    resume_pkl: str | None = None,  # Network pickle whose weights to start from.
+    cudnn_benchmark: bool = True,
+    allow_tf32: bool = False,
+    abort_fn: Callable[[], bool] | None = None,  # Asked each iteration; True stops the run. Must agree on all ranks.
+    progress_fn: Callable[[float, float], None] | None = None,  # Told (thousands of images shown, total).
+    device: torch.device | str | None = None,  # None = CUDA if there, else CPU.
+    stage: str = 'gan',  # Its name in statistics and checkpoints.
+    start_kimg: float = 0,  # Count images from here.
+    val_set_kwargs: dict[str, Any] | None = None,  # Held-out set for metrics that ask for one. None = training set.
+    resume_state: str | None = None,  # Checkpoint of this very run, to go on exactly.
+    snapshot_fns: list[dict[str, Any]] = [],  # noqa: B006  func_name and arguments; called with G, run_dir, kimg, device.
+    metric_kwargs: dict[str, Any] = {},  # noqa: B006  Further arguments of metric_main.calc_metric.
+) -> str | None:
+    """Trains, and gives the path of the last snapshot; None if it was interrupted (the state is saved then).
+
+    Images are NCHW float32 in [-1, 1]. Raises UserError if a loss stops being finite; what is on disk then stays good.
+    """
+    args = dnnlib.EasyDict(locals())
+    args.device = device = pick_device(device, rank)
+    _seed(args)
+    training_set = dnnlib.util.construct_class_by_name(**training_set_kwargs)
+    state = _construct(args, training_set)
+    reporter = reports.Reporter(args, training_set)
+    batches = _start_or_resume(args, state, training_set, reporter)
+
+    with _interruptible(abort_fn) as interrupted:
+        while True:
+            done, aborted = state.cur_nimg >= total_kimg * 1000, interrupted()
+            if not done and not aborted:
+                _iterate(args, state, training_set, next(batches))
+                done = state.cur_nimg >= total_kimg * 1000
+            reporter.progress(state.cur_nimg)
+            tick_over = state.cur_tick == 0 or state.cur_nimg >= state.tick_start_nimg + kimg_per_tick * 1000
+            if not (done or aborted or tick_over):
+                continue
+            if aborted and not done:
+                _save(args, state, reporter)
+                reporter.close()
+                return None
+            _maintain(args, state, reporter, done)
+            if done:
+                reporter.close()
+                return reporter.last_snapshot
+
+
+def pick_device(device: torch.device | str | None, rank: int) -> torch.device:
+    """The device asked for; by default this rank's GPU if there is one, else Apple's, else the CPU."""
+    if device is None:
+        device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+    device = torch.device(device)
+    return torch.device('cuda', rank % torch.cuda.device_count()) if device.type == 'cuda' and device.index is None else device
+
+
+def _seed(args: dnnlib.EasyDict) -> None:
+    np.random.seed(args.random_seed * args.num_gpus + args.rank)
+    torch.manual_seed(args.random_seed * args.num_gpus + args.rank)
+    torch.backends.cudnn.benchmark = args.cudnn_benchmark
+    torch.backends.cuda.matmul.allow_tf32 = args.allow_tf32
+    torch.backends.cudnn.allow_tf32 = args.allow_tf32
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Set up
+
+
+def _construct(args: dnnlib.EasyDict, training_set: Any) -> State:
+    common = dict(
+        c_dim=training_set.label_dim, img_resolution=training_set.resolution, img_channels=training_set.num_channels
+    )
+    build = dnnlib.util.construct_class_by_name
+    G = build(**args.G_kwargs, **common).train().requires_grad_(False)
+    D = build(**args.D_kwargs, **common).train().requires_grad_(False)
+    G_ema = copy.deepcopy(G).eval()
+    modules = {'G': G, 'D': D, 'G_ema': G_ema}
+    if args.resume_pkl is not None and args.resume_state is None:
+        _transfer(args, modules)
+    for module in modules.values():
+        module.to(args.device)
+        distributed.broadcast_module(module)
+    augment_pipe = _construct_augment(args)
+    halves = dict(G_mapping=G.mapping, G_synthesis=G.synthesis, D=D, augment_pipe=augment_pipe)
+    phases = _phases('G', G, args.G_opt_kwargs, args.G_reg_interval)
+    phases += _phases('D', D, args.D_opt_kwargs, args.D_reg_interval)
+    adaptive = augment_pipe is not None and args.ada_target is not None
+    start_nimg = round(args.start_kimg * 1000)
+    return State(
+        G, D, G_ema, augment_pipe, build(device=args.device, **halves, **args.loss_kwargs), phases,
+        latents=torch.Generator().manual_seed(args.random_seed),
+        stats=training_stats.Collector(regex='.*'),
+        ada_stats=training_stats.Collector(regex='Loss/signs/real') if adaptive else None,
+        start_nimg=start_nimg, cur_nimg=start_nimg, tick_start_nimg=start_nimg,
+    )  # fmt: skip
+
+
+def _construct_augment(args: dnnlib.EasyDict) -> torch.nn.Module | None:
+    if args.augment_kwargs is None or (args.augment_p <= 0 and args.ada_target is None):
+        return None
+    pipe = dnnlib.util.construct_class_by_name(**args.augment_kwargs).train().requires_grad_(False).to(args.device)
+    pipe.p.copy_(torch.as_tensor(args.augment_p))
+    return pipe
+
+
+def _transfer(args: dnnlib.EasyDict, modules: dict[str, torch.nn.Module]) -> None:
+    """Copies what the pickle has by name, and says on rank 0 what it hadn't."""
+    with dnnlib.util.open_url(args.resume_pkl) as f:
+        data = legacy.load_network_pkl(f, trust=args.get('trust_pickle', False))
+    for name, module in modules.items():
+        source = dict(misc.named_params_and_buffers(data[name]))
+        wanted = dict(misc.named_params_and_buffers(module))
+        clash = next((k for k, v in wanted.items() if k in source and source[k].shape != v.shape), None)
+        if clash is not None:
+            raise dnnlib.util.UserError(
+                f'{args.resume_pkl}: {name}.{clash} is {list(source[clash].shape)}, this configuration has '
+                f'{list(wanted[clash].shape)}; give the options that the pickle was trained with'
+            )
+        misc.copy_params_and_buffers(data[name], module, require_all=False)
+        fresh = [k for k in wanted if k not in source]
+        new = f'; new, at random: {", ".join(fresh[:4])}{" …" if len(fresh) > 4 else ""}' if fresh else ''
+        distributed.print0(f'{name}: {len(wanted) - len(fresh)} of {len(wanted)} tensors from {args.resume_pkl}{new}')
+
+
+def _phases(name: str, module: torch.nn.Module, opt_kwargs: dict[str, Any], reg_interval: int | None) -> list[Phase]:
+    """Phases of one network; with lazy regularisation the optimiser is slowed to match (StyleGAN2, appendix B)."""
+    kwargs = dict(opt_kwargs)
+    # Floats only: torch from 2.6 on refuses betas that mix them with integers, as configurations from JSON do.
+    kwargs['betas'] = tuple(float(beta) for beta in kwargs.get('betas', (0.9, 0.999)))
+    if reg_interval is None:
+        return [Phase(f'{name}both', module, _optimizer(module, kwargs))]
+    share = reg_interval / (reg_interval + 1)
+    kwargs['lr'] = kwargs['lr'] * share
+    kwargs['betas'] = tuple(beta**share for beta in kwargs['betas'])
+    opt = _optimizer(module, kwargs)
+    return [Phase(f'{name}main', module, opt), Phase(f'{name}reg', module, opt, reg_interval)]
+
+
+def _optimizer(module: torch.nn.Module, kwargs: dict[str, Any]) -> torch.optim.Optimizer:
+    fused = kwargs.get('class_name') == 'torch.optim.Adam' and 'fused' not in kwargs
+    return dnnlib.util.construct_class_by_name(module.parameters(), **kwargs, **({'fused': True} if fused else {}))
+
+
+def _start_or_resume(
+    args: dnnlib.EasyDict, state: State, training_set: Any, reporter: reports.Reporter
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The stream of batches from where the state stands. Nothing draws random numbers between here and the loop."""
+    saved = checkpoint.load(args.resume_state, args.stage) if args.resume_state is not None else None
+    if saved is not None:
+        state.cur_nimg = saved['progress']['cur_nimg']
+    with _no_random_draws(args.device):
+        reporter.start(state.G, state.G_ema, state.cur_nimg, fresh=saved is None)
+        batches = _batches(args, training_set, state.cur_nimg - state.start_nimg)
+    if saved is not None:
+        checkpoint.restore(saved, state, args.rank, args.device)
+        reporter.last_snapshot = saved['last_snapshot']
+    return batches
+
+
+def _batches(args: dnnlib.EasyDict, training_set: Any, shown: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Endless (uint8 NCHW, float32 labels) of this rank, after the first `shown` images of all ranks."""
+    sampler = misc.InfiniteSampler(
+        training_set, rank=args.rank, num_replicas=args.num_gpus, seed=args.random_seed, start=shown // args.num_gpus
+    )
+    kwargs = dict(args.data_loader_kwargs)
+    kwargs.setdefault('pin_memory', args.device.type == 'cuda')
+    if not kwargs.get('num_workers'):
+        kwargs.pop('prefetch_factor', None)
+    return iter(
+        torch.utils.data.DataLoader(training_set, sampler=sampler, batch_size=args.batch_size // args.num_gpus, **kwargs)
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One iteration
+
+
+def _iterate(
+    args: dnnlib.EasyDict, state: State, training_set: Any, batch: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    img, c = batch
+    real_img = (img.to(args.device, non_blocking=True).to(torch.float32) / 127.5 - 1).split(args.batch_gpu)
+    real_c = c.to(args.device, non_blocking=True).split(args.batch_gpu)
+    latents = _draw_latents(args, state, training_set)
+    losses: list[torch.Tensor] = []
+    for phase, (gen_z, gen_c) in zip(state.phases, latents, strict=True):
+        if state.batch_idx % phase.interval == 0:
+            losses += _run_phase(args, state.loss, phase, real_img, real_c, gen_z, gen_c)
+    if losses and not torch.isfinite(torch.stack(losses)).all():
+        raise _diverged(state)
+    state.cur_nimg += args.batch_size
+    state.batch_idx += 1
+    _update_ema(args, state)
+    if state.ada_stats is not None and state.batch_idx % args.ada_interval == 0:
+        _adapt_augmentation(args, state)
+
+
+def _draw_latents(
+    args: dnnlib.EasyDict, state: State, training_set: Any
+) -> list[tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]]:
+    """For each phase, rounds of z and labels. All ranks draw the same and take turns, as they do with images."""
+    drawn = []
+    for _ in state.phases:
+        z = torch.randn([args.batch_size, state.G.z_dim], generator=state.latents)
+        indices = torch.randint(len(training_set), [args.batch_size], generator=state.latents)
+        mine = slice(args.rank, None, args.num_gpus)
+        c = torch.from_numpy(np.stack([training_set.get_label(int(i)) for i in indices[mine]]))
+        drawn.append((z[mine].to(args.device).split(args.batch_gpu), c.to(args.device).split(args.batch_gpu)))
+    return drawn
+
+
+def _run_phase(
+    args: dnnlib.EasyDict,
+    loss: Any,
+    phase: Phase,
+    real_img: tuple[torch.Tensor, ...],
+    real_c: tuple[torch.Tensor, ...],
+    gen_z: tuple[torch.Tensor, ...],
+    gen_c: tuple[torch.Tensor, ...],
+) -> list[torch.Tensor]:
+    """Gradients of all rounds, averaged over ranks, and one step of the optimiser. Gives the losses there were."""
+    phase.opt.zero_grad(set_to_none=True)
+    phase.module.requires_grad_(True)
+    losses = []
+    rounds = len(real_img)
+    for i in range(rounds):
+        value = loss.accumulate_gradients(
+            phase=phase.name, real_img=real_img[i], real_c=real_c[i], gen_z=gen_z[i], gen_c=gen_c[i],
+            sync=i == rounds - 1, gain=phase.interval / rounds,
+        )  # fmt: skip
+        if value is not None:
+            losses.append(value.detach().reshape([]))
+    phase.module.requires_grad_(False)
+    distributed.all_reduce_gradients(phase.module.parameters(), args.num_gpus)
+    phase.opt.step()
+    return losses
+
+
+def _diverged(state: State) -> Exception:
+    return dnnlib.util.UserError(
+        f'training diverged at kimg {state.cur_nimg / 1e3:.1f}: a loss is NaN or infinite. The last snapshot is good; '
+        'go on from it (--resume=latest) with a lower learning rate (--glr, --dlr, --enc-lr), a higher --gamma, or --fp32'
+    )
+
+
+def _update_ema(args: dnnlib.EasyDict, state: State) -> None:
+    """Moves G_ema's parameters. Its buffers are plain copies, made when somebody looks (`_finish_ema`)."""
+    half_life = args.ema_kimg * 1000
+    if args.ema_rampup is not None:
+        half_life = min(half_life, (state.cur_nimg - state.start_nimg) * args.ema_rampup)
+    decay = 0.5 ** (args.batch_size / max(half_life, 1e-8))
+    average = torch.optim.swa_utils.get_ema_multi_avg_fn(decay)
+    average(list(state.G_ema.parameters()), [p.detach() for p in state.G.parameters()], 0)
+
+
+def _finish_ema(state: State) -> None:
+    for ema, buffer in zip(state.G_ema.buffers(), state.G.buffers(), strict=True):
+        ema.copy_(buffer)
+
+
+def _adapt_augmentation(args: dnnlib.EasyDict, state: State) -> None:
+    """ADA (Karras et al. 2020, section 3.1): nudges p so that the discriminator's mean sign on reals meets its aim."""
+    assert state.ada_stats is not None and state.augment_pipe is not None, 'only called with both'
+    state.ada_stats.update()
+    direction = np.sign(state.ada_stats['Loss/signs/real'] - args.ada_target)
+    step = direction * args.batch_size * args.ada_interval / (args.ada_kimg * 1000)
+    if np.isfinite(step):
+        state.augment_pipe.p.add_(float(step)).clamp_(min=0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Between ticks
+
+
+def _maintain(args: dnnlib.EasyDict, state: State, reporter: reports.Reporter, done: bool) -> None:
+    """End of a tick: the line, pictures, snapshot, metrics, statistics, and last the state to resume from."""
+    with _no_random_draws(args.device):
+        _finish_ema(state)
+        reporter.tick(state.cur_tick, state.cur_nimg, state.augment_pipe)
+        if _due(args.image_snapshot_ticks, state.cur_tick, done):
+            reporter.images(state.G_ema, state.cur_nimg)
+        snapshot = _due(args.network_snapshot_ticks, state.cur_tick, done) and state.cur_nimg > state.start_nimg
+        if snapshot and (state.cur_tick > 0 or done):
+            reporter.snapshot(state, state.cur_nimg)
+            reporter.evaluate(state.G_ema, state.cur_nimg)
+        reporter.statistics(state.stats, state.cur_nimg)
+    state.cur_tick += 1
+    state.tick_start_nimg = state.cur_nimg
+    if snapshot and state.cur_tick > 1 or done:
+        checkpoint.save(os.path.join(args.run_dir, checkpoint.FILE), args, state, reporter.last_snapshot)
+    reporter.end_maintenance()
+
+
+def _due(every: int | None, tick: int, done: bool) -> bool:
+    return done or (every is not None and tick % every == 0)
+
+
+def _save(args: dnnlib.EasyDict, state: State, reporter: reports.Reporter) -> None:
+    """What an interrupted run leaves: a snapshot to use and the state to go on from."""
+    with _no_random_draws(args.device):
+        _finish_ema(state)
+        reporter.snapshot(state, state.cur_nimg)
+    checkpoint.save(os.path.join(args.run_dir, checkpoint.FILE), args, state, reporter.last_snapshot)
+
+
+@contextlib.contextmanager
+def _no_random_draws(device: torch.device) -> Iterator[None]:
+    """Puts torch's random state back afterwards: pictures and metrics must not change what training draws."""
+    devices = [device] if device.type == 'cuda' else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+@contextlib.contextmanager
+def _interruptible(abort_fn: Callable[[], bool] | None) -> Iterator[Callable[[], bool]]:
+    """Gives a function that tells, alike on all ranks, whether to stop. The first Ctrl-C asks for it, a second breaks.
+
+    SIGTERM is what schedulers send, and counts as Ctrl-C.
+    """
+    asked = False
+
+    def ask(signum: int, frame: Any) -> None:
+        nonlocal asked
+        if asked and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked = True
+        distributed.print0('\nStopping after this iteration and saving …', flush=True)
+
+    def interrupted() -> bool:
+        return distributed.any_rank(asked or (abort_fn is not None and abort_fn()))
+
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ValueError):  # Only a main thread may handle signals; elsewhere abort_fn remains.
+            for number in (signal.SIGINT, signal.SIGTERM):
+                stack.callback(signal.signal, number, signal.signal(number, ask))
+        yield interrupted
