@@ -55,6 +55,26 @@ def print0(*args: Any, **kwargs: Any) -> None:
         print(*args, **kwargs)
 
 
+def barrier() -> None:
+    """Waits for all processes. Does nothing outside a group."""
+    if is_distributed():
+        torch.distributed.barrier()
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is set in any process: the same answer in all of them."""
+    return any(gather_objects(flag))
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every process's value, in order of rank, in all of them."""
+    if not is_distributed():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
 @torch.no_grad()
 def all_reduce_gradients(params: Iterable[torch.nn.Parameter], world_size: int) -> None:
     """Gives every process the mean of all processes' gradients, NaN as 0 and ±inf as ±1e5; one transfer per dtype.
