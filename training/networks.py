@@ -431,11 +431,12 @@ class SynthesisBlock(torch.nn.Module):
         self.num_conv = 1 if in_channels == 0 else 2
         self.num_torgb = int(is_last or architecture == 'skip')
         shared = {'conv_clamp': conv_clamp, 'channels_last': self.channels_last}
-        layer_kwargs.update(shared, w_dim=w_dim, resolution=resolution, resample_filter=resample_filter)
+        layer_kwargs.update(shared, w_dim=w_dim, resolution=resolution)
         if in_channels == 0:
             self.const = torch.nn.Parameter(torch.randn([out_channels, resolution, resolution]))
         else:
-            self.conv0 = SynthesisLayer(in_channels, out_channels, up=2, **layer_kwargs)
+            self.conv0 = SynthesisLayer(
+                in_channels, out_channels, up=2, resample_filter=resample_filter, **layer_kwargs)
         self.conv1 = SynthesisLayer(out_channels, out_channels, **layer_kwargs)
         if self.num_torgb:
             self.torgb = ToRGBLayer(out_channels, img_channels, w_dim=w_dim, **shared)
@@ -479,7 +480,7 @@ class SynthesisBlock(torch.nn.Module):
         if not self.num_torgb:
             return img
         rgb = self.torgb(x, style).to(dtype=torch.float32, memory_format=torch.contiguous_format)
-        return rgb if img is None else img.add_(rgb)
+        return rgb if img is None else img + rgb
 
     def extra_repr(self) -> str:
         return _summary(self, 'resolution', 'architecture')
@@ -661,7 +662,8 @@ class MinibatchStdLayer(torch.nn.Module):
             raise ValueError(f'x: expected N a multiple of {members} and C of {self.num_channels}, got {list(x.shape)}')
         # [members, groups, num_channels, values]: sample i belongs to group i % groups.
         grouped = x.reshape(members, n // members, self.num_channels, -1)
-        std = (grouped.var(dim=0, unbiased=False) + 1e-8).sqrt().mean(dim=2)  # [groups, num_channels]
+        variance = (grouped - grouped.mean(dim=0)).square().mean(dim=0)
+        std = (variance + 1e-8).sqrt().mean(dim=2)  # [groups, num_channels]
         extra = std.repeat(members, 1)[:, :, None, None].expand(-1, -1, height, width)
         return torch.cat([x, extra], dim=1)
 
