@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch.nn.functional import softplus
+
 from torch_utils import misc, training_stats
 from torch_utils.ops import conv2d_gradfix
 
@@ -40,8 +41,10 @@ class Loss:
         gen_c: torch.Tensor | None,
         sync: bool,
         gain: float,
-    ) -> None:
+    ) -> torch.Tensor | None:
         """Adds the phase's gradients, times `gain`, to the `.grad` of the phase's parameters.
+
+        Returns the phase's loss as a scalar, by which the loop sees divergence; None if nothing was due.
 
         Args:
             phase: a key of PHASES.
@@ -92,6 +95,13 @@ def r1_penalty(logits: torch.Tensor, img: torch.Tensor) -> torch.Tensor:
 def _report_logits(kind: str, logits: torch.Tensor) -> None:
     training_stats.report(f'Loss/scores/{kind}', logits)
     training_stats.report(f'Loss/signs/{kind}', logits.sign())
+
+
+def _accumulate(loss: torch.Tensor, gain: float) -> torch.Tensor:
+    """Backpropagates the mean times `gain`; gives the mean."""
+    mean = loss.mean()
+    mean.mul(gain).backward()
+    return mean.detach()
 
 
 class StyleGAN2Loss(Loss):
@@ -148,31 +158,37 @@ class StyleGAN2Loss(Loss):
         gen_c: torch.Tensor | None,
         sync: bool,
         gain: float,
-    ) -> None:
+    ) -> torch.Tensor | None:
         if phase not in PHASES:
             raise ValueError(f'phase: expected one of {", ".join(PHASES)}, got {phase!r}')
         network, main, regularise = PHASES[phase]
+        losses: list[torch.Tensor] = []
         if network == 'G':
             regularise = regularise and self.pl_weight != 0
             if main:
-                self._generator_main(gen_z, gen_c, sync and not regularise, gain)
+                losses.append(self._generator_main(gen_z, gen_c, sync and not regularise, gain))
             if regularise:
-                self._generator_path_length(gen_z, gen_c, sync, gain)
+                losses.append(self._generator_path_length(gen_z, gen_c, sync, gain))
         else:
             regularise = regularise and self.r1_gamma != 0
             generated = self._discriminator_fake(gen_z, gen_c, gain) if main else None
+            if generated is not None:
+                losses.append(generated.mean())
             if main or regularise:
-                self._discriminator_real(real_img, real_c, generated, regularise, sync, gain)
+                losses.append(self._discriminator_real(real_img, real_c, generated, regularise, sync, gain))
+        return torch.stack(losses).sum() if losses else None
 
-    def _generator_main(self, z: torch.Tensor, c: torch.Tensor | None, sync: bool, gain: float) -> None:
+    def _generator_main(self, z: torch.Tensor, c: torch.Tensor | None, sync: bool, gain: float) -> torch.Tensor:
         img, _ = self.run_G(z, c, sync)
         logits = self.run_D(img, c, sync=False)
         _report_logits('fake', logits)
         loss = softplus(-logits)
         training_stats.report('Loss/G/loss', loss)
-        loss.mean().mul(gain).backward()
+        return _accumulate(loss, gain)
 
-    def _generator_path_length(self, z: torch.Tensor, c: torch.Tensor | None, sync: bool, gain: float) -> None:
+    def _generator_path_length(
+        self, z: torch.Tensor, c: torch.Tensor | None, sync: bool, gain: float
+    ) -> torch.Tensor:
         samples = max(z.shape[0] // self.pl_batch_shrink, 1)
         img, ws = self.run_G(z[:samples], None if c is None else c[:samples], sync)
         lengths = path_lengths(img, ws)
@@ -183,7 +199,7 @@ class StyleGAN2Loss(Loss):
         loss = penalty * self.pl_weight
         training_stats.report('Loss/pl_penalty', penalty)
         training_stats.report('Loss/G/reg', loss)
-        (loss + self._touch(img)).mean().mul(gain).backward()
+        return _accumulate(loss + self._touch(img), gain)
 
     def _discriminator_fake(self, z: torch.Tensor, c: torch.Tensor | None, gain: float) -> torch.Tensor:
         """Returns the fake half of D's loss [N, 1], for the report."""
@@ -192,7 +208,7 @@ class StyleGAN2Loss(Loss):
         logits = self.run_D(img, c, sync=False)  # Gradients are synchronised with those of the real half.
         _report_logits('fake', logits)
         loss = softplus(logits)
-        loss.mean().mul(gain).backward()
+        _accumulate(loss, gain)
         return loss.detach()
 
     def _discriminator_real(
@@ -203,7 +219,7 @@ class StyleGAN2Loss(Loss):
         regularise: bool,
         sync: bool,
         gain: float,
-    ) -> None:
+    ) -> torch.Tensor:
         img = img.detach().requires_grad_(regularise)
         logits = self.run_D(img, c, sync)
         _report_logits('real', logits)
@@ -216,7 +232,7 @@ class StyleGAN2Loss(Loss):
             training_stats.report('Loss/r1_penalty', penalty)
             training_stats.report('Loss/D/reg', penalty * (self.r1_gamma / 2))
             loss = loss + penalty[:, None] * (self.r1_gamma / 2)
-        loss.mean().mul(gain).backward()
+        return _accumulate(loss, gain)
 
     @staticmethod
     def _touch(output: torch.Tensor) -> torch.Tensor:
