@@ -1,0 +1,339 @@
+"""Pixels and floats: every conversion, every image read and every picture written passes here.
+
+Float images are NCHW (or CHW), float32, in [-1, 1]; pixels are uint8 in the same layout, one channel (grey) or
+three (RGB). Both formulas are those of StyleGAN's tools, because published FID figures depend on them.
+"""
+
+import io
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
+import PIL.ImageOps
+import torch
+
+import dnnlib
+from lia_plugin.files import atomic_write
+from lia_plugin.host import UserError
+
+# A decoded image of this size takes 400 MB: more is a mistake or a decompression bomb.
+MAX_PIXELS = 100_000_000
+# Readers of Pillow that are tried, and their extensions. Others could start programs (EPS) or hold no photographs.
+FORMATS = {
+    'JPEG': ('.jpg', '.jpeg', '.jfif'),
+    'PNG': ('.png', '.apng'),
+    'WEBP': ('.webp',),
+    'TIFF': ('.tif', '.tiff'),
+    'BMP': ('.bmp',),
+    'GIF': ('.gif',),
+    'PPM': ('.ppm', '.pgm', '.pbm', '.pnm'),
+    'AVIF': ('.avif',),
+    'JPEG2000': ('.jp2', '.j2k'),
+    'TGA': ('.tga',),
+}
+EXTENSIONS = tuple(extension for extensions in FORMATS.values() for extension in extensions)
+LUMA = (0.299, 0.587, 0.114)  # Rec. 601, as Pillow's conversion to grey.
+TOO_LARGE = f'more than {MAX_PIXELS // 1_000_000} million pixels; refused'
+CAPTION_HEIGHT = 22
+WHITE = 255
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pixels <-> floats
+
+
+def to_float(pixels: torch.Tensor | np.ndarray) -> torch.Tensor:
+    """uint8 of any shape -> float32 in [-1, 1], x / 127.5 - 1."""
+    x = torch.as_tensor(pixels)
+    if x.dtype != torch.uint8:
+        raise ValueError(f'pixels: expected uint8, got {x.dtype}')
+    return x.to(torch.float32) / 127.5 - 1
+
+
+def to_uint8(img: torch.Tensor) -> torch.Tensor:
+    """Float in [-1, 1] (values outside are clipped) -> uint8, the nearest level. Undoes `to_float` exactly."""
+    return (img.to(torch.float32) * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+
+
+def to_vgg_range(img: torch.Tensor) -> torch.Tensor:
+    """Float in [-1, 1] -> float in [0, 255], unrounded and differentiable: what VGG16 detectors read."""
+    return (img + 1) * 127.5
+
+
+def with_channels(img: torch.Tensor, channels: int) -> torch.Tensor:
+    """Grey <-> RGB for (N)CHW images, floats or pixels; an image that already fits is returned as it is.
+
+    Raises:
+        ValueError: neither side of the conversion is 1 or 3 channels.
+    """
+    have = img.shape[-3]
+    if have == channels:
+        return img
+    if have == 1 and channels == 3:
+        return torch.cat([img] * 3, dim=-3)
+    if have == 3 and channels == 1:
+        weights = torch.tensor(LUMA, device=img.device)[:, None, None]
+        grey = (img.to(torch.float32) * weights).sum(dim=-3, keepdim=True)
+        return grey.round().to(torch.uint8) if img.dtype == torch.uint8 else grey.to(img.dtype)
+    raise ValueError(f'images: no conversion from {have} to {channels} channels')
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def has_image_extension(path: str) -> bool:
+    return path.lower().endswith(EXTENSIONS)
+
+
+class LoadedImage(NamedTuple):
+    """Pixels uint8 [C, H, W] and one note for each thing that was changed on the way, for people to read."""
+
+    pixels: torch.Tensor
+    notes: tuple[str, ...]
+
+
+def read_image(
+    file: str | os.PathLike[str] | BinaryIO,
+    resolution: int | None = None,
+    channels: int | None = None,
+    name: str | None = None,
+) -> LoadedImage:
+    """Reads any image file that Pillow knows.
+
+    EXIF rotation is applied; transparency lies on white; palettes, CMYK, 16-bit grey and bilevel images become
+    8-bit grey or RGB. `resolution` crops the centre square and resizes it; `channels` (1 or 3) converts. `name` is
+    what errors call the file if it is not a path.
+
+    Raises:
+        UserError: missing, no image, truncated, too large or of a kind without defined brightness; one line.
+    """
+    label = name or (os.fspath(file) if isinstance(file, str | os.PathLike) else 'image')
+    try:
+        loaded, notes = _decode(file)
+    except FileNotFoundError:
+        raise UserError(f'{label}: no such file') from None
+    except (IsADirectoryError, PermissionError) as error:
+        raise UserError(f'{label}: cannot be read ({error.strerror})') from None
+    except PIL.UnidentifiedImageError:
+        raise UserError(f'{label}: not an image file, or of an unknown kind') from None
+    except UnusableImageError as error:
+        raise UserError(f'{label}: {error}') from None
+    except Exception as error:  # On damaged files decoders raise whatever comes: OSError, SyntaxError, struct.error …
+        reason = ' '.join(str(error).split()) or type(error).__name__
+        raise UserError(f'{label}: damaged image file ({reason})') from None
+    if resolution is not None:
+        loaded = _fit(loaded, resolution, notes)
+    array = np.asarray(loaded)
+    pixels = torch.from_numpy(array.reshape(loaded.height, loaded.width, -1).transpose(2, 0, 1).copy())
+    if channels is not None and channels != pixels.shape[0]:
+        notes.append('grey turned into RGB' if channels == 3 else 'RGB turned into grey')
+        pixels = with_channels(pixels, channels)
+    return LoadedImage(pixels, tuple(notes))
+
+
+class UnusableImageError(ValueError):
+    """A sound file that is refused all the same; the message says why."""
+
+
+def _decode(file: str | os.PathLike[str] | BinaryIO) -> tuple[PIL.Image.Image, list[str]]:
+    """File -> upright picture of mode L or RGB, with notes."""
+    PIL.Image.init()  # Registers all readers, so that the list below is of those that this Pillow has.
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # The size is checked here; odd metadata harms nobody.
+        try:
+            picture = PIL.Image.open(file, formats=[kind for kind in FORMATS if kind in PIL.Image.OPEN])
+        except PIL.Image.DecompressionBombError:
+            raise UnusableImageError(TOO_LARGE) from None
+        with picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise UnusableImageError(TOO_LARGE)
+            picture.load()
+            if picture.mode == 'F' or (picture.mode == 'I' and picture.format not in ('PNG', 'PPM')):
+                raise UnusableImageError('32-bit values have no agreed white; save it with 8 or 16 bits')
+            return _to_eight_bits(_upright(picture))
+
+
+def _upright(picture: PIL.Image.Image) -> PIL.Image.Image:
+    try:
+        return PIL.ImageOps.exif_transpose(picture)
+    except Exception:  # Unreadable EXIF data: the picture itself may still be good.
+        return picture
+
+
+def _to_eight_bits(picture: PIL.Image.Image) -> tuple[PIL.Image.Image, list[str]]:
+    """Any mode -> mode L or RGB, with notes."""
+    notes: list[str] = []
+    if picture.mode.startswith('I'):
+        notes.append('16 bits reduced to 8')
+        return PIL.Image.fromarray(np.rint(np.asarray(picture) / 257).clip(0, 255).astype(np.uint8)), notes
+    if picture.mode in ('RGBA', 'LA', 'PA') or 'transparency' in picture.info:
+        rgba = picture.convert('RGBA')
+        grey = picture.mode in ('L', 'LA')
+        if rgba.getchannel('A').getextrema() != (255, 255):
+            notes.append('transparency laid on white')
+            rgba = PIL.Image.alpha_composite(PIL.Image.new('RGBA', rgba.size, 'white'), rgba)
+        return rgba.convert('L' if grey else 'RGB'), notes
+    if picture.mode in ('L', '1'):
+        return picture.convert('L'), notes
+    return picture.convert('RGB'), notes
+
+
+def _fit(picture: PIL.Image.Image, resolution: int, notes: list[str]) -> PIL.Image.Image:
+    """Centre square, then Lanczos to resolution x resolution; notes what it did."""
+    side = min(picture.size)
+    if picture.width != picture.height:
+        notes.append(f'centre {side}x{side} cut from {picture.width}x{picture.height}')
+        left, top = (picture.width - side) // 2, (picture.height - side) // 2
+        picture = picture.crop((left, top, left + side, top + side))
+    if side != resolution:
+        notes.append(f'resized from {side}x{side} to {resolution}x{resolution}')
+        picture = picture.resize((resolution, resolution), PIL.Image.Resampling.LANCZOS)
+    return picture
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing and arranging
+
+
+def to_pil(img: torch.Tensor) -> PIL.Image.Image:
+    """One CHW image, floats in [-1, 1] or pixels, of 1 or 3 channels."""
+    pixels = img if img.dtype == torch.uint8 else to_uint8(img)
+    array = pixels.detach().cpu().permute(1, 2, 0).numpy()
+    return PIL.Image.fromarray(np.ascontiguousarray(array[:, :, 0] if array.shape[2] == 1 else array))
+
+
+def png_bytes(img: torch.Tensor) -> bytes:
+    """One CHW image as a PNG file's content."""
+    buffer = io.BytesIO()
+    to_pil(img).save(buffer, format='PNG')
+    return buffer.getvalue()
+
+
+def save_png(img: torch.Tensor, path: str | os.PathLike[str]) -> None:
+    """Writes one CHW image, floats in [-1, 1] or pixels, whole or not at all."""
+    with atomic_write(os.fspath(path)) as file:
+        file.write(png_bytes(img))
+
+
+def grid(images: torch.Tensor, columns: int, padding: int = 0, magnify: int = 1) -> torch.Tensor:
+    """NCHW (floats or pixels) -> one uint8 picture [C, H, W], row by row; empty places and padding are white.
+
+    Raises:
+        ValueError: no image, or no column.
+    """
+    if len(images) == 0 or columns < 1:
+        raise ValueError(f'grid: expected at least one image and one column, got {len(images)} and {columns}')
+    pixels = images.detach().cpu() if images.dtype == torch.uint8 else to_uint8(images.detach().cpu())
+    pixels = enlarge(pixels, magnify)
+    count, channels, height, width = pixels.shape
+    rows = -(-count // columns)
+    sheet = torch.full(
+        [channels, rows * (height + padding) - padding, columns * (width + padding) - padding], WHITE, dtype=torch.uint8
+    )
+    for i, tile in enumerate(pixels):
+        top, left = i // columns * (height + padding), i % columns * (width + padding)
+        sheet[:, top : top + height, left : left + width] = tile
+    return sheet
+
+
+def enlarge(pixels: torch.Tensor, factor: int) -> torch.Tensor:
+    """Repeats each pixel factor x factor times; no new colours."""
+    return pixels.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
+
+
+def legible_factor(height: int, wanted: int = 128) -> int:
+    """The whole factor that brings small images to about `wanted` pixels; 1 for large ones."""
+    return max(1, round(wanted / height))
+
+
+def side_by_side(images: Sequence[torch.Tensor], captions: Sequence[str] = ()) -> torch.Tensor:
+    """CHW images of one height in a row, small ones magnified, with captions above -> uint8 [3, H, W].
+
+    Raises:
+        ValueError: captions are given, but not one for each image; or the images differ in shape.
+    """
+    if captions and len(captions) != len(images):
+        raise ValueError(f'captions: expected {len(images)}, got {len(captions)}')
+    tiles = torch.stack([with_channels(img, 3) for img in images])
+    factor = legible_factor(tiles.shape[2])
+    row = grid(tiles, columns=len(images), padding=4, magnify=factor)
+    if not captions:
+        return row
+    pitch = tiles.shape[3] * factor + 4
+    return torch.cat([_caption_band(row.shape[2], pitch, captions), row], dim=1)
+
+
+def interpolation_strips(rows: Sequence[torch.Tensor], captions: Sequence[str] = ()) -> torch.Tensor:
+    """One NCHW path of images a row, all of one length, a caption above each row -> uint8 [3, H, W]."""
+    if captions and len(captions) != len(rows):
+        raise ValueError(f'captions: expected {len(rows)}, got {len(captions)}')
+    bands: list[torch.Tensor] = []
+    for i, path in enumerate(rows):
+        strip = grid(with_channels(path, 3), columns=len(path), magnify=legible_factor(path.shape[2], wanted=64))
+        if captions:
+            bands.append(_caption_band(strip.shape[2], strip.shape[2], [captions[i]]))
+        bands.append(strip)
+    return torch.cat(bands, dim=1)
+
+
+def _caption_band(width: int, pitch: int, captions: Sequence[str]) -> torch.Tensor:
+    """White band [3, CAPTION_HEIGHT, width] with a text at every multiple of `pitch`."""
+    band = PIL.Image.new('RGB', (width, CAPTION_HEIGHT), 'white')
+    draw = PIL.ImageDraw.Draw(band)
+    font = PIL.ImageFont.load_default(12)
+    for i, text in enumerate(captions):
+        draw.text((i * pitch + 3, 4), text, fill='black', font=font)
+    return torch.from_numpy(np.asarray(band).transpose(2, 0, 1).copy())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Snapshot picture
+
+
+def reconstruction_rows(reals: torch.Tensor, recons: torch.Tensor, columns: int) -> torch.Tensor:
+    """Rows of reals, each with its row of reconstructions beneath: two NCHW batches -> uint8 [C, H, W]."""
+    parts = []
+    for start in range(0, len(reals), columns):
+        for batch in (reals, recons):
+            row = batch[start : start + columns].detach().cpu()
+            parts.append(grid(row, columns=columns))
+    return torch.cat(parts, dim=1)
+
+
+@torch.no_grad()
+def save_reconstruction_grid(
+    G: torch.nn.Module,
+    run_dir: str,
+    kimg: int,
+    device: torch.device,
+    dataset_kwargs: dict[str, Any],
+    num: int = 32,
+    batch: int = 8,
+) -> str | None:
+    """Reals over their reconstructions, as recon{kimg:06d}.png in the run directory; a snapshot function of the loop.
+
+    Takes `num` images spread evenly over the data set, the same ones each time. Returns the path, or None for a
+    network of stage 1, which has no encoder to reconstruct with.
+    """
+    if getattr(G, 'encoder', None) is None:
+        return None
+    dataset = dnnlib.util.construct_class_by_name(**dataset_kwargs)
+    count = min(num, len(dataset))
+    indices = [i * len(dataset) // count for i in range(count)]
+    reals, recons = [], []
+    for start in range(0, count, batch):
+        items = [dataset[i] for i in indices[start : start + batch]]
+        img = to_float(np.stack([pixels for pixels, _label in items])).to(device)
+        c = torch.from_numpy(np.stack([label for _pixels, label in items])).to(device)
+        reals.append(img)
+        recons.append(G.decode(G.encode(img, c), c, noise_mode='const'))  # type: ignore[operator]
+    picture = reconstruction_rows(torch.cat(reals), torch.cat(recons), columns=min(8, count))
+    path = os.path.join(run_dir, f'recon{kimg:06d}.png')
+    save_png(picture, path)
+    return path

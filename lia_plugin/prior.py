@@ -1,0 +1,28 @@
+"""What the prior N(0, I) says about a code z: its log-density, and whether its length is typical."""
+
+import math
+
+import torch
+
+
+def log_density(z: torch.Tensor) -> torch.Tensor:
+    """log N(z; 0, I) in nats: [N, z_dim] -> [N]."""
+    return -0.5 * (z.square().sum(dim=1) + z.shape[1] * math.log(2 * math.pi))
+
+
+def squared_norm(z: torch.Tensor) -> torch.Tensor:
+    """‖z‖²: [N, z_dim] -> [N]. Under the prior it follows χ² with z_dim degrees of freedom: mean z_dim."""
+    return z.square().sum(dim=1)
+
+
+def typicality(z: torch.Tensor) -> torch.Tensor:
+    """Two-sided p-value of ‖z‖² under χ² with z_dim degrees of freedom: [N, z_dim] -> [N] on the CPU, float64.
+
+    Uniform on [0, 1] for codes from the prior; near 0 where a code is too long or too short to be one of them.
+    It judges p(z), hence p(y), never p(x): an odd image can have a typical code.
+    """
+    half_dim = torch.tensor(z.shape[1] / 2, dtype=torch.float64)
+    half_norm = squared_norm(z.detach().cpu().double()) / 2
+    # Both tails come from functions of their own: 1 - F would lose a small upper tail to rounding.
+    tails = torch.stack([torch.special.gammainc(half_dim, half_norm), torch.special.gammaincc(half_dim, half_norm)])
+    return (2 * tails.amin(dim=0)).clamp(max=1)
