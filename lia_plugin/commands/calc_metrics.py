@@ -1,0 +1,265 @@
+"""`calc_metrics.py`: figures of merit of a network, as lines of JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from typing import Any
+
+import click
+
+DATASET_CLASS = 'training.dataset.ImageFolderDataset'
+DATASET_OPTIONS = ('path', 'name', 'max_size', 'xflip', 'random_seed', 'split', 'val_share', 'val_seed')
+
+
+@dataclasses.dataclass
+class Job:
+    """All that a process needs; plain values, so that it can be sent to others."""
+
+    network: str  # A file: a URL has been fetched by now.
+    trust: bool
+    metrics: list[str]
+    training_set: dict[str, Any]  # For metrics of generated images.
+    held_out_set: dict[str, Any]  # For metrics of reconstructions.
+    device: str
+    num: int | None
+    batch: int | None
+    detector: str | None
+    seed: int
+    verbose: bool
+    run_dir: str | None
+    snapshot: str  # What results call the network.
+
+
+def parse_metrics(ctx: click.Context, param: click.Parameter, value: str) -> list[str]:
+    return [name for name in value.replace(' ', '').split(',') if name and name.lower() != 'none']
+
+
+@click.command(context_settings={'show_default': True})
+@click.option('--network', metavar='PATH|URL', help='Network pickle  [required]')
+@click.option('--metrics', default='fid50k_full', metavar='NAMES', callback=parse_metrics,
+              help='Comma-separated names, or "list" to see all')
+@click.option('--data', metavar='PATH|URL', help='Data set to measure on  [default: what the network was trained on]')
+@click.option('--mirror', type=bool, metavar='BOOL', help='Mirror reals in fid50k, kid50k  [default: as in training]')
+@click.option('--gpus', type=click.IntRange(min=1), default=1, help='Number of GPUs, or of processes on a CPU')
+@click.option('--num', type=click.IntRange(min=1), metavar='INT', help="Number of images  [default: each metric's own]")
+@click.option('--detector', metavar='FILE|URL|random:SEED',
+              help='Feature network: TorchScript, or one of fixed random weights  [default: NVIDIA\'s Inception]')
+@click.option('--batch', type=click.IntRange(min=1), metavar='INT', help='Images at once  [default: by resolution]')
+@click.option('--device', metavar='NAME', help='cpu, cuda, mps …  [default: the best there is]')
+@click.option('--seed', type=click.IntRange(0, 2**31 - 1), default=0, help='Of latents, noise and subsets')
+@click.option('--json', 'json_path', metavar='FILE', help='Write all results to this file too, as one list')
+@click.option('--verbose', type=bool, default=True, metavar='BOOL', help='Say on stderr what happens')
+@click.option('--trust-pickle', is_flag=True, help='Run the code inside the network pickle; only for files you trust')
+def calc_metrics(
+    network: str | None,
+    metrics: list[str],
+    data: str | None,
+    mirror: bool | None,
+    gpus: int,
+    num: int | None,
+    detector: str | None,
+    batch: int | None,
+    device: str | None,
+    seed: int,
+    json_path: str | None,
+    verbose: bool,
+    trust_pickle: bool,
+) -> None:
+    """Evaluate a network.
+
+    Prints one line of JSON for each metric. If the network lies in a training run's directory, the lines are also
+    added to its metric-NAME.jsonl. Metrics of reconstructions are taken on images that training held out, where the
+    run says which these are; --data names others.
+
+    \b
+    Without any download:
+      calc_metrics.py --network=RUN/network-snapshot-001000.pkl --metrics=recon_mse,recon_psnr,recon_ssim,latent_fd
+    Distances between features need Inception (fetched once), or another detector:
+      calc_metrics.py --network=NET.pkl --metrics=fid50k_full,recon_fid --data=ffhq.zip --detector=random:0
+    """
+    if metrics == ['list']:
+        list_metrics()
+        return
+    if network is None:
+        raise click.UsageError('--network: missing; name a network pickle')
+    import dnnlib
+    from torch_utils import distributed
+
+    path, data = fetch(network), fetch(data)
+    job = prepare(
+        path, data, mirror, device, gpus, metrics=metrics, trust=trust_pickle, num=num, batch=batch, detector=detector,
+        seed=seed, verbose=verbose, snapshot=network if path != network else path,
+    )
+    results = distributed.spawn(evaluate, gpus, (job,), device=job.device)
+    if json_path is not None:
+        with dnnlib.util.atomic_write(json_path, 'w', encoding='utf-8') as f:
+            json.dump(results, f, indent=2)
+
+
+def list_metrics() -> None:
+    """Prints every metric's name and what it is."""
+    from lia_plugin import metrics as _registers_ours  # noqa: F401
+    from metrics import metric_main
+
+    for name in metric_main.list_valid_metrics():
+        summary = (metric_main.get_metric(name).__doc__ or '').strip().splitlines()
+        click.echo(f'{name:<14} {summary[0] if summary else ""}')
+
+
+def fetch(path_or_url: str | None) -> str | None:
+    """The path, or where a URL's file is now."""
+    import dnnlib
+
+    if path_or_url is None or not dnnlib.util.is_url(path_or_url, allow_file_urls=True):
+        return path_or_url
+    return dnnlib.util.open_url(path_or_url, return_filename=True)
+
+
+def load_generator(path: str, trust: bool) -> tuple[Any, dict[str, Any]]:
+    """G_ema and the whole dict of a network file. UserError if it holds no generator."""
+    from lia_plugin import host
+
+    contents = host.load_network_pkl(path, trust)
+    G = contents.get('G_ema')
+    if G is None or not hasattr(G, 'img_resolution'):
+        raise host.UserError(f'--network: {path}: holds no generator (no G_ema)')
+    return G, contents
+
+
+def run_options(path: str) -> tuple[str | None, dict[str, Any]]:
+    """The run directory that a snapshot lies in and its training_options.json; (None, {}) if it lies elsewhere."""
+    folder = os.path.dirname(os.path.abspath(path))
+    try:
+        with open(os.path.join(folder, 'training_options.json'), encoding='utf-8') as f:
+            options = json.load(f)
+    except FileNotFoundError:
+        return None, {}
+    except (OSError, ValueError):  # Half a file of another tool's: the network can be measured all the same.
+        return folder, {}
+    return folder, options if isinstance(options, dict) else {}
+
+
+def choose_data(
+    contents: dict[str, Any], options: dict[str, Any], data: str | None
+) -> tuple[dict[str, Any], dict[str, Any], bool]:
+    """Arguments of the data sets for generated images and for reconstructions, and whether the latter were held out.
+
+    The run's own record is preferred to the pickle's: only it knows the split.
+    """
+    from lia_plugin.host import UserError
+
+    if data is not None:
+        chosen = dict(class_name=DATASET_CLASS, path=data)
+        return chosen, dict(chosen), True
+    training_set = options.get('training_set_kwargs') or contents.get('training_set_kwargs')
+    if not training_set:
+        raise UserError('--data: missing, and the network file names no data set')
+    held_out = options.get('val_set_kwargs')
+    return recorded_data(training_set), recorded_data(held_out or training_set), bool(held_out)
+
+
+def recorded_data(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Data set arguments out of a file that may be anybody's. Its class is never called: it could be any function."""
+    from lia_plugin.host import UserError
+
+    if not isinstance(kwargs, dict) or kwargs.get('class_name', DATASET_CLASS) != DATASET_CLASS:
+        raise UserError('--data: missing, and the network was trained on a data set of an unknown kind')
+    path = kwargs.get('path')
+    if not isinstance(path, str) or not os.path.exists(path):
+        raise UserError(f'--data: missing, and the data set of the training is not here: {path}')
+    return {'class_name': DATASET_CLASS, **{key: kwargs[key] for key in DATASET_OPTIONS if key in kwargs}}
+
+
+def check_data(G: Any, kwargs: dict[str, Any]) -> None:
+    """UserError now, not after minutes of work, if the data set can't be read or doesn't fit the network."""
+    import dnnlib
+    from lia_plugin.host import UserError
+
+    dataset = dnnlib.util.construct_class_by_name(**kwargs)
+    if dataset.num_channels != G.img_channels:
+        raise UserError(f'--data: {kwargs.get("path")}: images of {dataset.num_channels} channels, but the network '
+                        f'makes {G.img_channels}')
+    if G.c_dim > 0 and dataset.label_dim != G.c_dim:
+        raise UserError(f'--data: {kwargs.get("path")}: labels of {dataset.label_dim} dimensions, but the network '
+                        f'takes {G.c_dim}')
+    dataset.close()
+
+
+def prepare(
+    path: str, data: str | None, mirror: bool | None, device: str | None, gpus: int, metrics: list[str], trust: bool,
+    **plain: Any,
+) -> Job:
+    """Looks at everything that can be wrong before the work begins."""
+    from lia_plugin import inversion
+    from lia_plugin import metrics as _registers_ours  # noqa: F401
+    from lia_plugin.host import UserError
+    from metrics import metric_main
+
+    wanted = [metric_main.get_metric(name) for name in metrics]
+    if not wanted:
+        raise click.UsageError('--metrics: none given; --metrics=list tells all')
+    run_device = inversion.pick_device(device)
+    check_processes(run_device, gpus)
+    G, contents = load_generator(path, trust)
+    if any(getattr(fn, 'needs_encoder', False) for fn in wanted):
+        from lia_plugin import evaluation
+
+        evaluation.check_encoder(G)
+    run_dir, options = run_options(path)
+    training_set, held_out_set, is_held_out = choose_data(contents, options, data)
+    for kwargs in (training_set, held_out_set):
+        kwargs.update(resolution=G.img_resolution, use_labels=G.c_dim != 0)
+        if mirror is not None:
+            kwargs['xflip'] = mirror
+        check_data(G, kwargs)
+    if not is_held_out and plain['verbose'] and any(getattr(fn, 'held_out', False) for fn in wanted):
+        print('Note: nothing is known to be held out, so reconstructions are of training images; --data names others',
+              file=sys.stderr)
+    if G.img_resolution < 11 and 'recon_ssim' in metrics:
+        raise UserError(f'--metrics: recon_ssim needs 11 pixels a side at least, the network makes {G.img_resolution}')
+    return Job(network=path, trust=trust, metrics=metrics, training_set=training_set, held_out_set=held_out_set,
+               device=str(run_device), run_dir=run_dir, **plain)
+
+
+def check_processes(device: Any, gpus: int) -> None:
+    """UserError if there are fewer GPUs than asked for."""
+    import torch
+
+    from lia_plugin.host import UserError
+
+    if device.type == 'cuda' and gpus > torch.cuda.device_count():
+        raise UserError(f'--gpus: {gpus} asked for, but there are {torch.cuda.device_count()}')
+    if device.type not in ('cpu', 'cuda') and gpus > 1:
+        raise UserError(f'--gpus: {gpus} asked for, but {device.type} has one; use --device=cpu for several processes')
+
+
+def evaluate(rank: int, world_size: int, job: Job) -> list[dict[str, Any]]:
+    """One process's part: all metrics in turn. Rank 0 prints and records them."""
+    import torch
+
+    from lia_plugin import metrics as _registers_ours  # noqa: F401
+    from metrics import metric_main, metric_utils
+
+    # TF32 would change features in the third digit.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    device = torch.device('cuda', rank) if job.device == 'cuda' else torch.device(job.device)
+    G, _contents = load_generator(job.network, job.trust)
+    G = G.eval().requires_grad_(False).to(device)
+    shared: dict[Any, Any] = {}
+    results = []
+    for name in job.metrics:
+        if rank == 0 and job.verbose:
+            print(f'{name} …', file=sys.stderr, flush=True)
+        held_out = getattr(metric_main.get_metric(name), 'held_out', False)
+        result = metric_main.calc_metric(
+            name, G=G, dataset_kwargs=job.held_out_set if held_out else job.training_set, num_gpus=world_size,
+            rank=rank, device=device, progress=metric_utils.ProgressMonitor(verbose=job.verbose),
+            detector=job.detector, num=job.num, batch=job.batch, seed=job.seed, shared=shared,
+        )
+        if rank == 0:
+            metric_main.report_metric(result, run_dir=job.run_dir, snapshot_pkl=job.snapshot)
+        results.append({**result, 'results': dict(result.results)})
+    return results

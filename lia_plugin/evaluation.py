@@ -1,0 +1,160 @@
+"""What the metrics of an encoding network share: network and data with their checks, and passes through the data.
+
+Numbers depend neither on the batch size nor on the number of processes: process r of P handles items r, r + P, …
+Uses only such options and functions as every host has; what only ours has is asked for with a default.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+import dnnlib
+from lia_plugin import images, similarity
+from lia_plugin.host import UserError
+
+Array = npt.NDArray[Any]
+
+
+def check_encoder(G: Any) -> None:
+    """UserError if the network has no encoder."""
+    if not hasattr(G, 'encode'):
+        raise UserError('--network: not a LIA network: it has no encoder; this metric needs one (train.py --cfg=lia)')
+    if getattr(G, 'encoder', G) is None:
+        raise UserError('--network: stage-1 network: train the encoder first: train.py --stage=encoder --resume=PKL')
+
+
+def prepare_network(opts: Any) -> Any:
+    """A copy of the network on the device, in evaluation mode. UserError if it has no encoder."""
+    check_encoder(opts.G)
+    return copy.deepcopy(opts.G).eval().requires_grad_(False).to(opts.device)
+
+
+def evaluation_set(opts: Any) -> dict[str, Any]:
+    """The data to reconstruct: each image once, never mirrored, `opts.num` of them if asked for."""
+    if not opts.dataset_kwargs:
+        raise UserError('--data: this metric needs a data set, and the network file names none')
+    wanted = [n for n in (getattr(opts, 'num', None), opts.dataset_kwargs.get('max_size')) if n is not None]
+    return {**opts.dataset_kwargs, 'xflip': False, 'max_size': min(wanted, default=None)}
+
+
+def open_dataset(opts: Any, G: Any) -> Any:
+    """The data set, checked against the network: UserError for other shapes or labels."""
+    dataset = dnnlib.util.construct_class_by_name(**evaluation_set(opts))
+    expected = [G.img_channels, G.img_resolution, G.img_resolution]
+    if list(dataset.image_shape) != expected:
+        raise UserError(f'--data: {dataset.name} has images of (channels, height, width) {list(dataset.image_shape)}, '
+                        f'the network {expected}; convert them with dataset_tool.py')
+    if G.c_dim > 0 and dataset.label_dim != G.c_dim:
+        raise UserError(f'--data: labels of {dataset.name} have {dataset.label_dim} dimensions, '
+                        f'but the network takes {G.c_dim}')
+    return dataset
+
+
+def batch_size(opts: Any, resolution: int) -> int:
+    return getattr(opts, 'batch', None) or max(min(64, 64 * 256**2 // resolution**2), 4)
+
+
+def real_batches(opts: Any, G: Any, dataset: Any) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor | None]]:
+    """This process's share of the data set, all of it: (which items, images in [-1, 1], labels or None)."""
+    share = list(range(opts.rank, len(dataset), opts.num_gpus))
+    workers = 0 if len(dataset) < 4096 else 3
+    if hasattr(dataset, 'close'):
+        dataset.close()  # Forked workers must not share one open file.
+    step = batch_size(opts, G.img_resolution)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=step, sampler=share, num_workers=workers)
+    progress = opts.progress.sub(tag='reconstructions', num_items=len(dataset))
+    done = 0
+    try:
+        for pixels, labels in loader:
+            items = share[done : done + len(pixels)]
+            yield items, images.to_float(pixels.to(opts.device)), labels.to(opts.device) if G.c_dim > 0 else None
+            done += len(items)
+            progress.update(min(done * opts.num_gpus, len(dataset)))
+    except UserError as error:  # A worker's error has its traceback before the message.
+        raise UserError(re.sub(r'^\S*UserError: ', '', str(error).strip().splitlines()[-1])) from error
+
+
+def synthesis_kwargs(opts: Any) -> dict[str, Any]:
+    return {'noise_mode': 'const', **opts.G_kwargs}
+
+
+def reconstruct(opts: Any, G: Any, y: torch.Tensor, c: torch.Tensor | None) -> torch.Tensor:
+    return G.decode(y, c, **synthesis_kwargs(opts)).to(torch.float32).clamp(-1, 1)
+
+
+def sum_over_processes(opts: Any, *arrays: Array) -> list[Array]:
+    """Elementwise sums over all processes, float64. Items of other processes are zeros in mine, so lists add up too."""
+    if opts.num_gpus == 1:
+        return list(arrays)
+    flat = torch.as_tensor(np.concatenate([array.ravel() for array in arrays]), device=opts.device)
+    torch.distributed.all_reduce(flat)
+    parts = np.split(flat.cpu().numpy(), np.cumsum([array.size for array in arrays])[:-1])
+    return [part.reshape(array.shape) for part, array in zip(parts, arrays, strict=True)]
+
+
+def to_array(x: torch.Tensor) -> Array:
+    return x.cpu().numpy().astype(np.float64)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One pass through the data set for several metrics
+
+
+@dataclasses.dataclass
+class Measured:
+    """Figures of n encoded images, float64. mse and ssim are None if nothing was decoded, ssim also below 11 pixels."""
+
+    n: int
+    square_norm: Array  # ‖z‖², [n]
+    z_mean: Array  # [z_dim]
+    z_cov: Array  # Population covariance, [z_dim, z_dim].
+    mse: Any  # [n]
+    ssim: Any  # [n]
+
+
+@torch.no_grad()
+def _pass(opts: Any, decode: bool) -> Measured:
+    G = prepare_network(opts)
+    dataset = open_dataset(opts, G)
+    n, d = len(dataset), G.z_dim
+    square_norm, mse, ssim = np.zeros(n), np.zeros(n), np.zeros(n)
+    z_sum, z_outer = np.zeros(d), np.zeros([d, d])
+    with_ssim = decode and G.img_resolution >= similarity.SSIM_WINDOW
+    for items, img, c in real_batches(opts, G, dataset):
+        y = G.encode(img, c)
+        z = to_array(G.mapping.y_to_z(y, c))
+        square_norm[items] = np.square(z).sum(axis=1)
+        z_sum += z.sum(axis=0)
+        z_outer += z.T @ z
+        if decode:
+            recon = reconstruct(opts, G, y, c)
+            mse[items] = to_array(similarity.mse(img, recon))
+            ssim[items] = to_array(similarity.ssim(img, recon)) if with_ssim else 0
+    square_norm, mse, ssim, z_sum, z_outer = sum_over_processes(opts, square_norm, mse, ssim, z_sum, z_outer)
+    mean = z_sum / n
+    cov = z_outer / n - np.outer(mean, mean)
+    return Measured(n, square_norm, mean, cov, mse if decode else None, ssim if with_ssim else None)
+
+
+def measure(opts: Any, decode: bool) -> Measured:
+    """`_pass`, or what an earlier metric of the same call has found, if the host hands round a dict to share."""
+    shared = getattr(opts, 'shared', None)
+    if shared is None:
+        return _pass(opts, decode)
+    kwargs = json.dumps([evaluation_set(opts), opts.G_kwargs], sort_keys=True, default=repr)
+    wide, narrow = (('lia_plugin.metrics', id(opts.G), kwargs, decoded) for decoded in (True, False))
+    for key in (wide,) if decode else (wide, narrow):
+        if key in shared:
+            return shared[key][1]
+    measured = _pass(opts, decode)
+    shared[wide if decode else narrow] = (opts.G, measured)  # Holds G, so that its id stays its own.
+    return measured
