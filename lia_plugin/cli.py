@@ -53,7 +53,7 @@ def lia(ctx: click.Context) -> None:
 
 
 def _is_user_error(error: Exception) -> bool:
-    # Looked up among what is loaded: an error's class comes from a module that has been imported, and `--help` stays fast.
+    # Looked up among what is loaded: an error's class comes from an imported module, and `--help` stays fast.
     modules = [sys.modules.get(name) for name in ('lia_plugin.host', 'dnnlib.util')]
     return isinstance(error, tuple(m.UserError for m in modules if hasattr(m, 'UserError')))
 
@@ -66,8 +66,8 @@ def _report(message: str) -> int:
 def run(command: click.Command, args: Sequence[str] | None = None, prog_name: str | None = None) -> int:
     """Run `command` and give the exit code; `args` None = the process's own arguments.
 
-    User errors and click's become one line on stderr and 2, Ctrl-C becomes 130. Any other exception is a defect and keeps
-    its traceback.
+    User errors and click's become one line on stderr and 2, Ctrl-C becomes 130. Any other exception is a defect and
+    keeps its traceback.
     """
     try:
         result = command.main(list(args) if args is not None else None, prog_name=prog_name, standalone_mode=False)

@@ -1,0 +1,90 @@
+"""From a configuration to a trained network: the stages of a run, one after the other, each where it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any
+
+import torch
+
+import dnnlib
+from lia_plugin import run_dir, stages
+from lia_plugin.host import UserError
+from torch_utils import distributed
+
+
+def unfinished(run: run_dir.Run, config: dict[str, Any]) -> list[str]:
+    """The stages of a configuration that the run has still to train, in order.
+
+    Raises UserError if that can't be: stage 1 should get longer, but stage 2 has already begun from its end.
+    """
+    left = [s for s in ('gan', 'encoder') if config[s] is not None and not run.has_finished(s, config[s]['total_kimg'])]
+    if 'gan' in left and run.has_begun('encoder'):
+        raise UserError(
+            f'--kimg: stage 1 of {run.path} ended at {run.progress["gan"]["kimg"]} kimg and stage 2 has begun; '
+            'start afresh with --new-run'
+        )
+    return left
+
+
+def train(run: run_dir.Run, config: dict[str, Any]) -> str | None:
+    """Trains what is left of a run; gives the path of its last snapshot, None if Ctrl-C stopped it (all is saved then).
+
+    `config` is what `training_options.json` holds: device, and per stage the training loop's arguments or None.
+    """
+    for stage in unfinished(run, config):
+        snapshot = _train_stage(run, config, stage)
+        if snapshot is None:
+            return None
+        run.note_finished(stage, config[stage]['total_kimg'], snapshot)
+    return run.snapshot('encoder' if config['encoder'] is not None else 'gan')
+
+
+def _train_stage(run: run_dir.Run, config: dict[str, Any], stage: str) -> str | None:
+    kwargs = dict(config[stage], run_dir=run.path)
+    if stage == 'encoder':
+        _begin_encoder(run, config)
+        start = run.progress.get('gan', {}).get('kimg', 0)
+        init_pkl = run.file(run_dir.ENCODER_INIT_FILE)
+        kwargs.update(start_kimg=start, total_kimg=start + kwargs['total_kimg'], resume_pkl=init_pkl)
+        if kwargs['loss_kwargs']['percep'] == 'disc':
+            kwargs['loss_kwargs'] = dict(kwargs['loss_kwargs'], percep_network=init_pkl)
+    state = run.file(run_dir.STATE_FILE)
+    kwargs['resume_state'] = state if os.path.exists(state) else None
+    try:
+        return distributed.spawn(_worker, kwargs['num_gpus'], (kwargs, config['device']), device=config['device'])
+    except KeyboardInterrupt:  # A second Ctrl-C, or one before the loop could listen: the last saved state stands.
+        return None
+
+
+def _begin_encoder(run: run_dir.Run, config: dict[str, Any]) -> None:
+    """Writes encoder-init.pkl, once; if that is interrupted it is done again, so nothing is noted before the end."""
+    if run.has_begun('encoder'):
+        return
+    source = config['encoder_source'] or run.snapshot('gan')
+    print(f'Stage encoder begins from {source}', flush=True)
+    kwargs = config['encoder']
+    stages.prepare_encoder_stage(
+        network_pkl=source,
+        out_pkl=run.file(run_dir.ENCODER_INIT_FILE),
+        encoder_kwargs=kwargs['G_kwargs']['encoder_kwargs'],
+        device=config['device'],
+        seed=kwargs['random_seed'],
+        trust=config['options']['trust_pickle'],
+    )
+    # The state in the directory is stage 1's, which stage 2 must not go on from; it writes its own.
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(run.file(run_dir.STATE_FILE))
+    run.note_begun('encoder')
+
+
+def _worker(rank: int, world_size: int, kwargs: dict[str, Any], device: str) -> str | None:
+    """One process of a stage: all of them run the loop, the first one keeps the log."""
+    import lia_plugin.metrics  # noqa: F401  Registers LIA's metrics in this process.
+    from training.training_loop import training_loop
+
+    own = torch.device('cuda', rank) if device == 'cuda' else torch.device(device)
+    log = os.path.join(kwargs['run_dir'], 'log.txt') if rank == 0 else None
+    with dnnlib.util.Logger(file_name=log, file_mode='a', should_flush=True):
+        return training_loop(**kwargs, rank=rank, device=own)

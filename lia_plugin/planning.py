@@ -1,0 +1,181 @@
+"""From options to a configuration, and every check that needs the data set, the device or other files.
+
+All of it comes before a run directory is made, so that what can't work leaves nothing behind and costs no training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from click import UsageError
+
+import dnnlib
+import lia_plugin.metrics  # noqa: F401  Registers LIA's metrics.
+from lia_plugin import __version__, config, host, inversion, run_dir, stages
+from lia_plugin.options import TRANSFER_SOURCES, Options
+from lia_plugin.perceptual import make_perceptual
+from metrics import detectors, metric_main
+
+# Modules whose `--detector` is needed are known by these names; other metrics look at no features.
+FEATURE_METRICS = ('fid', 'kid', 'recon_fid')
+
+
+def plan(options: Options, run: run_dir.Run | None = None) -> dict[str, Any]:
+    """The whole configuration of a run, as `training_options.json` holds it.
+
+    `run` is the one that goes on, None for a new one. It has taken what it needs from `--resume`, which may be gone.
+
+    Raises click.UsageError or UserError, in one line, for whatever can't be trained.
+    """
+    device = resolve_device(options.device, options.gpus)
+    said, options = options, dataclasses.replace(options, device=device)
+    info = describe_data(options)
+    gan_metrics, all_metrics = split_metrics(options)
+    result: dict[str, Any] = dict(
+        version=__version__, options=dataclasses.asdict(said), data=dataclasses.asdict(info), device=device,
+        gan=None, encoder=None, encoder_source=None,
+    )  # fmt: skip
+    if options.has_gan_stage:
+        result['gan'] = config.gan_stage(options, info, augpipe(options), gan_metrics)
+        check_batch(result['gan'], '--batch')
+        if options.transfers and run is None:
+            source = resume_source(options)
+            check_network(host.load_network_pkl(source, trust=options.trust_pickle)['G_ema'], source, info)
+    if options.has_encoder_stage:
+        result['encoder'] = config.encoder_stage(options, info)
+        check_batch(result['encoder'], '--enc-batch')
+        if options.stage == 'encoder':
+            result['encoder_source'] = resume_source(options)
+            begun = run is not None and run.has_begun('encoder')
+            source = run.file(run_dir.ENCODER_INIT_FILE) if run is not None and begun else resume_source(options)
+            _take_networks(result['encoder'], source, options, info)
+    check_splits(result)
+    check_downloads(options, result, all_metrics)
+    return result
+
+
+def resolve_device(name: str, gpus: int) -> str:
+    """'auto' → the best device there is; checked to be there, `gpus` times."""
+    device = inversion.pick_device(None if name == 'auto' else name)
+    if device.type == 'cuda' and gpus > 1 and (device.index is not None or gpus > torch.cuda.device_count()):
+        there = torch.cuda.device_count() if device.index is None else f'{device} alone'
+        raise UsageError(f'--gpus: {gpus} asked for, there is {there}')
+    if device.type == 'mps' and gpus > 1:
+        raise UsageError('--gpus: one process can use mps; --device=cpu takes several')
+    return str(device)
+
+
+def resume_source(options: Options) -> str:
+    """Path or URL of `--resume`, whose short names stand for NVIDIA's transfer-learning sources."""
+    return TRANSFER_SOURCES.get(options.resume, options.resume)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data.
+
+
+def describe_data(options: Options) -> config.DataInfo:
+    """Opens the data set and checks that it can be trained on."""
+    data_set = dnnlib.util.construct_class_by_name(
+        class_name='training.dataset.ImageFolderDataset', path=options.data, use_labels=options.cond
+    )
+    resolution = data_set.resolution
+    if resolution < 8 or resolution & (resolution - 1):
+        raise UsageError(
+            f'--data: {options.data}: images are {resolution}x{resolution}, the networks need a power of two '
+            'from 8 on; dataset_tool.py --resolution=WxH makes it'
+        )
+    if options.cond and not data_set.has_labels:
+        raise UsageError(f'--cond: {options.data} has no labels (in its dataset.json); leave --cond out')
+    info = config.DataInfo(data_set.name, len(data_set), resolution, data_set.num_channels, data_set.label_dim)
+    data_set.close()
+    return info
+
+
+def check_splits(result: dict[str, Any]) -> None:
+    """Opens both sets as the loop will: enough images for --subset, and a held-out set that fits the networks."""
+    stage = result['gan'] or result['encoder']
+    training_set = dnnlib.util.construct_class_by_name(**dict(stage['training_set_kwargs'], max_size=None, xflip=False))
+    subset = stage['training_set_kwargs']['max_size']
+    if subset is not None and subset > len(training_set):
+        raise UsageError(f'--subset: {subset} images asked for, there are {len(training_set)} to train on')
+    if stage['val_set_kwargs'] is None:
+        return
+    val_set = dnnlib.util.construct_class_by_name(**stage['val_set_kwargs'])
+    for fact in ('image_shape', 'label_shape'):
+        got, expected = getattr(val_set, fact), getattr(training_set, fact)
+        if got != expected:
+            path = stage['val_set_kwargs']['path']
+            raise UsageError(f'--val: {path}: {fact.replace("_", " ")} is {got}, the training set has {expected}')
+
+
+def check_batch(stage: dict[str, Any], flag: str) -> None:
+    """The batch must fall into equal parts, and these into groups of the minibatch standard deviation."""
+    batch, part, gpus = stage['batch_size'], stage['batch_gpu'], stage['num_gpus']
+    if batch % (part * gpus):
+        raise UsageError(f'{flag}: {batch} isn\'t a multiple of --batch-gpu={part} times --gpus={gpus}')
+    group = stage['D_kwargs']['epilogue_kwargs'].get('mbstd_group_size') or part
+    if part % min(group, part):
+        raise UsageError(f'{flag}: {part} images at a time don\'t fall into groups of {group}; set --mbstd-group')
+
+
+def augpipe(options: Options) -> dict[str, Any]:
+    """Arguments that `--augpipe` stands for."""
+    if options.aug == 'noaug':
+        return {}
+    from training.augment import augpipe_specs
+
+    return dict(augpipe_specs[options.augpipe or 'bgc'])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Networks.
+
+
+def _take_networks(stage: dict[str, Any], source: str, options: Options, info: config.DataInfo) -> None:
+    """Puts into a stage's arguments the networks that the pickle has, which it must be able to go on with."""
+    data = host.load_network_pkl(source, trust=options.trust_pickle)
+    check_network(data['G_ema'], source, info)
+    if data.get('D') is None or getattr(data['G_ema'].mapping, 'phi', None) is None:
+        raise host.UserError(f'{source}: no training snapshot of --cfg=lia, whose generator has φ and whose D is there')
+    G_kwargs = stages.generator_kwargs(data['G_ema'], stage['G_kwargs']['encoder_kwargs'], source)
+    D_kwargs = {k: v for k, v in data['D'].init_kwargs.items() if k not in ('c_dim', 'img_resolution', 'img_channels')}
+    stage['G_kwargs'] = dict(class_name=stage['G_kwargs']['class_name'], **G_kwargs)
+    stage['D_kwargs'] = dict(class_name=stage['D_kwargs']['class_name'], **D_kwargs)
+
+
+def check_network(G: Any, source: str, info: config.DataInfo) -> None:
+    """A network to go on from must be made for such images and labels."""
+    made_for = (G.img_resolution, G.img_channels, G.c_dim)
+    wanted = (info.resolution, info.num_channels, info.label_dim)
+    for what, got, expected in zip(('pixels a side', 'channels', 'label dimensions'), made_for, wanted, strict=True):
+        if got != expected:
+            raise host.UserError(f'--resume: {source}: made for {got} {what}, the data set has {expected}')
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Metrics and downloads.
+
+
+def split_metrics(options: Options) -> tuple[list[str], list[str]]:
+    """The metrics of stage 1 and those of stage 2. UserError for an unknown one, or one that has no stage to be in."""
+    names = config.metric_names(options)
+    needing = [name for name in names if getattr(metric_main.get_metric(name), 'needs_encoder', False)]
+    if needing and not options.has_encoder_stage and options.metrics is not None:
+        raise UsageError(f'--metrics: {needing[0]} needs an encoder, which this command doesn\'t train')
+    return [name for name in names if name not in needing], names
+
+
+def check_downloads(options: Options, result: dict[str, Any], metrics: list[str]) -> None:
+    """Gets now what will be needed later, so that a machine without internet says so before it trains for days."""
+    if result['encoder'] is not None:
+        loss = result['encoder']['loss_kwargs']
+        if loss['percep'].startswith('vgg16') and loss['percep_weight']:
+            make_perceptual(loss['percep'])
+    if any(name.startswith(FEATURE_METRICS) for name in metrics):
+        try:
+            detectors.get_feature_detector(options.detector or detectors.INCEPTION_URL, verbose=True)
+        except host.UserError as error:
+            raise host.UserError(f'{error}; or --metrics=none') from None
