@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+
 from torch_utils import persistence
 from torch_utils.ops import bias_act, conv2d_resample, fma, upfirdn2d
 
@@ -430,7 +431,7 @@ class SynthesisBlock(torch.nn.Module):
         self.register_buffer('resample_filter', upfirdn2d.setup_filter(resample_filter))
         self.num_conv = 1 if in_channels == 0 else 2
         self.num_torgb = int(is_last or architecture == 'skip')
-        shared = {'conv_clamp': conv_clamp, 'channels_last': self.channels_last}
+        shared: dict[str, Any] = {'conv_clamp': conv_clamp, 'channels_last': self.channels_last}
         layer_kwargs.update(shared, w_dim=w_dim, resolution=resolution)
         if in_channels == 0:
             self.const = torch.nn.Parameter(torch.randn([out_channels, resolution, resolution]))
@@ -520,7 +521,9 @@ class SynthesisNetwork(torch.nn.Module):
 
     def forward(self, ws: torch.Tensor, **block_kwargs: Any) -> torch.Tensor:
         ws = _expect('ws', ws, self.num_ws, self.w_dim).to(torch.float32)
-        x, img, first = None, None, 0
+        x: Any = None
+        img: Any = None
+        first = 0
         for res in self.block_resolutions:
             block = getattr(self, f'b{res}')
             x, img = block(x, img, ws.narrow(1, first, block.num_conv + block.num_torgb), **block_kwargs)
@@ -553,7 +556,8 @@ class Generator(torch.nn.Module):
         self.synthesis = SynthesisNetwork(
             w_dim=w_dim, img_resolution=img_resolution, img_channels=img_channels, **options)
         self.num_ws = self.synthesis.num_ws
-        self.mapping = MappingNetwork(z_dim=z_dim, c_dim=c_dim, w_dim=w_dim, num_ws=self.num_ws, **(mapping_kwargs or {}))
+        self.mapping = MappingNetwork(
+            z_dim=z_dim, c_dim=c_dim, w_dim=w_dim, num_ws=self.num_ws, **(mapping_kwargs or {}))
 
     def forward(
         self,
@@ -579,6 +583,10 @@ class DiscriminatorBlock(torch.nn.Module):
     """One resolution of the discriminator: features and image -> features at half of it and the image for the next."""
 
     resample_filter: torch.Tensor
+    fromrgb: torch.nn.Module
+    conv0: torch.nn.Module
+    conv1: torch.nn.Module
+    skip: torch.nn.Module
 
     def __init__(
         self,
