@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from lia_plugin import host
 from lia_plugin.networks import Encoder, MappingNetwork
 from lia_plugin.perceptual import make_perceptual
+from lia_plugin.stages import code_statistics
 from torch_utils import training_stats
 
 
@@ -58,6 +59,9 @@ class EncoderLoss:
         self.percep = make_perceptual(percep, percep_network, device) if percep_weight else None
         self.adv_weight = adv_weight
         self.latent_weight = latent_weight
+        # Errors are counted in units of the latent space's own variance, measured once: a batch's would depend on
+        # how the batch is cut into rounds and ranks.
+        self.code_variance = code_statistics(mapping, self.encoder.space)[1].square().mean().to(device)
         self.r1_gamma = r1_gamma
 
     def accumulate_gradients(
@@ -95,15 +99,14 @@ class EncoderLoss:
 
         terms = {'pixel': self.pixel_weight * F.mse_loss(recon, real_img)}
         if self.percep is not None:
-            terms['percep'] = self.percep_weight * self.percep(real_img, recon).mean()
+            terms['percep'] = self.percep_weight * self.percep.distance(real_img, recon).mean()
         if self.adv_weight:
             logits = self._run_D(recon, real_c)
             training_stats.report('Loss/scores/recon', logits)
             terms['adv'] = self.adv_weight * F.softplus(-logits).mean()
         if fake_y is not None:
             target = gen_z if self.encoder.space == 'z' else fake_y
-            scale = target.var(dim=0, unbiased=False).mean() + 1e-8
-            terms['latent'] = self.latent_weight * F.mse_loss(fake_code, target) / scale
+            terms['latent'] = self.latent_weight * F.mse_loss(fake_code, target) / self.code_variance
         for name, value in terms.items():
             training_stats.report(f'Loss/E/{name}', value)
         loss = torch.stack(list(terms.values())).sum()

@@ -26,7 +26,7 @@ HOST_SET_KEYS = ('class_name', 'path', 'use_labels', 'max_size', 'xflip', 'resol
 class Reporter:
     """Reports of one training run; files are written and lines printed on rank 0 only.
 
-    `args` are training_loop's arguments. Grids show as many images as fit a 4K screen, as the host's do, and at most 32 a side.
+    `args` are training_loop's arguments. Grids fill a 4K screen as the host's do, with 144 images at most.
     """
 
     def __init__(self, args: dnnlib.EasyDict, training_set: Any) -> None:
@@ -165,7 +165,9 @@ class Reporter:
         collector.update()
         if not self.first:
             return
-        fields = dict(collector.as_dict(), stage=self.args.stage, timestamp=time.time())
+        # A name without values is one of an earlier stage in this process.
+        fields: dict[str, Any] = {k: v for k, v in collector.as_dict().items() if v['num']}
+        fields.update(stage=self.args.stage, timestamp=time.time())
         for name, value in self.stats_metrics.items():
             fields[f'Metrics/{name}'] = dict(num=1, mean=value, std=0.0)
         self.stats_file.write(json.dumps(fields) + '\n')
@@ -196,9 +198,9 @@ def count(module: torch.nn.Module) -> str:
 
 
 def grid_size(training_set: Any) -> tuple[int, int]:
-    """Columns and rows that fill 3840×2160 pixels, 7 to 32 by 4 to 32."""
-    columns = int(np.clip(3840 // training_set.image_shape[2], 7, 32))
-    rows = int(np.clip(2160 // training_set.image_shape[1], 4, 32))
+    """Columns and rows that fill 3840×2160 pixels, 7 to 16 by 4 to 9: a CPU has to draw them too."""
+    columns = int(np.clip(3840 // training_set.image_shape[2], 7, 16))
+    rows = int(np.clip(2160 // training_set.image_shape[1], 4, 9))
     return columns, rows
 
 
