@@ -1,0 +1,130 @@
+"""Real images into the latent space: x -> y = f(x) -> z = φ(y), back to x̃ = g(y), and how good all that is."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from lia_plugin import host, prior, similarity
+from lia_plugin.perceptual import Perceptual
+
+# What each figure of an image is measured in; the order is that of tables.
+UNITS = {
+    'mse': 'mean squared difference, images in [-1, 1]',
+    'psnr': 'dB, peak 2',
+    'ssim': 'Gaussian window 11, sigma 1.5, data range 2',
+    'lpips': 'LPIPS, VGG16 (vgg16.pt), at the network\'s resolution',
+    'ms': 'milliseconds per image for x -> y, z and reconstruction',
+    'z_norm2': 'squared length of z; its mean under the prior is z_dim',
+    'typicality': 'two-sided p-value of z_norm2 under chi-square with z_dim degrees of freedom',
+    'phi_error': 'largest |y - phi_inverse(phi(y))|',
+}
+
+
+class InvertedBatch(NamedTuple):
+    """Latents and reconstructions of N images, and figures per image by the names of UNITS."""
+
+    y: torch.Tensor  # [N, z_dim]
+    z: torch.Tensor  # [N, z_dim]
+    ws: torch.Tensor  # [N, num_ws, w_dim]
+    recon: torch.Tensor  # NCHW, float32, about [-1, 1]
+    figures: dict[str, list[float]]  # N numbers each
+
+
+def check_invertible(G: Any, name: str) -> None:
+    """Raises UserError, in one line that calls the network `name`, unless it has φ and an encoder."""
+    if getattr(getattr(G, 'mapping', None), 'phi', None) is None:
+        raise host.UserError(f'{name}: not a LIA network, it has no invertible mapping; train one with --cfg=lia')
+    if getattr(G, 'encoder', None) is None:
+        raise host.UserError(
+            f'{name}: has no encoder, it comes from stage 1; train it with --stage=encoder --resume={name} first'
+        )
+
+
+def class_labels(G: Any, index: int | None, count: int, device: torch.device | str) -> torch.Tensor | None:
+    """One-hot labels [count, c_dim] of one class; None for a network without classes.
+
+    Raises:
+        UserError: a class is missing, not wanted, or out of range.
+    """
+    if G.c_dim == 0:
+        if index is not None:
+            raise host.UserError('--class: this network has no classes; leave the option out')
+        return None
+    if index is None or not 0 <= index < G.c_dim:
+        got = 'none given' if index is None else f'got {index}'
+        raise host.UserError(f'--class: this network needs one of its classes, 0 to {G.c_dim - 1}; {got}')
+    return torch.nn.functional.one_hot(torch.full([count], index), G.c_dim).to(device, torch.float32)
+
+
+@torch.no_grad()
+def invert_images(
+    G: Any,
+    img: torch.Tensor,
+    c: torch.Tensor | None = None,
+    truncation_psi: float = 1,
+    noise_mode: str = 'const',
+    lpips: Perceptual | None = None,
+) -> InvertedBatch:
+    """Inverts a batch of images NCHW in [-1, 1], labels c [N, c_dim] or None, with G's encoder.
+
+    With `truncation_psi` below 1 the reconstruction is of the truncated code; y and z remain those of the image.
+    """
+    start = _now(img.device)
+    y, z = G.invert(img, c)
+    ws = G.mapping.y_to_ws(y, c, truncation_psi)
+    recon = G.synthesis(ws, noise_mode=noise_mode).to(torch.float32)
+    elapsed = _now(img.device) - start
+    figures = compare_images(img, recon, lpips)
+    figures['ms'] = [elapsed * 1000 / len(img)] * len(img)
+    figures['z_norm2'] = prior.squared_norm(z).tolist()
+    figures['typicality'] = prior.typicality(z).tolist()
+    figures['phi_error'] = (G.mapping.z_to_y(z, c) - y).abs().amax(dim=1).tolist()
+    return InvertedBatch(y, z, ws, recon, figures)
+
+
+def compare_images(img: torch.Tensor, recon: torch.Tensor, lpips: Perceptual | None = None) -> dict[str, list[float]]:
+    """Figures of likeness per image. SSIM is left out below 11 pixels, LPIPS without an extractor."""
+    figures = {'mse': similarity.mse(img, recon).tolist(), 'psnr': similarity.psnr(img, recon).tolist()}
+    if min(img.shape[2:]) >= similarity.SSIM_WINDOW:
+        figures['ssim'] = similarity.ssim(img, recon).tolist()
+    if lpips is not None:
+        figures['lpips'] = lpips.distance(img, recon).tolist()
+    return figures
+
+
+def _now(device: torch.device) -> float:
+    """Seconds, after the device has done all its work."""
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+    elif device.type == 'mps':
+        torch.mps.synchronize()
+    return time.perf_counter()
+
+
+def mean_figures(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean over images of each figure. A PSNR that is infinite (equal images) makes its mean infinite too."""
+    return {name: math.fsum(row[name] for row in rows) / len(rows) for name in UNITS if rows and name in rows[0]}
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """The named device, or the best there is: CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        UserError: no such device here.
+    """
+    if name is None:
+        if torch.cuda.is_available():
+            return torch.device('cuda')
+        return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else 'not available'
+        raise host.UserError(f'--device={name}: cannot be used here ({reason}); cpu always can') from None
+    return device

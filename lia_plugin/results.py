@@ -1,0 +1,167 @@
+"""What an inversion leaves behind: latents, pictures, figures as JSON and as a table, and a page to look at."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from lia_plugin import page
+from lia_plugin.files import atomic_write
+from lia_plugin.images import LoadedImage, reconstruction_rows, save_png, side_by_side, to_uint8
+from lia_plugin.inversion import UNITS, InvertedBatch, mean_figures
+from lia_plugin.targets import Target
+
+FORMATS = {
+    'mse': ('MSE', '.5f'),
+    'psnr': ('PSNR dB', '.2f'),
+    'ssim': ('SSIM', '.4f'),
+    'lpips': ('LPIPS', '.4f'),
+    'ms': ('ms', '.1f'),
+    'z_norm2': ('|z|^2', '.1f'),
+    'typicality': ('typical p', '.3g'),
+    'phi_error': ('phi error', '.1e'),
+}
+MAX_TABLE_ROWS = 50
+MAX_SHOWN = 64  # Images on the page and in the grid.
+
+
+class Picture(NamedTuple):
+    """One inverted image as it is shown: uint8 [C, H, W] twice, and its name."""
+
+    name: str
+    original: torch.Tensor
+    recon: torch.Tensor
+
+
+def save_latents(path: str, ws: torch.Tensor, y: torch.Tensor, z: torch.Tensor, **more: Any) -> None:
+    """An .npz with `w` [N, num_ws, w_dim], `y` and `z` [N, z_dim], float32; stock generate.py takes it for N = 1."""
+    w_array, y_array, z_array = (value.detach().cpu().numpy() for value in (ws, y, z))
+    with atomic_write(path) as file:
+        np.savez(file, w=w_array, y=y_array, z=z_array, **more)
+
+
+def save_json(path: str, content: Mapping[str, Any]) -> None:
+    """Strict JSON: what is infinite or not a number becomes null."""
+    with atomic_write(path) as file:
+        file.write(json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False).encode('utf-8') + b'\n')
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def save_picture(outdir: str, picture: Picture) -> None:
+    """NAME_recon.png and NAME_side.png (original | reconstruction)."""
+    save_png(picture.recon, os.path.join(outdir, f'{picture.name}_recon.png'))
+    pair = side_by_side([picture.original, picture.recon], ['original', 'reconstruction'])
+    save_png(pair, os.path.join(outdir, f'{picture.name}_side.png'))
+
+
+def table_cells(
+    names: Sequence[str], rows: Sequence[Mapping[str, float]], limit: int = MAX_TABLE_ROWS
+) -> tuple[list[str], list[list[str]]]:
+    """Header, and a row for each image up to `limit` with one for the mean at the end, as text."""
+    columns = [key for key in UNITS if key in rows[0]]
+    header = ['image', *(FORMATS[key][0] for key in columns)]
+    shown = [(name, row) for name, row in list(zip(names, rows))[:limit]]
+    if len(rows) > 1:
+        shown.append((f'mean of {len(rows)}', mean_figures(rows)))
+    return header, [[name, *(format(row[key], FORMATS[key][1]) for key in columns)] for name, row in shown]
+
+
+def format_table(names: Sequence[str], rows: Sequence[Mapping[str, float]]) -> str:
+    """Aligned plain text; images beyond MAX_TABLE_ROWS are counted in the mean but not listed."""
+    header, body = table_cells(names, rows)
+    lines = [header, *body]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    text = []
+    for name, *figures in lines:
+        right = [cell.rjust(width) for cell, width in zip(figures, widths[1:])]
+        text.append('  '.join([name.ljust(widths[0]), *right]))
+    if len(rows) > MAX_TABLE_ROWS:
+        text.insert(-1, f'… {len(rows) - MAX_TABLE_ROWS} more in results.json')
+    return '\n'.join(text)
+
+
+def save_overview(outdir: str, pictures: Sequence[Picture], rows: Sequence[Mapping[str, float]], summary: str) -> None:
+    """grid.png (originals over reconstructions) and index.html for the first MAX_SHOWN images."""
+    shown = list(pictures)[:MAX_SHOWN]
+    originals = torch.stack([picture.original for picture in shown])
+    recons = torch.stack([picture.recon for picture in shown])
+    save_png(reconstruction_rows(originals, recons, columns=min(8, len(shown))), os.path.join(outdir, 'grid.png'))
+    header, body = table_cells([picture.name for picture in shown], rows, limit=MAX_SHOWN)
+    pairs = [page.figure(side_by_side([p.original, p.recon], ['original', 'reconstruction']), p.name) for p in shown]
+    sections = [
+        page.Section('Figures', [page.paragraph(summary), page.table(header, body)]),
+        page.Section('Original and reconstruction', pairs),
+    ]
+    page.save_page(os.path.join(outdir, 'index.html'), 'Inversion', sections)
+
+
+class InversionWriter:
+    """Writes each batch as it comes, and what is about all of them at the end. Creates the folder with the first image.
+
+    One image's latents go to projected_w.npz; of several, to NAME.npz each, and to latents.npz together.
+    """
+
+    def __init__(self, outdir: str, single: bool) -> None:
+        self.outdir = outdir
+        self.single = single
+        self.names: list[str] = []
+        self.rows: list[dict[str, float]] = []  # Figures of each image.
+        self.entries: list[dict[str, Any]] = []  # The same and more, for results.json.
+        self.failures: list[dict[str, str]] = []
+        self.pictures: list[Picture] = []
+        self.latents: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+
+    def fail(self, target: Target, reason: str) -> None:
+        """Counts an image that could not be used."""
+        self.failures.append({'image': target.label, 'reason': reason})
+
+    def add(self, group: Sequence[tuple[Target, LoadedImage]], result: InvertedBatch) -> None:
+        """Writes the files of one batch."""
+        os.makedirs(self.outdir, exist_ok=True)
+        self.latents.append((result.ws.cpu(), result.y.cpu(), result.z.cpu()))
+        recons = to_uint8(result.recon).cpu()
+        for i, (target, loaded) in enumerate(group):
+            row = {name: values[i] for name, values in result.figures.items()}
+            self.names.append(target.name)
+            self.rows.append(row)
+            self.entries.append({'image': target.name, 'source': target.label, 'changes': list(loaded.notes), **row})
+            picture = Picture(target.name, loaded.pixels, recons[i])
+            save_picture(self.outdir, picture)
+            if len(self.pictures) < MAX_SHOWN:
+                self.pictures.append(picture)
+            latent_file = 'projected_w.npz' if self.single else f'{target.name}.npz'
+            one = slice(i, i + 1)
+            save_latents(os.path.join(self.outdir, latent_file), result.ws[one], result.y[one], result.z[one])
+
+    def finish(self, settings: Mapping[str, Any]) -> None:
+        """Writes results.json and, for several images, latents.npz, grid.png and index.html."""
+        content = {
+            **settings,
+            'n': len(self.rows),
+            'units': {name: unit for name, unit in UNITS.items() if name in self.rows[0]},
+            'mean': mean_figures(self.rows),
+            'images': self.entries,
+            'failed': self.failures,
+        }
+        save_json(os.path.join(self.outdir, 'results.json'), content)
+        if self.single:
+            return
+        ws, y, z = (torch.cat(parts) for parts in zip(*self.latents))
+        save_latents(os.path.join(self.outdir, 'latents.npz'), ws, y, z, names=np.array(self.names))
+        summary = f'{settings["network"]}: {len(self.rows)} images, in [-1, 1]; {len(self.failures)} could not be used.'
+        save_overview(self.outdir, self.pictures, self.rows, summary)

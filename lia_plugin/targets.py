@@ -1,0 +1,119 @@
+"""What `--target` names: image files, folders, globs and zips, each image with a name for its results."""
+
+from __future__ import annotations
+
+import glob
+import io
+import os
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from lia_plugin.host import UserError
+from lia_plugin.images import LoadedImage, has_image_extension, read_image
+
+MAX_MEMBER_BYTES = 256 * 1024**2  # No image file of a sane size is larger unpacked; a zip bomb is.
+
+
+class Target(NamedTuple):
+    """One image: `path` alone is a file; with `member` it is a file inside the zip at `path`."""
+
+    path: str
+    member: str | None
+    name: str  # Unique, without extension, fit for a file name.
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return self.path if self.member is None else f'{self.path}:{self.member}'
+
+    def read(self, resolution: int, channels: int) -> LoadedImage:
+        """Pixels at the network's size and channels. Raises UserError for whatever is wrong with the file."""
+        if self.member is None:
+            return read_image(self.path, resolution, channels)
+        return read_image(io.BytesIO(_member_bytes(self.path, self.member)), resolution, channels, name=self.label)
+
+
+def collect(sources: Sequence[str]) -> list[Target]:
+    """All images that the sources name, sorted within each source, each file once.
+
+    A source that exists as a file is taken whatever its extension; folders are searched with their subfolders and
+    zips listed, both for image extensions.
+
+    Raises:
+        UserError: a source that does not exist, is no readable zip, or holds no image.
+    """
+    found: dict[tuple[str, str | None], None] = {}
+    for source in sources:
+        items = _expand(source)
+        if not items:
+            raise UserError(f'--target={source}: holds no image file')
+        found.update(dict.fromkeys(items))
+    names = _result_names(list(found))
+    return [Target(path, member, name) for (path, member), name in zip(found, names)]
+
+
+def _expand(source: str) -> list[tuple[str, str | None]]:
+    if os.path.isdir(source):
+        return [(path, None) for path in _image_files(source)]
+    if os.path.isfile(source):
+        is_zip = zipfile.is_zipfile(source) or source.lower().endswith('.zip')
+        return _zip_members(source) if is_zip else [(source, None)]
+    matches = sorted(glob.glob(source, recursive=True))
+    if not matches:
+        raise UserError(f'--target={source}: no such file, folder or pattern')
+    return [item for match in matches if os.path.isdir(match) or has_image_extension(match) for item in _expand(match)]
+
+
+def _image_files(folder: str) -> list[str]:
+    paths = (os.path.join(root, name) for root, _folders, names in os.walk(folder) for name in names)
+    return sorted(path for path in paths if has_image_extension(path))
+
+
+def _zip_members(path: str) -> list[tuple[str, str | None]]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [info.filename for info in archive.infolist() if not info.is_dir()]
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise UserError(f'--target={path}: not a readable zip ({error})') from None
+    return [(path, name) for name in sorted(set(names)) if has_image_extension(name)]
+
+
+def _member_bytes(path: str, member: str) -> bytes:
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(member) as file:
+            # Read to the limit, not to what the header claims.
+            data = file.read(MAX_MEMBER_BYTES + 1)
+    except Exception as error:  # Damaged archives raise zlib.error, BadZipFile, EOFError, RuntimeError (passwords) …
+        reason = ' '.join(str(error).split()) or type(error).__name__
+        raise UserError(f'{path}:{member}: cannot be unpacked ({reason})') from None
+    if len(data) > MAX_MEMBER_BYTES:
+        raise UserError(f'{path}:{member}: more than {MAX_MEMBER_BYTES >> 20} MB unpacked; refused')
+    return data
+
+
+def _result_names(items: Sequence[tuple[str, str | None]]) -> list[str]:
+    """File names without extension where they differ; else with their folder, else with a number."""
+    paths = [(member or path).replace('\\', '/') for path, member in items]
+    short = [_safe(path.rsplit('/', 1)[-1]) for path in paths]
+    long = [_safe('_'.join(path.split('/')[-2:])) for path in paths]
+    repeated = {name for name, count in Counter(name.lower() for name in short).items() if count > 1}
+    taken: set[str] = set()
+    names = []
+    for brief, full in zip(short, long):
+        stem = full if brief.lower() in repeated else brief
+        name, number = stem, 2
+        # Compared without case, because some file systems do.
+        while name.lower() in taken:
+            name, number = f'{stem}_{number}', number + 1
+        taken.add(name.lower())
+        names.append(name)
+    return names
+
+
+def _safe(file_name: str) -> str:
+    """No extension, nothing that leaves the folder or hides the file."""
+    stem = os.path.splitext(file_name)[0]
+    return re.sub(r'[^\w.-]+', '_', stem).lstrip('.')[:100] or 'image'
