@@ -172,8 +172,8 @@ def find_run(outdir: str, new_run: bool, values: dict[str, Any], said: set[str])
         now = {name: values[name] for name in values if name in said and name != 'resume'}
         wrong = run_dir.first_difference(now, then)
         if wrong is not None:
-            raise click.UsageError(f'{opts.flag(wrong)}: {now[wrong]} now, {then[wrong]} in {run.path}; leave the option '
-                                   'out to go on with that run, or start another without --resume=latest')
+            raise click.UsageError(f'{opts.flag(wrong)}: {now[wrong]} now, {then[wrong]} in {run.path}; leave it out '
+                                   'to go on with that run, or start another without --resume=latest')
         known = {f.name for f in dataclasses.fields(Options)}
         return run, Options(**{**{k: v for k, v in then.items() if k in known}, **now})
     if values['data'] is None:
