@@ -92,12 +92,25 @@ class _Rectifier(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        # Differentiable operators, so the second derivative needs no rule of its own; the slope itself is piecewise
-        # constant in y, and the detached y keeps its zero gradient from being carried on through the network.
-        y = ctx.saved_tensors[0].detach()
-        alpha, gain, clamp = ctx.constants
-        grad = torch.ops.aten.leaky_relu_backward(grad, y, alpha, True).mul_(gain)
-        if clamp is not None:
-            grad = torch.ops.aten.hardtanh_backward(grad, y, -clamp, clamp)
+        # Without detach the output's gradient, which is zero, would be carried on through the whole network.
+        grad = _Slope.apply(grad, ctx.saved_tensors[0].detach(), *ctx.constants)
         wants_bias = ctx.bias_shape is not None and ctx.needs_input_grad[1]
         return grad, grad.sum_to_size(ctx.bias_shape) if wants_bias else None, None, None, None
+
+
+class _Slope(torch.autograd.Function):
+    """Gradients times the rectifier's slope, which is piecewise constant: so is what comes back, in every order."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: torch.Tensor, y: torch.Tensor, alpha: float, gain: float,
+                clamp: float | None) -> torch.Tensor:
+        ctx.save_for_backward(y)
+        ctx.constants = alpha, gain, clamp
+        result = torch.ops.aten.leaky_relu_backward(grad, y, alpha, True).mul_(gain)
+        if clamp is not None:
+            torch.ops.aten.hardtanh_backward.grad_input(result, y, -clamp, clamp, grad_input=result)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return _Slope.apply(grad, ctx.saved_tensors[0], *ctx.constants), None, None, None, None
