@@ -40,7 +40,7 @@ def prepare_network(opts: Any) -> Any:
 
 def evaluation_set(opts: Any) -> dict[str, Any]:
     """The data to reconstruct: each image once, never mirrored, `opts.num` of them if asked for."""
-    if not opts.dataset_kwargs:
+    if 'class_name' not in opts.dataset_kwargs:
         raise UserError('--data: this metric needs a data set, and the network file names none')
     wanted = [n for n in (getattr(opts, 'num', None), opts.dataset_kwargs.get('max_size')) if n is not None]
     return {**opts.dataset_kwargs, 'xflip': False, 'max_size': min(wanted, default=None)}

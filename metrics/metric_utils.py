@@ -160,7 +160,7 @@ def note_images(opts: MetricOptions, num_fake: int, num_real: int) -> None:
 
 def open_dataset(opts: MetricOptions) -> Any:
     """The data set of `opts.dataset_kwargs`."""
-    if not opts.dataset_kwargs:
+    if 'class_name' not in opts.dataset_kwargs:
         raise UserError('--data: this metric needs a data set, and the network file names none')
     return dnnlib.util.construct_class_by_name(**opts.dataset_kwargs)
 
@@ -193,7 +193,9 @@ def iterate_dataset(
         loader_kwargs = _default_loader_kwargs(len(items), device)
     if hasattr(dataset, 'close'):
         dataset.close()  # Forked workers must not share one open file.
-    loader = torch.utils.data.DataLoader(dataset, batch_size=batch_size, sampler=items, **loader_kwargs)
+    # A generator of its own: else it draws a number of the global one's, and the noise of fakes shifts with the cache.
+    own = torch.Generator()
+    loader = torch.utils.data.DataLoader(dataset, batch_size=batch_size, sampler=items, generator=own, **loader_kwargs)
     try:
         for images, labels in loader:
             yield images.to(device), labels.to(device)
