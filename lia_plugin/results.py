@@ -15,6 +15,7 @@ from lia_plugin import page
 from lia_plugin.files import atomic_write
 from lia_plugin.images import LoadedImage, reconstruction_rows, save_png, side_by_side, to_uint8
 from lia_plugin.inversion import UNITS, InvertedBatch, mean_figures
+from lia_plugin.similarity import psnr_from_mse
 from lia_plugin.targets import Target
 
 FORMATS = {
@@ -155,6 +156,7 @@ class InversionWriter:
             'n': len(self.rows),
             'units': {name: unit for name, unit in UNITS.items() if name in self.rows[0]},
             'mean': mean_figures(self.rows),
+            'psnr_of_mean_mse': float(psnr_from_mse(torch.tensor(mean_figures(self.rows)['mse']))),
             'images': self.entries,
             'failed': self.failures,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import io
 import os
@@ -81,9 +82,15 @@ def _zip_members(path: str) -> list[tuple[str, str | None]]:
     return [(path, name) for name in sorted(set(names)) if has_image_extension(name)]
 
 
+@functools.lru_cache(maxsize=2)
+def _archive(path: str, changed: float) -> zipfile.ZipFile:
+    # Kept open: reading the list of a large zip anew for each image would take longer than the image.
+    return zipfile.ZipFile(path)
+
+
 def _member_bytes(path: str, member: str) -> bytes:
     try:
-        with zipfile.ZipFile(path) as archive, archive.open(member) as file:
+        with _archive(path, os.path.getmtime(path)).open(member) as file:
             # Read to the limit, not to what the header claims.
             data = file.read(MAX_MEMBER_BYTES + 1)
     except Exception as error:  # Damaged archives raise zlib.error, BadZipFile, EOFError, RuntimeError (passwords) …

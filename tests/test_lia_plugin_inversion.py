@@ -203,12 +203,18 @@ def test_one_image(network: str, G: Any, tmp_path: Path, capsys: pytest.CaptureF
     assert 'resized from 40x40' in screen.err and 'picture0' in screen.out and 'PSNR' in screen.out
 
 
-def test_a_folder_in_batches_equals_one_by_one(network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_in_batches_equals_one_by_one(
+    network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = save_pictures(tmp_path / 'in', 3)
     out = tmp_path / 'out'
     assert run('--network', network, '--target', str(folder), '--outdir', str(out), '--batch=2', '--lpips=none') == 0
     assert {'grid.png', 'index.html', 'latents.npz', 'results.json'} <= {path.name for path in out.iterdir()}
     assert 'mean of 3' in capsys.readouterr().out
+    results = json.loads((out / 'results.json').read_text())
+    mses = [image['mse'] for image in results['images']]
+    assert results['mean']['mse'] == pytest.approx(sum(mses) / 3)
+    assert results['psnr_of_mean_mse'] == pytest.approx(10 * np.log10(4 / np.mean(mses)))
     with np.load(out / 'latents.npz') as together:
         assert together['names'].tolist() == ['picture0', 'picture1', 'picture2']
         for i in range(3):
