@@ -54,8 +54,9 @@ def lia(ctx: click.Context) -> None:
 
 def _is_user_error(error: Exception) -> bool:
     # Looked up among what is loaded: an error's class comes from an imported module, and `--help` stays fast.
-    modules = [sys.modules.get(name) for name in ('lia_plugin.host', 'dnnlib.util')]
-    return isinstance(error, tuple(m.UserError for m in modules if hasattr(m, 'UserError')))
+    modules = (sys.modules.get(name) for name in ('lia_plugin.host', 'dnnlib.util'))
+    classes = (getattr(module, 'UserError', None) for module in modules)
+    return isinstance(error, tuple(c for c in classes if c is not None))
 
 
 def _report(message: str) -> int:

@@ -95,32 +95,33 @@ def resolve(options: Options, resolution: int) -> Preset:
 
     auto: mb = max(min(gpus·min(4096//res, 32), 64), gpus), gamma = 0.0002·res²/mb, EMA half-life 10·mb/32 kimg.
     """
-    preset = PRESETS[options.cfg]
-    gpus = options.gpus
-    batch = options.batch or preset.batch or max(min(gpus * min(4096 // resolution, 32), 64), gpus)
-    # The preset's own batch decides gamma and EMA, as in the host: --batch alone changes neither.
+    preset, gpus = PRESETS[options.cfg], options.gpus
+    # --batch alone changes neither gamma nor the EMA: the formula takes the preset's own batch, as in the host.
     mb = preset.batch or max(min(gpus * min(4096 // resolution, 32), 64), gpus)
-    automatic = dict(
+    automatic: dict[str, Any] = dict(
+        batch=mb,
         mbstd_group=min(mb // gpus, 4),
         channel_base=32768 if resolution >= 512 else 16384,
         lr=0.002 if resolution >= 1024 else 0.0025,
         gamma=0.0002 * resolution ** 2 / mb,
         ema_kimg=mb * 10 / 32,
     )
-    given = dict(kimg=options.kimg, batch=batch, mbstd_group=options.mbstd_group, channel_base=options.cbase,
-                 gamma=options.gamma, map_depth=options.map_depth)
     preset = dataclasses.replace(preset, **{k: v for k, v in automatic.items() if getattr(preset, k) is None})
-    preset = dataclasses.replace(preset, **{k: v for k, v in given.items() if v is not None})
-    if options.transfers:
-        preset = dataclasses.replace(preset, ema_rampup=None)
-    return preset
+    said = dict(kimg=options.kimg, batch=options.batch, mbstd_group=options.mbstd_group, channel_base=options.cbase,
+                gamma=options.gamma, map_depth=options.map_depth)
+    preset = _override(preset, said)
+    return dataclasses.replace(preset, ema_rampup=None) if options.transfers else preset
+
+
+def _override(preset: Any, said: dict[str, Any]) -> Any:
+    return dataclasses.replace(preset, **{k: v for k, v in said.items() if v is not None})
 
 
 def encoder_preset(options: Options) -> EncoderPreset:
     """The preset of stage 2 with the user's own weights, extractor, learning rate and length in it."""
-    given = dict(kimg=options.enc_kimg, pixel=options.enc_pixel, percep_network=options.percep, lr=options.enc_lr,
-                 percep=options.enc_percep, adv=options.enc_adv, latent=options.enc_latent, d_lr=options.dlr)
-    return dataclasses.replace(ENCODER_PRESETS[options.enc_loss], **{k: v for k, v in given.items() if v is not None})
+    said = dict(kimg=options.enc_kimg, pixel=options.enc_pixel, percep_network=options.percep, lr=options.enc_lr,
+                percep=options.enc_percep, adv=options.enc_adv, latent=options.enc_latent, d_lr=options.dlr)
+    return _override(ENCODER_PRESETS[options.enc_loss], said)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
