@@ -1,4 +1,4 @@
-"""Stand-ins that have answers in closed form: a data set, a generator and an encoding network that are simple formulas."""
+"""Stand-ins with answers in closed form: a data set, a generator and an encoding network that are simple formulas."""
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ SIDE = 12
 class FakeImages(torch.utils.data.Dataset):
     """Images of one seeded stream, 100 … 150; `xflip` doubles them, as in the host's data sets."""
 
-    def __init__(self, num=10, channels=1, xflip=False, max_size=None, label_dim=0, resolution=SIDE, path=None, split=None):
+    def __init__(self, num=10, channels=1, xflip=False, max_size=None, label_dim=0, resolution=SIDE, path=None):
         stream = np.random.RandomState(1)
         self.images = stream.randint(100, 150, [num, channels, resolution, resolution]).astype(np.uint8)[:max_size]
         if xflip:
@@ -26,7 +26,9 @@ class FakeImages(torch.utils.data.Dataset):
         return self.images[idx].copy(), self.get_label(idx)
 
     def get_label(self, idx):
-        return np.eye(self.label_dim, dtype=np.float32)[idx % self.label_dim] if self.label_dim else np.zeros(0, np.float32)
+        one_hot = np.zeros(self.label_dim, np.float32)
+        one_hot[idx % max(self.label_dim, 1) : idx % max(self.label_dim, 1) + 1] = 1
+        return one_hot
 
     def floats(self):
         return self.images.astype(np.float64) / 127.5 - 1
@@ -78,8 +80,6 @@ class FakeLIA(torch.nn.Module):
         self.gain, self.offset = gain, offset
         self.mapping = FakePhi(scale, shift)
         self.register_buffer('anything', torch.zeros([1]))
-        self.seen_labels = []
-        self.passes = 0
 
     def encode(self, img, c=None):
         FakeLIA.last_labels = c

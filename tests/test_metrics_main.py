@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-import os
 
 import numpy as np
 import pytest
@@ -12,9 +11,8 @@ from metric_fakes import FakeGenerator, FakeImages, save_corner_detector
 
 from dnnlib.util import EasyDict, UserError
 from metrics import metric_main, metric_utils
-from metrics.feature_stats import FeatureStats, gather_interleaved
+from metrics.feature_stats import FeatureStats
 from metrics.frechet_inception_distance import frechet_distance
-from torch_utils import distributed
 
 DATA = dict(class_name='metric_fakes.FakeImages', num=11)
 CPU = torch.device('cpu')
@@ -189,14 +187,13 @@ def test_a_name_taken_twice_is_an_error(monkeypatch):
 
 
 def test_reports_are_lines_of_json_in_order(tmp_path, capsys):
-    result = EasyDict(results=EasyDict(fid50k=1.5), metric='fid50k', total_time=2.0, total_time_str='2s', num_gpus=1, n=9)
+    result = EasyDict(results=EasyDict(fid50k=1.5), metric='fid50k', total_time=2.0, total_time_str='2s', num_gpus=1)
     for _ in range(2):
         metric_main.report_metric(result, run_dir=str(tmp_path), snapshot_pkl=str(tmp_path / 'network.pkl'))
     printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     stored = [json.loads(line) for line in (tmp_path / 'metric-fid50k.jsonl').read_text().splitlines()]
     assert printed == stored and len(stored) == 2
-    assert list(stored[0]) == [
-        'results', 'metric', 'total_time', 'total_time_str', 'num_gpus', 'n', 'snapshot_pkl', 'timestamp']
+    assert list(stored[0]) == [*result, 'snapshot_pkl', 'timestamp']
     assert stored[0]['snapshot_pkl'] == 'network.pkl' and stored[0]['results'] == {'fid50k': 1.5}
 
 
@@ -215,27 +212,3 @@ def test_progress_tells_items_and_the_share_of_the_whole(capsys):
         half.update(done)
     assert told == [(0, 1000), (500, 1000)] + [(500 + 125 * done, 1000) for done in range(1, 5)]
     assert capsys.readouterr().err.startswith('features: 4 of 4 items')
-
-
-def share_work(rank, world_size, detector, cache_dir):
-    """One process's part: (fid and kid, the gathered rows, whether options of processes without images work)."""
-    os.environ['DNNLIB_CACHE_DIR'] = cache_dir
-    G = FakeGenerator()
-    common = dict(G=G, detector=detector, num_gpus=world_size, rank=rank, device=CPU, batch=2)
-    fid = metric_main.calc_metric('fid50k_full', dataset_kwargs=DATA, num=9, **common)
-    again = metric_main.calc_metric('fid50k_full', dataset_kwargs=DATA, num=9, **common)
-    kid = metric_main.calc_metric('kid50k_full', dataset_kwargs=DATA, num=9, **common)
-    tiny = metric_main.calc_metric('fid50k_full', dataset_kwargs=dict(DATA, num=1), num=1, **common)
-    rows = gather_interleaved(torch.full([3 - rank, 2], float(rank)), world_size, rank)
-    stats = FeatureStats(capture_all=True)
-    stats.append_torch(torch.full([1, 2], float(rank)), world_size, rank)
-    values = [r.results[r.metric] for r in (fid, again, kid, tiny)]
-    return values, rows[:, 0].tolist(), stats.get_all()[:, 0].tolist(), (fid.n, fid.n_real)
-
-
-def test_two_processes_give_what_one_gives(corner, tmp_path):
-    one = share_work(0, 1, corner, str(tmp_path / 'one'))
-    two = distributed.spawn(share_work, 2, (corner, str(tmp_path / 'two')), device='cpu')
-    assert two[0] == pytest.approx(one[0], rel=1e-9)
-    assert two[1] == [0, 1, 0, 1, 0] and two[2] == [0, 1]
-    assert two[3] == one[3] == (9, 11)
