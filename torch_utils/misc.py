@@ -181,7 +181,7 @@ def copy_params_and_buffers(
     want = dict(named_params_and_buffers(dst_module))
     missing = [name for name in want if name not in have]
     if require_all and missing:
-        raise ValueError(f'src_module: has no {_some(missing)}, which {type(dst_module).__name__} needs')
+        raise ValueError(f'src_module: has no {some_names(missing)}, which {type(dst_module).__name__} needs')
     for name in want.keys() & have.keys():
         if have[name].shape != want[name].shape:
             raise ValueError(f'{name}: got shape {list(have[name].shape)}, expected {list(want[name].shape)}')
@@ -189,7 +189,7 @@ def copy_params_and_buffers(
         want[name].copy_(have[name])
 
 
-def _some(names: Iterable[str], limit: int = 3) -> str:
+def some_names(names: Iterable[str], limit: int = 3) -> str:
     """A few names and how many more: `a, b, c and 7 more`."""
     names = list(names)
     more = f' and {len(names) - limit} more' if len(names) > limit else ''
