@@ -426,10 +426,7 @@ class MappingNetwork(torch.nn.Module):
         super().__init__()
         if num_layers == 0 and z_dim != w_dim:
             raise ValueError(f'mapping: without dense layers y is w, so z_dim must be w_dim; got {z_dim} and {w_dim}')
-        self.z_dim = z_dim
-        self.c_dim = c_dim
-        self.w_dim = w_dim
-        self.num_ws = num_ws
+        self.z_dim, self.c_dim, self.w_dim, self.num_ws = z_dim, c_dim, w_dim, num_ws
         self.num_layers = num_layers
         self.w_avg_beta = w_avg_beta
         self.phi = Phi(z_dim, c_dim, **phi_kwargs)
@@ -525,11 +522,8 @@ class Generator(torch.nn.Module):
         encoder_kwargs: dict[str, Any] | None = None,  # Arguments of Encoder. None = stage 1.
     ) -> None:
         super().__init__()
-        self.z_dim = z_dim
-        self.c_dim = c_dim
-        self.w_dim = w_dim
-        self.img_resolution = img_resolution
-        self.img_channels = img_channels
+        self.z_dim, self.c_dim, self.w_dim = z_dim, c_dim, w_dim
+        self.img_resolution, self.img_channels = img_resolution, img_channels
         image = dict(img_resolution=img_resolution, img_channels=img_channels)
         synthesis = dict(class_name=_host_synthesis_class(), w_dim=w_dim, **image)
         self.synthesis = dnnlib.util.construct_class_by_name(**{**synthesis, **synthesis_kwargs})
