@@ -48,7 +48,7 @@ def parse_metrics(ctx: click.Context, param: click.Parameter, value: str) -> lis
 @click.option('--detector', metavar='FILE|URL|random:SEED',
               help='Feature network: TorchScript, or one of fixed random weights  [default: NVIDIA\'s Inception]')
 @click.option('--batch', type=click.IntRange(min=1), metavar='INT', help='Images at once  [default: by resolution]')
-@click.option('--device', metavar='NAME', help='cpu, cuda, mps …  [default: the best there is]')
+@click.option('--device', default='auto', metavar='NAME', help='cpu, cuda, cuda:1, mps …; auto = the best there is')
 @click.option('--seed', type=click.IntRange(0, 2**31 - 1), default=0, help='Of latents, noise and subsets')
 @click.option('--json', 'json_path', metavar='FILE', help='Write all results to this file too, as one list')
 @click.option('--verbose', type=bool, default=True, metavar='BOOL', help='Say on stderr what happens')
@@ -62,7 +62,7 @@ def calc_metrics(
     num: int | None,
     detector: str | None,
     batch: int | None,
-    device: str | None,
+    device: str,
     seed: int,
     json_path: str | None,
     verbose: bool,
@@ -154,10 +154,12 @@ def choose_data(
     if data is not None:
         chosen = dict(class_name=DATASET_CLASS, path=data)
         return chosen, dict(chosen), True
-    training_set = options.get('training_set_kwargs') or contents.get('training_set_kwargs')
+    # Ours keep the training loop's arguments by stage, the host's at the top.
+    record = next((options[stage] for stage in ('encoder', 'gan') if isinstance(options.get(stage), dict)), options)
+    training_set = record.get('training_set_kwargs') or contents.get('training_set_kwargs')
     if not training_set:
         raise UserError('--data: missing, and the network file names no data set')
-    held_out = options.get('val_set_kwargs')
+    held_out = record.get('val_set_kwargs')
     return recorded_data(training_set), recorded_data(held_out or training_set), bool(held_out)
 
 
@@ -189,24 +191,20 @@ def check_data(G: Any, kwargs: dict[str, Any]) -> None:
 
 
 def prepare(
-    path: str, data: str | None, mirror: bool | None, device: str | None, gpus: int, metrics: list[str], trust: bool,
+    path: str, data: str | None, mirror: bool | None, device: str, gpus: int, metrics: list[str], trust: bool,
     **plain: Any,
 ) -> Job:
     """Looks at everything that can be wrong before the work begins."""
-    from lia_plugin import inversion
+    from lia_plugin import evaluation, planning
     from lia_plugin import metrics as _registers_ours  # noqa: F401
-    from lia_plugin.host import UserError
     from metrics import metric_main
 
     wanted = [metric_main.get_metric(name) for name in metrics]
     if not wanted:
         raise click.UsageError('--metrics: none given; --metrics=list tells all')
-    run_device = inversion.pick_device(device)
-    check_processes(run_device, gpus)
+    run_device = planning.resolve_device(device, gpus)
     G, contents = load_generator(path, trust)
     if any(getattr(fn, 'needs_encoder', False) for fn in wanted):
-        from lia_plugin import evaluation
-
         evaluation.check_encoder(G)
     run_dir, options = run_options(path)
     training_set, held_out_set, is_held_out = choose_data(contents, options, data)
@@ -218,22 +216,8 @@ def prepare(
     if not is_held_out and plain['verbose'] and any(getattr(fn, 'held_out', False) for fn in wanted):
         print('Note: nothing is known to be held out, so reconstructions are of training images; --data names others',
               file=sys.stderr)
-    if G.img_resolution < 11 and 'recon_ssim' in metrics:
-        raise UserError(f'--metrics: recon_ssim needs 11 pixels a side at least, the network makes {G.img_resolution}')
     return Job(network=path, trust=trust, metrics=metrics, training_set=training_set, held_out_set=held_out_set,
-               device=str(run_device), run_dir=run_dir, **plain)
-
-
-def check_processes(device: Any, gpus: int) -> None:
-    """UserError if there are fewer GPUs than asked for."""
-    import torch
-
-    from lia_plugin.host import UserError
-
-    if device.type == 'cuda' and gpus > torch.cuda.device_count():
-        raise UserError(f'--gpus: {gpus} asked for, but there are {torch.cuda.device_count()}')
-    if device.type not in ('cpu', 'cuda') and gpus > 1:
-        raise UserError(f'--gpus: {gpus} asked for, but {device.type} has one; use --device=cpu for several processes')
+               device=run_device, run_dir=run_dir, **plain)
 
 
 def evaluate(rank: int, world_size: int, job: Job) -> list[dict[str, Any]]:

@@ -1,0 +1,186 @@
+"""`calc_metrics.py` as people call it: little networks in files, a real data set, text on stdout and exit codes."""
+
+import io
+import json
+import zipfile
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from lia_plugin import cli
+from torch_utils import network_pickle
+
+SIDE = 16
+
+
+def write_zip(path, num=9, side=SIDE, channels=3, labels=None):
+    stream = np.random.RandomState(0)
+    with zipfile.ZipFile(path, 'w') as archive:
+        names = [f'00000/img{i:08d}.png' for i in range(num)]
+        for name in names:
+            pixels = stream.randint(0, 255, [side, side, channels], dtype=np.uint8)
+            buffer = io.BytesIO()
+            PIL.Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels).save(buffer, format='PNG')
+            archive.writestr(name, buffer.getvalue())
+        if labels:
+            archive.writestr('dataset.json', json.dumps({'labels': [[n, i % labels] for i, n in enumerate(names)]}))
+    return str(path)
+
+
+def write_network(path, data, encoder=True, c_dim=0, plain=False):
+    from lia_plugin.networks import Generator
+    from training.networks import Generator as PlainGenerator
+
+    torch.manual_seed(0)
+    kwargs = dict(z_dim=16, c_dim=c_dim, w_dim=16, img_resolution=SIDE, img_channels=3)
+    kwargs['synthesis_kwargs'] = dict(channel_base=64, channel_max=16)
+    encoder_kwargs = dict(encoder_kwargs=dict(channel_base=64, channel_max=16) if encoder else None)
+    G = PlainGenerator(**kwargs) if plain else Generator(**kwargs, **encoder_kwargs)
+    training_set = dict(class_name='training.dataset.ImageFolderDataset', path=data, use_labels=bool(c_dim))
+    network_pickle.save(str(path), dict(
+        training_set_kwargs=training_set, G=None, D=None, G_ema=G.eval().requires_grad_(False), augment_pipe=None))
+    return str(path)
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+    """A folder with a data set and a network trained on it."""
+    folder = tmp_path_factory.mktemp('place')
+    write_network(folder / 'net.pkl', write_zip(folder / 'data.zip'))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv('DNNLIB_CACHE_DIR', str(tmp_path / 'cache'))
+
+
+def call(capsys, *args):
+    """(exit code, the lines of stdout as JSON, stderr)"""
+    code = cli.run(cli.load_command('calc_metrics'), ['--device=cpu', *map(str, args)])
+    out, err = capsys.readouterr()
+    return code, [json.loads(line) for line in out.splitlines()], err
+
+
+def test_every_metric_of_an_encoding_network(place, capsys, tmp_path):
+    names = 'recon_mse,recon_psnr,recon_ssim,recon_fid,cycle_y,cycle_z,latent_fd,fid50k_full,fid50k,kid50k_full'
+    code, lines, _err = call(
+        capsys, f'--network={place}/net.pkl', f'--metrics={names}', '--detector=random:0', '--num=9',
+        f'--json={tmp_path}/all.json')
+    assert code == 0 and [line['metric'] for line in lines] == names.split(',')
+    for line in lines:
+        assert np.isfinite(line['results'][line['metric']]) and line['n'] == 9
+        assert line['snapshot_pkl'] == f'{place}/net.pkl' and line['value_range']
+        assert line['detector' if 'id' in line['metric'] else 'data']
+    assert {line['detector'] for line in lines if 'detector' in line} == {'random:0'}
+    stored = json.loads((tmp_path / 'all.json').read_text())
+    assert [entry['results'] for entry in stored] == [line['results'] for line in lines]
+    assert not list(place.glob('metric-*'))  # Not a run directory.
+
+
+def test_the_answer_is_that_of_the_network(place, capsys):
+    from lia_plugin import images, similarity
+    from training.dataset import ImageFolderDataset
+
+    (line,) = call(capsys, f'--network={place}/net.pkl', '--metrics=recon_mse', '--batch=2')[1]
+    G = network_pickle.load(f'{place}/net.pkl')['G_ema']
+    dataset = ImageFolderDataset(f'{place}/data.zip')
+    img = images.to_float(np.stack([dataset[i][0] for i in range(9)]))
+    recon = G.decode(G.encode(img), noise_mode='const').clamp(-1, 1)
+    assert line['results']['recon_mse'] == pytest.approx(float(similarity.mse(img, recon).mean()), rel=1e-4)
+
+
+def test_in_a_run_directory_the_held_out_images_are_measured_and_lines_are_kept(place, capsys, tmp_path):
+    data = f'{place}/data.zip'
+    run = tmp_path / '00000-run'
+    run.mkdir()
+    network = write_network(run / 'network-snapshot-000001.pkl', data)
+    common = dict(class_name='training.dataset.ImageFolderDataset', path=data, val_share=0.3, val_seed=0)
+    stage = dict(training_set_kwargs=dict(common, split='train'), val_set_kwargs=dict(common, split='val'))
+    (run / 'training_options.json').write_text(json.dumps(dict(options={}, gan=None, encoder=stage)))
+    metrics = '--metrics=recon_mse,fid50k_full'
+    code, lines, err = call(capsys, f'--network={network}', metrics, '--num=50', '--detector=random:1', '--batch=32')
+    assert code == 0 and 'Note' not in err
+    assert (lines[0]['n'], lines[0]['data']) == (3, 'data (val split)')
+    assert (lines[1]['n_real'], lines[1]['data']) == (6, 'data (train split)')
+    for line in lines:
+        assert line['snapshot_pkl'] == 'network-snapshot-000001.pkl'
+        assert json.loads((run / f'metric-{line["metric"]}.jsonl').read_text()) == line
+    code, lines, _err = call(capsys, f'--network={network}', '--metrics=recon_mse', f'--data={data}')
+    assert (lines[0]['n'], lines[0]['data']) == (9, 'data')
+
+
+def test_two_processes_from_the_command(place, capfd, tmp_path):
+    args = [f'--network={place}/net.pkl', '--metrics=recon_mse', '--num=5', '--verbose=False']
+    one = call(capfd, *args)[1]
+    code, (two,), _err = call(capfd, *args, '--gpus=2', f'--json={tmp_path}/two.json')
+    assert code == 0 and json.loads((tmp_path / 'two.json').read_text())[0]['results'] == two['results']
+    assert two['results']['recon_mse'] == pytest.approx(one[0]['results']['recon_mse'], rel=1e-5)
+    assert (two['num_gpus'], two['n']) == (2, 5)
+
+
+def test_conditional_network_and_plain_stylegan(capsys, tmp_path):
+    data = write_zip(tmp_path / 'labelled.zip', labels=3)
+    network = write_network(tmp_path / 'conditional.pkl', data, c_dim=3)
+    code, lines, _err = call(capsys, f'--network={network}', '--metrics=recon_mse,cycle_z', '--num=9')
+    assert code == 0 and [line['n'] for line in lines] == [9, 9]
+    plain = write_network(tmp_path / 'plain.pkl', data, plain=True)
+    code, lines, _err = call(capsys, f'--network={plain}', '--metrics=fid50k', '--num=9', '--detector=random:0')
+    assert code == 0 and lines[0]['n'] == 9
+    code, _lines, err = call(capsys, f'--network={plain}', '--metrics=recon_mse')
+    assert code == 2 and 'not a LIA network' in err
+
+
+def test_list_needs_no_network(capsys):
+    assert cli.run(cli.load_command('calc_metrics'), ['--metrics=list']) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in lines} >= {'fid50k_full', 'kid50k_full', 'recon_psnr', 'cycle_z', 'latent_fd'}
+    assert all(len(line.split()) > 3 for line in lines)
+
+
+@pytest.fixture(scope='module')
+def wrong(tmp_path_factory, place):
+    """Files with something wrong with each."""
+    folder = tmp_path_factory.mktemp('wrong')
+    data = f'{place}/data.zip'
+    write_network(folder / 'stage1.pkl', data, encoder=False)
+    write_network(folder / 'conditional.pkl', data, c_dim=3)
+    write_network(folder / 'moved.pkl', '/no/such/place.zip')
+    write_zip(folder / 'grey.zip', channels=1)
+    write_zip(folder / 'large.zip', side=32)
+    (folder / 'cut.zip').write_bytes((place / 'data.zip').read_bytes()[:400])
+    (folder / 'cut.pkl').write_bytes((place / 'net.pkl').read_bytes()[:4000])
+    contents = network_pickle.load(f'{place}/net.pkl')
+    contents['training_set_kwargs'] = dict(class_name='subprocess.check_output', args=['touch', str(folder / 'trap')])
+    network_pickle.save(str(folder / 'hostile.pkl'), contents)
+    return folder
+
+
+@pytest.mark.parametrize('args, complaint', [
+    (['--metrics=recon_mse'], '--network: missing'),
+    (['--network={place}/none.pkl', '--metrics=recon_mse'], 'none.pkl: no such file'),
+    (['--network={place}/data.zip', '--metrics=recon_mse'], 'data.zip'),
+    (['--network={wrong}/cut.pkl', '--metrics=recon_mse'], 'cut.pkl'),
+    (['--network={place}/net.pkl', '--metrics=recon_msee'], 'recon_msee: unknown'),
+    (['--network={place}/net.pkl', '--metrics='], '--metrics: none given'),
+    (['--network={wrong}/stage1.pkl', '--metrics=recon_mse'], 'train the encoder first'),
+    (['--network={wrong}/moved.pkl', '--metrics=recon_mse'], '--data: missing'),
+    (['--network={wrong}/hostile.pkl', '--metrics=recon_mse'], '--data: missing'),
+    (['--network={wrong}/conditional.pkl', '--metrics=recon_mse'], 'label'),
+    (['--network={place}/net.pkl', '--metrics=recon_mse', '--data={wrong}/grey.zip'], '1 channel'),
+    (['--network={place}/net.pkl', '--metrics=recon_mse', '--data={wrong}/large.zip'], '32x32'),
+    (['--network={place}/net.pkl', '--metrics=recon_mse', '--data={wrong}/cut.zip'], 'cut.zip'),
+    (['--network={place}/net.pkl', '--metrics=recon_mse', '--data={wrong}/none.zip'], 'none.zip'),
+    (['--network={place}/net.pkl', '--metrics=recon_mse', '--num=0'], '--num'),
+    (['--network={place}/net.pkl', '--metrics=recon_mse', '--device=gpu'], '--device'),
+    (['--network={place}/net.pkl', '--metrics=recon_fid', '--detector=none.pt'], '--detector: none.pt: no such file'),
+    (['--network={place}/net.pkl', '--metrics=recon_fid', '--detector=http://127.0.0.1:9/x.pt'], '--detector=random:0'),
+])
+def test_bad_input_is_one_line_and_exit_code_2(args, complaint, place, wrong, capsys, monkeypatch):
+    monkeypatch.setattr('time.sleep', lambda seconds: None)
+    code, lines, err = call(capsys, '--verbose=0', *(arg.format(place=place, wrong=wrong) for arg in args))
+    assert (code, lines) == (2, [])
+    assert len(err.splitlines()) == 1 and complaint in err, err
+    assert not (wrong / 'trap').exists()
