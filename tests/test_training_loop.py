@@ -1,21 +1,24 @@
 """The training loop: both stages by class name, exact resumption, several processes, divergence."""
 
+import itertools
 import json
 import os
 import pathlib
+import shutil
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 
-from dnnlib.util import UserError
+from dnnlib.util import EasyDict, UserError
 from lia_plugin.stages import prepare_encoder_stage
 from torch_utils import distributed
 from training import checkpoint
+from training.dataset import ImageFolderDataset
 from training.loss import StyleGAN2Loss
 from training.networks import Discriminator
-from training.training_loop import training_loop
+from training.training_loop import _batches, training_loop
 
 SYNTHESIS = dict(channel_base=128, channel_max=8)
 ENCODER = dict(channel_base=128, channel_max=8)
@@ -201,6 +204,17 @@ def test_a_loss_that_is_not_finite_stops_the_run(faces, tmp_path):
     saved = checkpoint.load(str(tmp_path / 'run' / checkpoint.FILE), 'gan')
     assert saved['progress']['cur_nimg'] == 20  # the last snapshot before it
     assert all(v.isfinite().all() for v in saved['modules']['G'].values())
+
+
+def test_a_bad_image_met_by_a_worker_is_one_line(faces, tmp_path):
+    broken = shutil.copytree(faces, tmp_path / 'broken')
+    data = (broken / 'img05.png').read_bytes()
+    (broken / 'img05.png').write_bytes(data[: len(data) // 2])
+    args = EasyDict(rank=0, num_gpus=1, random_seed=0, batch_size=4, device=torch.device('cpu'))
+    args.data_loader_kwargs = dict(num_workers=1)
+    with pytest.raises(UserError) as caught:
+        list(itertools.islice(_batches(args, ImageFolderDataset(str(broken)), 0), 6))
+    assert 'img05.png' in str(caught.value) and '\n' not in str(caught.value)
 
 
 def test_foreign_and_truncated_states_are_refused(faces, tmp_path):

@@ -245,9 +245,18 @@ def _batches(args: dnnlib.EasyDict, training_set: Any, shown: int) -> Iterator[t
     kwargs.setdefault('pin_memory', args.device.type == 'cuda')
     if not kwargs.get('num_workers'):
         kwargs.pop('prefetch_factor', None)
-    return iter(
-        torch.utils.data.DataLoader(training_set, sampler=sampler, batch_size=args.batch_size // args.num_gpus, **kwargs)
+    loader = torch.utils.data.DataLoader(
+        training_set, sampler=sampler, batch_size=args.batch_size // args.num_gpus, **kwargs
     )
+    return _one_line_errors(iter(loader))
+
+
+def _one_line_errors(batches: Iterator[Any]) -> Iterator[Any]:
+    """Passes batches on. A worker's UserError arrives with its traceback for a message; its last line is ours."""
+    try:
+        yield from batches
+    except dnnlib.util.UserError as error:
+        raise dnnlib.util.UserError(str(error).strip().splitlines()[-1].removeprefix('dnnlib.util.UserError: ')) from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
