@@ -9,7 +9,6 @@ import copy
 import hashlib
 import importlib
 import io
-import math
 import os
 import pickle
 import warnings
@@ -17,14 +16,15 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from dnnlib.util import UserError, atomic_write, is_url, open_url
 
 from . import misc, persistence, safe_unpickler
+from .allocation_guard import AllocationGuard
 from .safe_unpickler import Array, Record
 
 KNOWN_MODULES = ('training.networks', 'training.augment', 'lia_plugin.networks')
+KNOWN_DATASETS = ('training.dataset.ImageFolderDataset',)
 
 # NVIDIA's own sources; another one under the same names may compute something else with the same weights.
 NVIDIA_SOURCES = {
@@ -63,7 +63,10 @@ def load(file_or_path: str | os.PathLike[str] | IO[bytes], trust: bool = False) 
     content = _unpickle_trusting(data, name) if trust else _unpickle_safely(data, name)
     if not isinstance(content, dict):
         raise UserError(f'{name}: holds a {type(content).__name__}, expected the dict of a network snapshot')
-    return content if trust else _Rebuilder(name).resolve(content)
+    if trust:
+        return content
+    _drop_unknown_dataset(content, name)
+    return _Rebuilder(name).resolve(content)
 
 
 # Bytes to plain data.
@@ -133,6 +136,14 @@ def _unpickle_trusting(data: bytes, name: str) -> Any:
         raise UserError(f'{name}: does not load even with --trust-pickle ({_one_line(err)})') from err
 
 
+def _drop_unknown_dataset(content: dict[str, Any], name: str) -> None:
+    """A network trained on somebody's own data set class is as good as any; but that class must not get constructed."""
+    kwargs = content.get('training_set_kwargs')
+    if isinstance(kwargs, dict) and kwargs.get('class_name') not in (None, *KNOWN_DATASETS):
+        warnings.warn(f'{name}: its data set is a {str(kwargs["class_name"])[:100]}, which is left out', stacklevel=3)
+        content['training_set_kwargs'] = None
+
+
 # Plain data to networks.
 
 class _Rebuilder:
@@ -166,8 +177,16 @@ class _Rebuilder:
         if isinstance(value, Array):
             return value.value
         if isinstance(value, dict):
+            self._check_named_object(value)
             return type(value)((key, self.resolve(item, depth)) for key, item in value.items())
         return type(value)(self.resolve(item, depth) for item in value)
+
+    def _check_named_object(self, options: dict[Any, Any]) -> None:
+        """Options can name a class to construct, and constructors follow: it must be as harmless as the file's own."""
+        for key in ('class_name', 'func_name'):
+            if key in options and options[key] not in KNOWN_DATASETS:
+                module_name, _, class_name = str(options[key]).rpartition('.')
+                _find_known_class(self.name, module_name, class_name)
 
     def _build_network(self, record: Record, depth: int) -> torch.nn.Module:
         parts = list(_walk_modules(record, self.name))
@@ -189,12 +208,11 @@ class _Rebuilder:
         module_name = record.module_name
         if module_name is None:
             module_name = self._guess_module(record, tensors)
-        if module_name not in KNOWN_MODULES:
-            raise self.fail(f'holds a {record.class_name} of {module_name}, which is not one of '
-                            f'{", ".join(KNOWN_MODULES)}; {_TRUST_HINT}')
-        cls = vars(importlib.import_module(module_name)).get(record.class_name)
-        if not (isinstance(cls, type) and persistence.is_persistent(cls) and issubclass(cls, torch.nn.Module)):
-            raise self.fail(f'holds a {record.class_name}, which {module_name} does not have; {_TRUST_HINT}')
+        cls = _find_known_class(self.name, module_name, record.class_name)
+        known = cls._orig_module_src == record.source or _digest(record.source) in NVIDIA_SOURCES
+        if record.module_name is None and not known:
+            warnings.warn(f"{self.name}: the code of its {record.class_name} is neither NVIDIA's release nor ours; our "
+                          f"{module_name} takes the weights, and may compute something else", stacklevel=2)
         return cls
 
     def _guess_module(self, record: Record, tensors: dict[str, torch.Tensor]) -> str:
@@ -204,16 +222,14 @@ class _Rebuilder:
             raise self.fail('is an alias-free StyleGAN3 network, which this project does not have; ' + _TRUST_HINT)
         if any('phi' in name.split('.') for name in tensors):
             return 'lia_plugin.networks'    # LIA trained in a host's own loop.
-        if hashlib.sha256(record.source.encode('utf-8', 'replace')).hexdigest() not in NVIDIA_SOURCES:
-            warnings.warn(f"{self.name}: {record.class_name} comes with code that is not NVIDIA's release; this "
-                          f"project's class takes its weights, and may compute something else", stacklevel=2)
         return 'training.augment' if record.class_name == 'AugmentPipe' else 'training.networks'
 
     def _construct(self, cls: type[torch.nn.Module], args: Any, kwargs: dict[str, Any],
                    tensors: dict[str, torch.Tensor]) -> torch.nn.Module:
-        """Runs our constructor with the file's arguments: on a leash, and without touching the random state."""
+        """Runs our constructor with the file's arguments: guarded, and without touching the random state."""
+        total = sum(tensor.numel() for tensor in tensors.values())
         try:
-            with torch.random.fork_rng(devices=[]), _Leash(tensors):
+            with torch.random.fork_rng(devices=[]), AllocationGuard(total, len(tensors)):
                 return cls(*args, **kwargs)
         except UserError:
             raise
@@ -242,6 +258,21 @@ class _Rebuilder:
                 target.copy_(tensors[name])
                 if isinstance(target, torch.nn.Parameter):
                     target.requires_grad_(tensors[name].requires_grad)
+
+
+def _digest(source: str) -> str:
+    return hashlib.sha256(source.encode('utf-8', 'replace')).hexdigest()
+
+
+def _find_known_class(name: str, module_name: str, class_name: str) -> Any:
+    """A persistent network class of our own: no other object of its module, and nothing that it imports, will do."""
+    label = f'{name}: holds a {class_name[:100]} of {module_name[:100] or "no module"}'
+    if module_name not in KNOWN_MODULES:
+        raise UserError(f'{label}, which is not one of {", ".join(KNOWN_MODULES)}; {_TRUST_HINT}')
+    cls = vars(importlib.import_module(module_name)).get(class_name)
+    if not (isinstance(cls, type) and persistence.is_persistent(cls) and issubclass(cls, torch.nn.Module)):
+        raise UserError(f'{label}, which does not have it; {_TRUST_HINT}')
+    return cls
 
 
 def _fits(tensor: torch.Tensor, target: torch.Tensor) -> bool:
@@ -300,44 +331,3 @@ def _sg3_kwargs(class_name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     # How a convolution is fused is not part of the network, and this project's has one way only.
     kwargs.pop('fused_modconv_default', None)
     return {**_SG3_DEFAULTS.get(class_name, {}), **kwargs}
-
-
-class _Leash(TorchFunctionMode):
-    """Stops a constructor whose arguments ask for a network far larger than the weights it is to hold."""
-
-    SIZED = {torch.empty, torch.zeros, torch.ones, torch.randn, torch.rand, torch.full, torch.eye}
-    SPANS = {torch.arange, torch.linspace, torch.logspace}
-
-    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
-        super().__init__()
-        total = sum(tensor.numel() for tensor in tensors.values())
-        self.largest = 2 * total + (1 << 20)
-        self.elements_left = 64 * self.largest
-        self.calls_left = 5_000 * (len(tensors) + 10)
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        self._charge(_requested_elements(func, args, kwargs))
-        if func is torch.randn:     # Random weights are drawn to be overwritten: half of the time it took to load.
-            func, kwargs = torch.zeros, {key: item for key, item in kwargs.items() if key != 'generator'}
-        result = func(*args, **kwargs)
-        if isinstance(result, torch.Tensor):
-            self._charge(result.numel())
-        return result
-
-    def _charge(self, num_elements: float) -> None:
-        self.calls_left -= 1
-        self.elements_left -= int(min(num_elements, 1 << 62))
-        if num_elements > self.largest or self.elements_left < 0 or self.calls_left < 0:
-            raise ValueError('they ask for far more than the weights in the file')
-
-
-def _requested_elements(func: Any, args: Any, kwargs: dict[str, Any]) -> float:
-    """How many elements a factory function is about to allocate; 0 for everything else."""
-    if func in _Leash.SIZED:
-        size = kwargs.get('size', args[0] if args and isinstance(args[0], (list, tuple)) else args)
-        numbers = [number for number in size if isinstance(number, int)]
-        return math.prod(numbers * 2 if func is torch.eye and len(numbers) == 1 else numbers)
-    if func in _Leash.SPANS:
-        return max((abs(float(arg)) for arg in args if isinstance(arg, (int, float))), default=0)
-    return 0
