@@ -88,10 +88,9 @@ def calc_metrics(
     import dnnlib
     from torch_utils import distributed
 
-    path, data = fetch(network), fetch(data)
     job = prepare(
-        path, data, mirror, device, gpus, metrics=metrics, trust=trust_pickle, num=num, batch=batch, detector=detector,
-        seed=seed, verbose=verbose, snapshot=network if path != network else path,
+        fetch(network), None if data is None else fetch(data), mirror, device, gpus, metrics=metrics,
+        trust=trust_pickle, num=num, batch=batch, detector=detector, seed=seed, verbose=verbose, snapshot=network,
     )
     results = distributed.spawn(evaluate, gpus, (job,), device=job.device)
     if json_path is not None:
@@ -109,11 +108,11 @@ def list_metrics() -> None:
         click.echo(f'{name:<14} {summary[0] if summary else ""}')
 
 
-def fetch(path_or_url: str | None) -> str | None:
+def fetch(path_or_url: str) -> str:
     """The path, or where a URL's file is now."""
     import dnnlib
 
-    if path_or_url is None or not dnnlib.util.is_url(path_or_url, allow_file_urls=True):
+    if not dnnlib.util.is_url(path_or_url, allow_file_urls=True):
         return path_or_url
     return dnnlib.util.open_url(path_or_url, return_filename=True)
 
