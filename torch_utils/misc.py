@@ -209,7 +209,8 @@ def ddp_sync(module: torch.nn.Module, sync: bool) -> Iterator[None]:
 
 
 def check_ddp_consistency(module: torch.nn.Module, ignore_regex: str | None = None) -> None:
-    """Raises AssertionError, naming the tensor, if this process's weights are not those of rank 0."""
+    """Raises AssertionError, naming the tensors, if this process's weights are not those of rank 0."""
+    different = []  # Told at the end: leaving early would put this process's later broadcasts out of step.
     for name, tensor in named_params_and_buffers(module):
         full_name = f'{type(module).__name__}.{name}'
         if ignore_regex is not None and re.fullmatch(ignore_regex, full_name):
@@ -220,7 +221,9 @@ def check_ddp_consistency(module: torch.nn.Module, ignore_regex: str | None = No
         if mine.is_floating_point():    # NaN on both sides is consistent.
             mine, theirs = nan_to_num(mine), nan_to_num(theirs)
         if not torch.equal(mine, theirs):
-            raise AssertionError(f'{full_name}: differs between processes')
+            different.append(full_name)
+    if different:
+        raise AssertionError(f'differs between processes: {some_names(different)}')
 
 
 # Summary.
