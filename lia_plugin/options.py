@@ -123,10 +123,6 @@ def check(options: Options) -> None:
     _check_stages(options)
     _check_augmentation(options)
     _check_encoder_loss(options)
-    if options.batch is not None and options.batch % options.gpus:
-        raise UsageError(f'--batch: {options.batch} images can\'t be divided among --gpus={options.gpus}')
-    if options.enc_batch is not None and options.enc_batch % options.gpus:
-        raise UsageError(f'--enc-batch: {options.enc_batch} images can\'t be divided among --gpus={options.gpus}')
     if options.cfg != 'lia' and options.map_depth == 0:
         raise UsageError(f'--map-depth: 0 is for --cfg=lia, whose φ stands in its place; --cfg={options.cfg} needs 1')
 

@@ -41,8 +41,7 @@ def plan(options: Options, run: run_dir.Run | None = None) -> dict[str, Any]:
         result['gan'] = config.gan_stage(options, info, augpipe(options), gan_metrics)
         check_batch(result['gan'], '--batch')
         if options.transfers and run is None:
-            source = resume_source(options)
-            check_network(host.load_network_pkl(source, trust=options.trust_pickle)['G_ema'], source, info)
+            _check_transfer(result['gan'], options, info)
     if options.has_encoder_stage:
         result['encoder'] = config.encoder_stage(options, info)
         check_batch(result['encoder'], '--enc-batch')
@@ -114,6 +113,8 @@ def check_splits(result: dict[str, Any]) -> None:
 def check_batch(stage: dict[str, Any], flag: str) -> None:
     """The batch must fall into equal parts, and these into groups of the minibatch standard deviation."""
     batch, part, gpus = stage['batch_size'], stage['batch_gpu'], stage['num_gpus']
+    if batch % gpus:
+        raise UsageError(f'{flag}: {batch} images can\'t be divided among --gpus={gpus}')
     if batch % (part * gpus):
         raise UsageError(f'{flag}: {batch} isn\'t a multiple of --batch-gpu={part} times --gpus={gpus}')
     group = stage['D_kwargs']['epilogue_kwargs'].get('mbstd_group_size') or part
@@ -144,6 +145,24 @@ def _take_networks(stage: dict[str, Any], source: str, options: Options, info: c
     D_kwargs = {k: v for k, v in data['D'].init_kwargs.items() if k not in ('c_dim', 'img_resolution', 'img_channels')}
     stage['G_kwargs'] = dict(class_name=stage['G_kwargs']['class_name'], **G_kwargs)
     stage['D_kwargs'] = dict(class_name=stage['D_kwargs']['class_name'], **D_kwargs)
+
+
+def _check_transfer(stage: dict[str, Any], options: Options, info: config.DataInfo) -> None:
+    """What the pickle and the stage's networks both have must have one shape; what only one has may differ."""
+    source = resume_source(options)
+    data = host.load_network_pkl(source, trust=options.trust_pickle)
+    check_network(data['G_ema'], source, info)
+    made_for = dict(c_dim=info.label_dim, img_resolution=info.resolution, img_channels=info.num_channels)
+    for name, kwargs in (('G_ema', stage['G_kwargs']), ('D', stage['D_kwargs'])):
+        if data.get(name) is None:
+            raise host.UserError(f'--resume: {source}: holds no {name}; give a training snapshot')
+        wanted = dnnlib.util.construct_class_by_name(**kwargs, **made_for).state_dict()
+        for key, tensor in data[name].state_dict().items():
+            if key in wanted and wanted[key].shape != tensor.shape:
+                raise host.UserError(
+                    f'--resume: {source}: {name}.{key} is {list(tensor.shape)}, these options make it '
+                    f'{list(wanted[key].shape)}; give those (--cbase, --cmax, …) that the pickle was trained with'
+                )
 
 
 def check_network(G: Any, source: str, info: config.DataInfo) -> None:

@@ -139,8 +139,6 @@ def test_short_runs_report_more_often(kimg: float, batch: int, tick: float, snap
     (dict(aug='noaug', augpipe='bg'), '--augpipe'),
     (dict(percep='none', enc_percep=0.5), '--enc-percep'),
     (dict(enc_pixel=0, percep='none', enc_latent=0), '--enc-pixel'),
-    (dict(batch=9, gpus=2), '--batch'),
-    (dict(enc_batch=9, gpus=2), '--enc-batch'),
 ])
 def test_contradictions(said: dict[str, Any], named: str) -> None:
     with pytest.raises(click.UsageError) as caught:

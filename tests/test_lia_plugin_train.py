@@ -277,6 +277,7 @@ def test_bad_data(make: Callable[[pathlib.Path], str], named: str, run: Any, loo
     (['--kimg=0'], '--kimg'), (['--kimg=abc'], '--kimg'), (['--cfg=nonsense'], '--cfg'), (['--batch=0'], '--batch'),
     (['--mirror=perhaps'], '--mirror'), (['--gpus=0'], '--gpus'), (['--p=1.5', '--aug=fixed'], '--p'),
     (['--bacth=4'], '--bacth'), (['--device=abacus'], '--device'),
+    (['--batch=9', '--gpus=2'], '--batch'), (['--enc-batch=9', '--gpus=2'], '--enc-batch'), (['--gpus=3'], '--batch'),
     (['--batch=6'], '--mbstd-group'), (['--batch=8', '--batch-gpu=3'], '--batch-gpu'), (['--aug=fixed'], '--p'),
     (['--stage=encoder'], '--resume'), (['--cfg=auto', '--enc-kimg=3'], '--enc-kimg'), (['--subset=50'], '--subset'),
     (['--cond'], '--cond'), (['--val=1.5'], '--val'), (['--val=nowhere.zip'], 'nowhere.zip'),

@@ -140,8 +140,13 @@ def train(ctx: click.Context, outdir: str, dry_run: bool, new_run: bool, **given
 
 
 def normalise(given: dict[str, Any]) -> dict[str, Any]:
-    """Values as they are compared and kept: absolute paths, so that a run is the same from any folder."""
+    """Values as they are compared and kept: data sets on the disk, and absolute paths, the same from any folder."""
+    from dnnlib.util import is_url, open_url
+
     values = dict(given)
+    for name in ('data', 'val'):
+        if is_url(values[name]):
+            values[name] = open_url(values[name], return_filename=True)
     for name in ('data', 'val', 'resume', 'detector'):
         value = values[name]
         if value is not None and os.path.exists(value):
