@@ -88,7 +88,11 @@ def invert_images(
 
 
 def compare_images(img: torch.Tensor, recon: torch.Tensor, lpips: Perceptual | None = None) -> dict[str, list[float]]:
-    """Figures of likeness per image. SSIM is left out below 11 pixels, LPIPS without an extractor."""
+    """Figures of likeness per image, clipped to what a picture file holds, as metrics do.
+
+    SSIM is left out below 11 pixels, LPIPS without an extractor.
+    """
+    img, recon = img.clamp(-1, 1), recon.clamp(-1, 1)
     figures = {'mse': similarity.mse(img, recon).tolist(), 'psnr': similarity.psnr(img, recon).tolist()}
     if min(img.shape[2:]) >= similarity.SSIM_WINDOW:
         figures['ssim'] = similarity.ssim(img, recon).tolist()

@@ -115,12 +115,13 @@ class Reporter:
         args = self.args
         if self.first and args.metrics:
             print(f'Evaluating {", ".join(args.metrics)} …', flush=True)
+        shared: dict[Any, Any] = {}  # Metrics that look at the same reconstructions share one pass.
         for metric in args.metrics:
             held_out = getattr(metric_main.get_metric(metric), 'held_out', False) and args.val_set_kwargs is not None
             set_kwargs = args.val_set_kwargs if held_out else args.training_set_kwargs
             result = metric_main.calc_metric(
                 metric=metric, G=G_ema, dataset_kwargs=dict(set_kwargs), num_gpus=args.num_gpus, rank=args.rank,
-                device=args.device, **args.metric_kwargs,
+                device=args.device, shared=shared, **args.metric_kwargs,
             )  # fmt: skip
             if self.first:
                 metric_main.report_metric(result, run_dir=args.run_dir, snapshot_pkl=self.last_snapshot)
