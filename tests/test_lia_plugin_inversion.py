@@ -87,7 +87,7 @@ def test_a_perfect_encoder_has_no_error(G: Any, monkeypatch: pytest.MonkeyPatch)
     y = G.mapping.z_to_y(z)
     monkeypatch.setattr(G, 'invert', lambda img, c: (y, z), raising=False)
     found = inversion.invert_images(G, G.decode(y, noise_mode='const'))
-    assert found.figures['mse'] == [0, 0] and found.figures['psnr'] == [float('inf')] * 2
+    assert max(found.figures['mse']) < 1e-12 and min(found.figures['psnr']) > 120
     assert found.figures['ssim'] == pytest.approx([1, 1], abs=1e-6)
 
 
