@@ -32,6 +32,7 @@ class Preset:
     batch: int | None = None
     mbstd_group: int | None = None
     channel_base: int | None = None
+    channel_max: int = 512
     lr: float | None = None
     gamma: float | None = None
     ema_kimg: float | None = None
@@ -108,7 +109,7 @@ def resolve(options: Options, resolution: int) -> Preset:
     )
     preset = dataclasses.replace(preset, **{k: v for k, v in automatic.items() if getattr(preset, k) is None})
     said = dict(kimg=options.kimg, batch=options.batch, mbstd_group=options.mbstd_group, channel_base=options.cbase,
-                gamma=options.gamma, map_depth=options.map_depth)
+                channel_max=options.cmax, gamma=options.gamma, map_depth=options.map_depth)
     preset = _override(preset, said)
     return dataclasses.replace(preset, ema_rampup=None) if options.transfers else preset
 
@@ -188,7 +189,7 @@ def generator_kwargs(options: Options, preset: Preset) -> dict[str, Any]:
     if options.cfg == 'lia':
         mapping['phi_kwargs'] = dict(num_couplings=options.phi_layers, coupling=options.coupling,
                                      hidden_features=options.latent_dim, lr_multiplier=0.01)
-    synthesis = dict(channel_base=preset.channel_base, channel_max=options.cmax, **_precision(options))
+    synthesis = dict(channel_base=preset.channel_base, channel_max=preset.channel_max, **_precision(options))
     if options.nhwc:
         synthesis['fp16_channels_last'] = True
     return dict(class_name=preset.generator, z_dim=options.latent_dim, w_dim=options.latent_dim,
@@ -201,7 +202,7 @@ def discriminator_kwargs(options: Options, preset: Preset) -> dict[str, Any]:
     if options.nhwc:
         block['fp16_channels_last'] = True
     return dict(class_name='training.networks.Discriminator', architecture=preset.d_architecture,
-                channel_base=preset.channel_base, channel_max=options.cmax, **_precision(options),
+                channel_base=preset.channel_base, channel_max=preset.channel_max, **_precision(options),
                 block_kwargs=block, mapping_kwargs={}, epilogue_kwargs=dict(mbstd_group_size=preset.mbstd_group))
 
 
@@ -272,7 +273,7 @@ def encoder_stage(options: Options, info: DataInfo) -> dict[str, Any]:
 def encoder_kwargs(options: Options, preset: Preset) -> dict[str, Any]:
     """Arguments of the encoder that stage 2 adds to the generator."""
     return dict(arch=options.enc_arch, space=options.enc_space, channel_base=preset.channel_base,
-                channel_max=options.cmax)
+                channel_max=preset.channel_max)
 
 
 def _shared(options: Options, info: DataInfo, batch: int | None, kimg: float) -> dict[str, Any]:

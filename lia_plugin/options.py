@@ -43,7 +43,7 @@ class Options:
     enc_lr: float | None = None
 
     cbase: int | None = None
-    cmax: int = 512
+    cmax: int | None = None
     latent_dim: int = 512
     map_depth: int | None = None
     coupling: str = 'additive'

@@ -14,7 +14,7 @@ from click import UsageError
 import dnnlib
 import lia_plugin.metrics  # noqa: F401  Registers LIA's metrics.
 from lia_plugin import __version__, config, host, inversion, run_dir, stages
-from lia_plugin.options import TRANSFER_SOURCES, Options
+from lia_plugin.options import TRANSFER_SOURCES, Options, changed
 from lia_plugin.perceptual import make_perceptual
 from metrics import detectors, metric_main
 
@@ -141,8 +141,13 @@ def _take_networks(stage: dict[str, Any], source: str, options: Options, info: c
     check_network(data['G_ema'], source, info)
     if data.get('D') is None or getattr(data['G_ema'].mapping, 'phi', None) is None:
         raise host.UserError(f'{source}: no training snapshot of --cfg=lia, whose generator has φ and whose D is there')
-    G_kwargs = stages.generator_kwargs(data['G_ema'], stage['G_kwargs']['encoder_kwargs'], source)
     D_kwargs = {k: v for k, v in data['D'].init_kwargs.items() if k not in ('c_dim', 'img_resolution', 'img_channels')}
+    # What isn't said is as the pickle's encoder has it, or else as wide as its discriminator.
+    wanted, there = stage['G_kwargs']['encoder_kwargs'], data['G_ema'].init_kwargs.get('encoder_kwargs') or D_kwargs
+    for key, field in dict(arch='enc_arch', space='enc_space', channel_base='cbase', channel_max='cmax').items():
+        if changed(options, (field,)) is None:
+            wanted[key] = there.get(key, wanted[key])
+    G_kwargs = stages.generator_kwargs(data['G_ema'], wanted, source)
     stage['G_kwargs'] = dict(class_name=stage['G_kwargs']['class_name'], **G_kwargs)
     stage['D_kwargs'] = dict(class_name=stage['D_kwargs']['class_name'], **D_kwargs)
 
@@ -152,7 +157,7 @@ def _check_transfer(stage: dict[str, Any], options: Options, info: config.DataIn
     source = resume_source(options)
     data = host.load_network_pkl(source, trust=options.trust_pickle)
     check_network(data['G_ema'], source, info)
-    made_for = dict(c_dim=info.label_dim, img_resolution=info.resolution, img_channels=info.num_channels)
+    made_for: dict[str, Any] = dict(c_dim=info.label_dim, img_resolution=info.resolution, img_channels=info.num_channels)
     for name, kwargs in (('G_ema', stage['G_kwargs']), ('D', stage['D_kwargs'])):
         if data.get(name) is None:
             raise host.UserError(f'--resume: {source}: holds no {name}; give a training snapshot')

@@ -73,7 +73,7 @@ def switch(flag: str, text: str) -> Callable[..., Any]:
 @option('--glr', AMOUNT, "G's learning rate", metavar='NUM')
 @option('--dlr', AMOUNT, "D's learning rate, in both stages", metavar='NUM')
 @option('--cbase', POSITIVE, 'Channels at resolution r are cbase / r …', metavar='INT')
-@option('--cmax', POSITIVE, '… but no more than this', metavar='INT')
+@option('--cmax', POSITIVE, '… but no more than this  [default: 512]', metavar='INT')
 @option('--latent-dim', click.IntRange(min=2), 'Width of z, y and w', metavar='INT')
 @option('--map-depth', click.IntRange(min=0), 'Mapping layers  [default: 0 for lia, where φ stands in their place]',
         metavar='INT')
