@@ -54,7 +54,7 @@ def test_flips_and_quarter_turns() -> None:
     images = (ramps(32) * torch.tensor([0.15, 0.1])[:, None, None]).sin() + ramps(32) / 16
     cases: list[tuple[AugmentPipe, float, Callable[[torch.Tensor], torch.Tensor]]] = [
         (AugmentPipe(xflip=1), 0.6, lambda x: x.flip(3)),
-        *[(AugmentPipe(rotate90=1), k / 4, lambda x, k=k: x.rot90(k, (3, 2))) for k in range(4)],
+        *[(AugmentPipe(rotate90=1), k / 4, lambda x, k=k: x.rot90(k, (2, 3))) for k in range(4)],
     ]
     for pipe, percentile, expected in cases:
         result = middle(pipe(images, debug_percentile=percentile), 16)
