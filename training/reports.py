@@ -43,7 +43,7 @@ class Reporter:
     def start(self, G: torch.nn.Module, G_ema: torch.nn.Module, cur_nimg: int, fresh: bool) -> None:
         """Opens the files, says what is trained; a fresh run also gets its first grids."""
         self.start_time = self.tick_time = time.time()
-        self.start_nimg = self.tick_nimg = cur_nimg
+        self.start_nimg = self.tick_nimg = self.cur_nimg = cur_nimg
         self.maintenance_time = 0.0
         if not self.first:
             return
@@ -128,6 +128,7 @@ class Reporter:
             self.stats_metrics.update(result.results)
 
     def progress(self, cur_nimg: int) -> None:
+        self.cur_nimg = cur_nimg
         if self.bar is not None:
             self.bar.update(cur_nimg - self.start_nimg - self.bar.n)
         if self.args.progress_fn is not None:
@@ -185,7 +186,7 @@ class Reporter:
         now = time.time()
         self.maintenance_time = now - self.tick_end
         self.tick_time = now
-        self.tick_nimg = int(self.start_nimg + (self.bar.n if self.bar is not None else 0))
+        self.tick_nimg = self.cur_nimg
 
     def close(self) -> None:
         for thing in (self.bar, self.stats_file, self.tensorboard):
