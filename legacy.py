@@ -19,7 +19,7 @@ def load_network_pkl(f: IO[bytes] | str, force_fp16: bool = False, trust: bool =
         data.setdefault(key, None)
     name = f if isinstance(f, str) else getattr(f, 'name', '<stream>')
     if not isinstance(data['G_ema'], torch.nn.Module):
-        raise UserError(f'{name}: holds no network G_ema, only {", ".join(map(str, data)) or "nothing"}')
+        raise UserError(f'{name}: holds no network G_ema, so it is no snapshot of a generator')
     for key, kinds in (('G', torch.nn.Module), ('D', torch.nn.Module), ('augment_pipe', torch.nn.Module),
                        ('training_set_kwargs', dict)):
         if not isinstance(data[key], (kinds, type(None))):

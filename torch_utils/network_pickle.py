@@ -11,6 +11,7 @@ import importlib
 import io
 import os
 import pickle
+import re
 import warnings
 from collections.abc import Iterator
 from typing import IO, Any
@@ -44,6 +45,7 @@ _GENERATOR_KEYS = ('z_dim', 'c_dim', 'w_dim', 'img_resolution', 'img_channels', 
 
 _MAX_DEPTH = 64     # Of containers and modules. Networks have some 8.
 _MAX_PARTS = 20_000
+_MAX_VALUES = 1_000_000
 _TRUST_HINT = 'if you trust whoever made the file, --trust-pickle runs the code inside it'
 
 
@@ -65,8 +67,13 @@ def load(file_or_path: str | os.PathLike[str] | IO[bytes], trust: bool = False) 
         raise UserError(f'{name}: holds a {type(content).__name__}, expected the dict of a network snapshot')
     if trust:
         return content
-    _drop_unknown_dataset(content, name)
-    return _Rebuilder(name).resolve(content)
+    try:
+        _drop_unknown_dataset(content, name)
+        return _Rebuilder(name).resolve(content)
+    except UserError:
+        raise
+    except Exception as err:    # Well-formed, but not the data that networks are made of.
+        raise UserError(f'{name}: is damaged or no network pickle ({_one_line(err)})') from err
 
 
 # Bytes to plain data.
@@ -105,11 +112,13 @@ def _read_pickle(file: IO[bytes], name: str) -> bytes:
 def _unpickle_safely(data: bytes, name: str) -> Any:
     try:
         return safe_unpickler.loads(data)
-    except safe_unpickler.Refused as err:
+    except safe_unpickler.ForbiddenName as err:
         reason = f'is refused: it {err}, which no network of this project needs; {_TRUST_HINT}'
         if 'dnnlib.tflib' in str(err):
             reason = "is a TensorFlow pickle; convert it with StyleGAN2-ADA's legacy.py first"
         raise UserError(f'{name}: {reason}') from None
+    except safe_unpickler.Refused as err:
+        raise UserError(f'{name}: is refused as damaged, or made to do harm: it {err}') from None
     except MemoryError:
         raise UserError(f'{name}: does not fit into memory') from None
     except Exception as err:    # Whatever a damaged file leads to: there is no list of it.
@@ -117,7 +126,8 @@ def _unpickle_safely(data: bytes, name: str) -> Any:
 
 
 def _one_line(err: Exception) -> str:
-    return ' '.join(f'{type(err).__name__}: {err}'.split())[:200]
+    words = ' '.join(f'{type(err).__name__}: {err}'.split())[:200]
+    return ''.join(char if char.isprintable() else '?' for char in words)
 
 
 class _TrustingUnpickler(pickle.Unpickler):
@@ -140,7 +150,8 @@ def _drop_unknown_dataset(content: dict[str, Any], name: str) -> None:
     """A network trained on somebody's own data set class is as good as any; but that class must not get constructed."""
     kwargs = content.get('training_set_kwargs')
     if isinstance(kwargs, dict) and kwargs.get('class_name') not in (None, *KNOWN_DATASETS):
-        warnings.warn(f'{name}: its data set is a {str(kwargs["class_name"])[:100]}, which is left out', stacklevel=3)
+        label = kwargs['class_name'] if isinstance(kwargs['class_name'], str) else '?'
+        warnings.warn(f'{name}: its data set is a {ascii(label[:100])}, which is left out', stacklevel=3)
         content['training_set_kwargs'] = None
 
 
@@ -151,7 +162,8 @@ class _Rebuilder:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.done: dict[int, tuple[Any, Any]] = {}
+        self.done: dict[int, tuple[Any, Any, int]] = {}     # id -> value, result, number of values inside
+        self.num_values = 0
         self.open: set[int] = set()
 
     def fail(self, reason: str) -> UserError:
@@ -161,13 +173,20 @@ class _Rebuilder:
         """`value` with everything inside it rebuilt. Containers are copied, each once."""
         if not isinstance(value, (dict, list, tuple, set, Record, Array)):
             return bytes(value) if isinstance(value, memoryview) else value
+        self.num_values += 1
         if id(value) in self.done:
-            return self.done[id(value)][1]
+            _, result, num_values = self.done[id(value)]
+            self.num_values += num_values
+            if self.num_values > _MAX_VALUES:   # Harmless as long as it is shared, but not once anybody prints it.
+                raise self.fail(f'unpacks to more than {_MAX_VALUES:,} values; it is no network pickle')
+            return result
         if id(value) in self.open or depth > _MAX_DEPTH:
             raise self.fail('contains itself, or is nested too deeply; it is no network pickle')
         self.open.add(id(value))
+        before = self.num_values
         result = self._rebuild(value, depth + 1)
-        self.done[id(value)] = value, result    # With the value, so that its id isn't given to another one.
+        # With the value, so that its id isn't given to another one.
+        self.done[id(value)] = value, result, self.num_values - before
         self.open.remove(id(value))
         return result
 
@@ -185,7 +204,8 @@ class _Rebuilder:
         """Options can name a class to construct, and constructors follow: it must be as harmless as the file's own."""
         for key in ('class_name', 'func_name'):
             if key in options and options[key] not in KNOWN_DATASETS:
-                module_name, _, class_name = str(options[key]).rpartition('.')
+                named = options[key] if isinstance(options[key], str) else '?'
+                module_name, _, class_name = ascii(named[-200:])[1:-1].rpartition('.')
                 _find_known_class(self.name, module_name, class_name)
 
     def _build_network(self, record: Record, depth: int) -> torch.nn.Module:
@@ -266,7 +286,7 @@ def _digest(source: str) -> str:
 
 def _find_known_class(name: str, module_name: str, class_name: str) -> Any:
     """A persistent network class of our own: no other object of its module, and nothing that it imports, will do."""
-    label = f'{name}: holds a {class_name[:100]} of {module_name[:100] or "no module"}'
+    label = f'{name}: holds a {class_name} of {module_name or "no module"}'
     if module_name not in KNOWN_MODULES:
         raise UserError(f'{label}, which is not one of {", ".join(KNOWN_MODULES)}; {_TRUST_HINT}')
     cls = vars(importlib.import_module(module_name)).get(class_name)
@@ -287,20 +307,25 @@ def _walk_modules(root: Record, name: str) -> Iterator[tuple[str, Record]]:
         yield prefix, record
         children = record.state.get('_modules') or {}
         for key, child in children.items():
-            if isinstance(child, Record) and depth < _MAX_DEPTH:
+            if not _is_proper_name(key) or not isinstance(child, (Record, type(None))) or depth > _MAX_DEPTH:
+                raise UserError(f'{name}: {root.class_name} has something that is no module among its parts')
+            if child is not None:
                 todo.append((f'{prefix}{key}.', child, depth + 1))
-            elif child is not None:
-                raise UserError(f'{name}: module {prefix}{key} is no module')
         if not todo:
             return
     raise UserError(f'{name}: {root.class_name} has more than {_MAX_PARTS} parts; it is no network of this project')
+
+
+def _is_proper_name(key: Any) -> bool:
+    """Whether a file's name for a part can stand in a message; ours are all of this kind."""
+    return isinstance(key, str) and re.fullmatch(r'\w{1,100}', key) is not None
 
 
 def _own_tensors(prefix: str, part: Record) -> Iterator[tuple[str, torch.Tensor]]:
     for kind in ('_parameters', '_buffers'):
         for key, tensor in (part.state.get(kind) or {}).items():
             if isinstance(tensor, torch.Tensor):
-                yield f'{prefix}{key}', tensor
+                yield f'{prefix}{key if _is_proper_name(key) else "?"}', tensor
 
 
 def _derived_buffers(parts: list[tuple[str, Record]]) -> set[str]:

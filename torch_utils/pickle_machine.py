@@ -21,7 +21,11 @@ _PLAIN_KEYS = (str, int, float, bool, bytes, type(None))    # Nested keys could 
 
 
 class Refused(Exception):
-    """The file asks for something that data don't need. The message says what."""
+    """The file does what no pickler writes, by damage or by intent. The message says what."""
+
+
+class ForbiddenName(Refused):
+    """The file needs a class or function that is not among the permitted ones."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -137,7 +141,7 @@ class Machine:
 
     def look_up(self, name: str) -> None:
         if name not in self.names:
-            raise Refused(f'asks for {name[:100].replace(" ", ".")}')
+            raise ForbiddenName(f'asks for {ascii(name[:100].replace(" ", "."))}')
         self.stack.append(self.names[name])
 
     def look_up_pair(self, _arg: Any) -> None:

@@ -22,6 +22,7 @@ from .pickle_machine import (
     Array,
     Budget,
     DType,
+    ForbiddenName,
     Global,
     Machine,
     Record,
@@ -31,7 +32,7 @@ from .pickle_machine import (
     to_array,
 )
 
-__all__ = ['Array', 'Record', 'Refused', 'loads']
+__all__ = ['Array', 'ForbiddenName', 'Record', 'Refused', 'loads']
 
 _STORAGE_MAGIC = 0x1950A86A20F9469CFC6C     # torch.save before version 1.6, which the pickling of storages still uses.
 _STORAGE_DTYPES = {
@@ -98,9 +99,11 @@ def _rebuild_record(meta: Any) -> Record:
     if type(meta) not in (dict, dnnlib.EasyDict) or meta.get('type') != 'class' or meta.get('version') != 6:
         raise Refused('has a persistent object of an unknown version')
     record = Record(meta['class_name'], meta.get('module_name'), meta['module_src'], meta['state'])
-    texts = (record.class_name, record.source, record.module_name or '')
-    if not all(isinstance(text, str) for text in texts) or not isinstance(record.state, dict):
-        raise Refused('has a persistent object without name, source or state')
+    if not isinstance(record.source, str) or not isinstance(record.state, dict):
+        raise Refused('has a persistent object without source or state')
+    names = [record.class_name, *([] if record.module_name is None else [record.module_name])]
+    if not all(isinstance(name, str) and re.fullmatch(r'[\w.]{1,100}', name) for name in names):
+        raise Refused('has a persistent object of no proper class')
     return record
 
 
@@ -121,14 +124,14 @@ def _rebuild_set(items: Any, budget: Budget) -> set[Any]:
 def _encode(text: Any, encoding: Any, budget: Budget) -> bytes:
     """How protocol 2 writes bytes."""
     if encoding not in ('latin1', 'latin-1') or type(text) is not str:
-        raise Refused(f'encodes to {str(encoding)[:40]!r}')
+        raise Refused('encodes text in some unusual way')
     budget.spend(len(text))
     return text.encode('latin1')
 
 
 def _rebuild_dtype(code: Any, *_flags: Any) -> DType:
     if type(code) is not str or not re.fullmatch(r'[biuf][1248]', code):
-        raise Refused(f'has NumPy data of type {str(code)[:40]!r}')
+        raise Refused(f'has NumPy data of type {ascii(code[:40]) if type(code) is str else "?"}')
     return DType(code)
 
 
