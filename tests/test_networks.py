@@ -192,6 +192,18 @@ def test_memory_format_changes_no_number() -> None:
     torch.testing.assert_close(D_last(img, None), D(img, None), rtol=1e-4, atol=1e-5)
 
 
+def test_recording_changes_no_number() -> None:
+    G, D = stir(make_generator()), stir(make_discriminator())
+    z, _ = make_inputs(2)
+    img = G(z, None, noise_mode='const')
+    logits = D(img, None)
+    with torch.no_grad():
+        unrecorded = G(z, None, noise_mode='const')
+        assert unrecorded.is_contiguous()
+        torch.testing.assert_close(unrecorded, img, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(D(img, None), logits, rtol=1e-4, atol=1e-5)
+
+
 def test_learning_rate_multiplier_changes_steps_but_no_outputs() -> None:
     torch.manual_seed(0)
     x = torch.randn(3, 6)

@@ -53,9 +53,14 @@ def _summary(module: torch.nn.Module, *names: str) -> str:
 
 
 def _format(device: torch.device, half: bool, channels_last: bool) -> dict[str, Any]:
-    """Arguments of `Tensor.to` for a block: half precision is for CUDA alone, elsewhere it is emulated and slow."""
+    """Arguments of `Tensor.to` for a block's inputs.
+
+    Half precision is for CUDA alone, elsewhere it is emulated and slow. On a CPU, NHWC convolves 1.2 to 2 times faster
+    forward, but some of its weight gradients take 2.6 times as long: so it is the default where nothing is recorded.
+    """
     dtype = torch.float16 if half and device.type == 'cuda' else torch.float32
-    return {'dtype': dtype, 'memory_format': torch.channels_last if channels_last else torch.contiguous_format}
+    last = channels_last or (device.type == 'cpu' and not torch.is_grad_enabled())
+    return {'dtype': dtype, 'memory_format': torch.channels_last if last else torch.contiguous_format}
 
 
 def _kernel(out_channels: int, in_channels: int, size: int, channels_last: bool) -> torch.Tensor:
@@ -715,7 +720,7 @@ class DiscriminatorEpilogue(torch.nn.Module):
         force_fp32: bool = False,  # It always is float32; here for callers that treat all blocks alike.
     ) -> torch.Tensor:
         size = self.resolution
-        form = _format(x.device, half=False, channels_last=False)
+        form: dict[str, Any] = {'dtype': torch.float32, 'memory_format': torch.contiguous_format}
         x = _expect('x', x, self.in_channels, size, size).to(**form)
         if self.architecture == 'skip':
             x = x + self.fromrgb(_expect('img', img, self.img_channels, size, size).to(**form))
