@@ -1,0 +1,62 @@
+"""benchmarks/iteration.py: its arithmetic in closed form, and one small run of the whole."""
+
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+
+SCRIPT = pathlib.Path(__file__).parents[1] / 'benchmarks' / 'iteration.py'
+
+
+@pytest.fixture(scope='module')
+def iteration() -> ModuleType:
+    spec = importlib.util.spec_from_file_location('benchmarks_iteration', SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def rounds(*factors: float) -> list[dict[str, list[float]]]:
+    """One round for each factor, by which the original is slower; pieces take 4, 8, 12, 16 and 2 seconds."""
+    pieces = {'Gmain': 4.0, 'Greg': 8.0, 'Dmain': 12.0, 'Dreg': 16.0, 'update': 2.0}
+    return [{name: [seconds, seconds * factor] for name, seconds in pieces.items()} for factor in factors]
+
+
+def test_an_iteration_counts_lazy_regularisation_by_its_intervals(iteration: ModuleType) -> None:
+    (result,) = iteration.with_iteration(rounds(3))
+    assert result['iteration'] == [4 + 8 / 4 + 12 + 16 / 16 + 2, 63]
+
+
+def test_table_has_medians_and_ratios_within_rounds(iteration: ModuleType) -> None:
+    lines = iteration.table(iteration.with_iteration(rounds(2, 3, 100)), batch=42)
+    cells = {line.split('|')[1].strip(): [cell.strip() for cell in line.split('|')[2:-1]] for line in lines}
+    assert cells['Gmain'] == ['4000.0', '12000.0', '3.00', '2.50–51.50']
+    assert cells['images per second'][:2] == ['2.0', '0.7']
+    assert len({line.count('|') for line in lines}) == 1
+
+
+def test_work_that_only_this_project_does_has_no_ratio(iteration: ModuleType) -> None:
+    results = [dict(r, encoder=[1.0]) for r in rounds(2)]
+    line = next(line for line in iteration.table(iteration.with_iteration(results), 1) if 'encoder' in line)
+    assert line == '| encoder | 1000.0 | – | – | – |'
+
+
+def test_a_run_prints_a_table() -> None:
+    env = dict(os.environ, OMP_NUM_THREADS='1')
+    command = [sys.executable, str(SCRIPT), '--size=S', '--device=cpu', '--rounds=1']
+    run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
+    assert run.returncode == 0, run.stderr
+    rows = [line.split('|')[1].strip() for line in run.stdout.splitlines() if line.startswith('|')]
+    assert rows[2:] == ['G eval', 'D forward', 'Gmain', 'Greg', 'Dmain', 'Dreg', 'update', 'encoder step', 'iteration',
+                        'images per second']
+
+
+def test_a_folder_that_is_no_checkout_is_refused(tmp_path: pathlib.Path) -> None:
+    command = [sys.executable, str(SCRIPT), f'--host={tmp_path}']
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 2 and 'no checkout of stylegan2-ada-pytorch' in run.stderr
