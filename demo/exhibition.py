@@ -78,7 +78,8 @@ def learning_curve(statistics: Sequence[dict[str, Any]]) -> list[dict[str, float
 def pick_pairs(held_out: Pictures) -> list[tuple[int, int]]:
     """Three pairs of held-out pictures that differ in person and skin tone, far apart in the set."""
     count = len(held_out.img)
-    return [(i, (i + count // 2 + 3) % count) for i in exhibits.spread(count, 3)]
+    starts = [i + k for k, i in enumerate(exhibits.spread(count, 3))]  # Pictures go through the skin tones in turn.
+    return [(i, (i + count // 2 + 2) % count) for i in starts]
 
 
 def hang(

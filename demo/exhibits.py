@@ -23,7 +23,7 @@ RHOS = (0.95, 0.8, 0.5)  # How much of a picture's z its variations keep.
 
 
 class Row(NamedTuple):
-    """A line of pictures [COLUMNS, C, H, W] and what stands above it."""
+    """A line of pictures [COLUMNS, C, H, W] and what stands above it, in ASCII: Pillow's own font has little more."""
 
     caption: str
     images: torch.Tensor
@@ -140,7 +140,7 @@ def interpolation_rows(
     """For each pair a path in y and one in z, the originals at both ends."""
     rows = []
     for a, b in pairs:
-        names = f'{held_out.name(a)} → {held_out.name(b)}'
+        names = f'{held_out.name(a)} to {held_out.name(b)}'
         path_y = decode(G, lerp_path(codes.y[a], codes.y[b], COLUMNS - 2), device)
         path_z = decode_z(G, slerp_path(codes.z[a], codes.z[b], COLUMNS - 2), device)
         for caption, path in ((f'in y, on a line: {names}', path_y), (f'in z, on an arc: {names}', path_z)):
@@ -157,7 +157,7 @@ def variation_rows(
         start = torch.stack([held_out.img[i], codes.recon[i]])
         for rho in RHOS:
             images = decode_z(G, vary(codes.z[i], rho, COLUMNS - 2, seed=i), device)
-            caption = f'ρ = {rho:g}: {held_out.name(i)}; original, reconstruction, variations'
+            caption = f'rho = {rho:g}: {held_out.name(i)}; original, reconstruction, variations'
             rows.append(Row(caption, torch.cat([start, images])))
     return rows
 
@@ -172,7 +172,7 @@ def edit_rows(
         path = decode(G, lerp_path(codes.y[i], codes.y[i] + direction, COLUMNS - 2), device)
         images = torch.cat([held_out.img[i : i + 1], path, held_out.img[truth : truth + 1]])
         goal = held_out.labels[truth]['skin_tone']
-        rows.append(Row(f"{held_out.name(i)} → {goal} skin; last, the artist's", images))
+        rows.append(Row(f"{held_out.name(i)} to {goal} skin; last, the artist's", images))
     return rows
 
 
