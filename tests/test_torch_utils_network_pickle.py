@@ -191,7 +191,9 @@ def test_arguments_cannot_exhaust_memory(args: Any) -> None:
 
 
 def test_arguments_cannot_ask_for_endless_depth() -> None:
-    assert "can't be built" in meddle(lambda net: net._init_kwargs.update(depth=10**9))
+    assert 'beyond 1,048,576' in meddle(lambda net: net._init_kwargs.update(depth=10**9))
+    assert 'beyond 1,048,576' in meddle(lambda net: net._init_kwargs.update(options={'a': [(2**21,)]}))
+    assert 'far more than the weights' in meddle(lambda net: net._init_kwargs.update(depth=2**20))
 
 
 def test_only_persistent_network_classes_of_known_modules() -> None:

@@ -6,6 +6,17 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+MAX_INT = 1 << 20   # Of an argument. Sizes, counts and channel bases of networks stay far below.
+
+
+def check_arguments(value: Any) -> None:
+    """Raises ValueError for an integer that would already be too much as the length of a plain list."""
+    if isinstance(value, int) and abs(value) > MAX_INT:
+        raise ValueError(f'an argument is beyond {MAX_INT:,}')
+    if isinstance(value, (list, tuple, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            check_arguments(item)
+
 
 class AllocationGuard(TorchFunctionMode):
     """Inside it, a constructor that asks for far more than `num_elements` in `num_tensors` fails with a ValueError.

@@ -21,7 +21,7 @@ import torch
 from dnnlib.util import UserError, atomic_write, is_url, open_url
 
 from . import misc, persistence, safe_unpickler
-from .allocation_guard import AllocationGuard
+from .allocation_guard import AllocationGuard, check_arguments
 from .safe_unpickler import Array, Record
 
 KNOWN_MODULES = ('training.networks', 'training.augment', 'lia_plugin.networks')
@@ -249,6 +249,7 @@ class _Rebuilder:
         """Runs our constructor with the file's arguments: guarded, and without touching the random state."""
         total = sum(tensor.numel() for tensor in tensors.values())
         try:
+            check_arguments([args, kwargs])
             with torch.random.fork_rng(devices=[]), AllocationGuard(total, len(tensors)):
                 return cls(*args, **kwargs)
         except UserError:
