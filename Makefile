@@ -10,7 +10,7 @@ JOBS ?= 2
 ifeq ($(shell uname -s)-$(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo gpu),Linux-)
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 endif
-PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 INDEX_OPTION := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX) --timeout 20 --retries 0)
 
 # Small tensors on few cores: more threads than cores only wait for each other.
