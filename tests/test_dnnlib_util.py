@@ -143,6 +143,11 @@ def test_is_url(text: Any, plain: bool, with_files: bool) -> None:
     assert util.is_url(text, allow_file_urls=True) is with_files
 
 
+def read(url: str, **kwargs: Any) -> bytes:
+    with util.open_url(url, **kwargs) as file:
+        return file.read()
+
+
 class _Server(http.server.BaseHTTPRequestHandler):
     """/good.bin, /named (another name), /short (broken off), /page (HTML), /flaky (503 the first time), else 404."""
 
@@ -188,11 +193,11 @@ def test_download_is_cached_under_its_hash(server: str, tmp_path: Path, capsys: 
 
 
 def test_download_without_cache_and_other_names(server: str, tmp_path: Path) -> None:
-    assert util.open_url(server + '/good.bin', cache_dir=str(tmp_path), cache=False, verbose=False).read() == b'bytes'
+    assert read(server + '/good.bin', cache_dir=str(tmp_path), cache=False, verbose=False) == b'bytes'
     assert os.listdir(tmp_path) == []
     named = util.open_url(server + '/named', cache_dir=str(tmp_path), return_filename=True, verbose=False)
     assert os.path.dirname(named) == str(tmp_path) and named.endswith('_we_ird.pt')
-    assert util.open_url(server + '/flaky', cache_dir=str(tmp_path), verbose=False).read() == b'bytes'
+    assert read(server + '/flaky', cache_dir=str(tmp_path), verbose=False) == b'bytes'
     assert _Server.asked.count('/flaky') == 2
 
 
@@ -209,7 +214,7 @@ def test_failed_downloads_name_the_file_to_save(
     assert url in message and f'{name} in {tmp_path}' in message and '\n' not in message
     assert _Server.asked == [path] * tries and os.listdir(tmp_path) == []
     (tmp_path / name).write_bytes(b'by hand')   # The advice works.
-    assert util.open_url(url, cache_dir=str(tmp_path), verbose=False).read() == b'by hand'
+    assert read(url, cache_dir=str(tmp_path), verbose=False) == b'by hand'
 
 
 def test_offline_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -223,12 +228,13 @@ def test_offline_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 def test_local_files(tmp_path: Path) -> None:
     path = tmp_path / 'a b.bin'
     path.write_bytes(b'x')
-    assert util.open_url(str(path)).read() == b'x'
-    assert util.open_url(path.as_uri()).read() == b'x'
+    assert read(str(path)) == b'x'
+    assert read(path.as_uri()) == b'x'
     assert util.open_url(path.as_uri(), return_filename=True) == str(path)
     for missing in (str(tmp_path / 'no.bin'), str(tmp_path)):
         with pytest.raises(util.UserError, match='no such file|folder'):
             util.open_url(missing)
     with pytest.raises(ValueError, match='return_filename'):
         util.open_url(str(path), return_filename=True, cache=False)
-    assert isinstance(util.open_url(str(path)), io.BufferedReader)
+    with util.open_url(str(path)) as file:
+        assert isinstance(file, io.BufferedReader)

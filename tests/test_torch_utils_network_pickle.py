@@ -115,12 +115,9 @@ def test_save_is_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises((AttributeError, pickle.PicklingError)):
         network_pickle.save(path, dict(G=make_net(), bad=lambda: None))
     assert path.read_bytes() == before and os.listdir(tmp_path) == ['net.pkl']
-    for source in (path, str(path), path.as_uri(), path.open('rb')):
-        assert load_any(source)['G'].init_args == (3,)
-
-
-def load_any(source: Any) -> Any:
-    return network_pickle.load(source)
+    with path.open('rb') as file:
+        for source in (path, str(path), path.as_uri(), file):
+            assert network_pickle.load(source)['G'].init_args == (3,)
 
 
 def test_loading_does_not_touch_the_random_state() -> None:
