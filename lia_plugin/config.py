@@ -192,6 +192,8 @@ def generator_kwargs(options: Options, preset: Preset) -> dict[str, Any]:
     synthesis = dict(channel_base=preset.channel_base, channel_max=preset.channel_max, **_precision(options))
     if options.nhwc:
         synthesis['fp16_channels_last'] = True
+    if not options.noise_inputs:
+        synthesis['use_noise'] = False
     return dict(class_name=preset.generator, z_dim=options.latent_dim, w_dim=options.latent_dim,
                 mapping_kwargs=mapping, synthesis_kwargs=synthesis)
 

@@ -52,6 +52,12 @@ def test_cifar_is_as_its_host_has_it() -> None:
     assert stage['loss_kwargs']['pl_weight'] == stage['loss_kwargs']['style_mixing_prob'] == 0
 
 
+def test_noise_inputs_can_be_left_out() -> None:
+    with_noise, without = (config.generator_kwargs(said, config.resolve(said, 64))['synthesis_kwargs']
+                           for said in (Options('x'), Options('x', noise_inputs=False)))
+    assert 'use_noise' not in with_noise and without == {**with_noise, 'use_noise': False}
+
+
 def test_what_is_said_wins() -> None:
     said = Options('x', batch=8, gamma=3, cbase=2048, cmax=64, glr=1e-3, kimg=7, map_depth=1, latent_dim=32)
     stage = config.gan_stage(said, _info(), {}, [])

@@ -77,6 +77,7 @@ def switch(flag: str, text: str) -> Callable[..., Any]:
 @option('--latent-dim', click.IntRange(min=2), 'Width of z, y and w', metavar='INT')
 @option('--map-depth', click.IntRange(min=0), 'Mapping layers  [default: 0 for lia, where φ stands in their place]',
         metavar='INT')
+@switch('--noise-inputs', 'Random detail in each layer of G; a short run on flat artwork does better without')
 @option('--coupling', click.Choice(['additive', 'affine']), "[lia] φ's kind of coupling")
 @option('--phi-layers', POSITIVE, "[lia] φ's coupling steps", metavar='INT')
 @option('--mbstd-group', POSITIVE, 'Group of the minibatch standard deviation', metavar='INT')
