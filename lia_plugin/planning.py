@@ -157,7 +157,9 @@ def _check_transfer(stage: dict[str, Any], options: Options, info: config.DataIn
     source = resume_source(options)
     data = host.load_network_pkl(source, trust=options.trust_pickle)
     check_network(data['G_ema'], source, info)
-    made_for: dict[str, Any] = dict(c_dim=info.label_dim, img_resolution=info.resolution, img_channels=info.num_channels)
+    made_for: dict[str, Any] = dict(
+        c_dim=info.label_dim, img_resolution=info.resolution, img_channels=info.num_channels
+    )
     for name, kwargs in (('G_ema', stage['G_kwargs']), ('D', stage['D_kwargs'])):
         if data.get(name) is None:
             raise host.UserError(f'--resume: {source}: holds no {name}; give a training snapshot')
