@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 import dnnlib
 import legacy
+from lia_plugin.files import atomic_write
 
 
 class _UserError(ValueError):
@@ -29,6 +31,12 @@ def load_network_pkl(path: str, trust: bool = False) -> dict[str, Any]:
         if 'trust' in inspect.signature(legacy.load_network_pkl).parameters:
             return legacy.load_network_pkl(f, trust=trust)
         return legacy.load_network_pkl(f)
+
+
+def save_network_pkl(path: str, data: dict[str, Any]) -> None:
+    """Writes a snapshot's dict, whole or not at all, as protocol 4: what the oldest hosts' Python reads."""
+    with atomic_write(path) as f:
+        pickle.dump(data, f, protocol=4)
 
 
 def loss_must_sync_gradients() -> bool:

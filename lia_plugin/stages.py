@@ -8,7 +8,7 @@ import torch
 
 from lia_plugin import host
 from lia_plugin.networks import Generator, MappingNetwork
-from torch_utils import misc, network_pickle
+from torch_utils import misc
 
 STATISTICS_SAMPLES = 10_000
 
@@ -47,7 +47,7 @@ def prepare_encoder_stage(
         assert G.encoder is not None, 'encoder_kwargs were given'
         G.encoder.set_output_statistics(mean.cpu(), std.cpu())
     G = G.cpu().eval().requires_grad_(False)
-    network_pickle.save(out_pkl, {**data, 'G': G, 'G_ema': G})
+    host.save_network_pkl(out_pkl, {**data, 'G': G, 'G_ema': G})
     return G_kwargs
 
 
