@@ -88,6 +88,7 @@ def describe_data(options: Options) -> config.DataInfo:
         )
     if options.cond and not data_set.has_labels:
         raise UsageError(f'--cond: {options.data} has no labels (in its dataset.json); leave --cond out')
+    data_set.check_headers()
     info = config.DataInfo(data_set.name, len(data_set), resolution, data_set.num_channels, data_set.label_dim)
     data_set.close()
     return info
@@ -103,6 +104,7 @@ def check_splits(result: dict[str, Any]) -> None:
     if stage['val_set_kwargs'] is None:
         return
     val_set = dnnlib.util.construct_class_by_name(**stage['val_set_kwargs'])
+    val_set.check_headers()
     for fact in ('image_shape', 'label_shape'):
         got, expected = getattr(val_set, fact), getattr(training_set, fact)
         if got != expected:

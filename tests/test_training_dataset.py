@@ -398,3 +398,15 @@ def test_pickles_and_workers(tmp_path: Path) -> None:
         images, labels = (torch.cat(parts).numpy() for parts in zip(*loader, strict=True))
         np.testing.assert_array_equal(images, np.stack([data[i][0] for i in range(32)]))
         np.testing.assert_array_equal(labels, np.eye(32))
+
+
+def test_headers_are_compared_without_decoding(tmp_path: Path) -> None:
+    for i, side in enumerate((16, 16, 32)):
+        PIL.Image.new('L', (side, side)).save(tmp_path / f'{i}.png')
+    with pytest.raises(UserError, match='2.png: 32x32, but the first image is 16x16'):
+        ImageFolderDataset(str(tmp_path)).check_headers()
+    (tmp_path / '2.png').write_bytes(b'')
+    with pytest.raises(UserError, match='2.png: is empty'):
+        ImageFolderDataset(str(tmp_path)).check_headers()
+    PIL.Image.new('L', (16, 16)).save(tmp_path / '2.png')
+    ImageFolderDataset(str(tmp_path)).check_headers()

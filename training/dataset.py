@@ -2,6 +2,7 @@
 
 import math
 import os
+import struct
 from typing import Any
 
 import numpy as np
@@ -197,6 +198,24 @@ class ImageFolderDataset(Dataset):
     def image_name(self, idx: int) -> str:
         """File name of item `idx` inside the folder or zip."""
         return self._archive.names[int(self._indices[idx])]
+
+    def check_headers(self) -> None:
+        """Compares the header of every PNG with the first image: a second where decoding 10,000 images takes many.
+
+        Raises:
+            UserError: An image has another size, or a size of zero bytes. Other formats are met when they are read.
+        """
+        _, height, width = self.image_shape
+        for name in self._archive.names:
+            head = self._archive.read_head(name, 24)
+            if not head:
+                raise UserError(f'{self._archive.where(name)}: is empty')
+            if head[:8] != b'\x89PNG\r\n\x1a\n' or len(head) < 24:
+                continue
+            found = struct.unpack('>II', head[16:24])
+            if found != (width, height):
+                raise UserError(f'{self._archive.where(name)}: {found[0]}x{found[1]}, but the first image is '
+                                f'{width}x{height}; make them alike with dataset_tool.py --resolution')
 
     def close(self) -> None:
         if '_archive' in self.__dict__:
