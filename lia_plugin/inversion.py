@@ -125,6 +125,8 @@ def pick_device(name: str | None = None) -> torch.device:
         if torch.cuda.is_available():
             return torch.device('cuda')
         return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
+    if name.startswith('mps') and not torch.backends.mps.is_available():
+        raise host.UserError(f'--device={name}: this machine, or this PyTorch, has no MPS; cpu always can')
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)

@@ -42,7 +42,7 @@ def train(run: run_dir.Run, config: dict[str, Any]) -> str | None:
 
 
 def _train_stage(run: run_dir.Run, config: dict[str, Any], stage: str) -> str | None:
-    kwargs = dict(config[stage], run_dir=run.path)
+    kwargs = dict(config[stage], run_dir=run.path, trust_pickle=config['options']['trust_pickle'])
     if stage == 'encoder':
         _begin_encoder(run, config)
         start = run.progress.get('gan', {}).get('kimg', 0)

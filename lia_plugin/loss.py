@@ -1,4 +1,4 @@
-"""Stage-2 loss: the encoder f learns image → y with the generator frozen, the discriminator goes on (paper, section 3.3).
+"""Stage-2 loss: the encoder f learns image → y with the generator frozen, the discriminator goes on (section 3.3).
 
     E:  pixel · mean (x − x̃)²  +  percep · ε(x, x̃)  +  adv · softplus(−c(x̃))  +  latent · |f(g(y)) − y|² / var y
     c:  softplus(c(x̃)) + softplus(−c(x)) + γ/2 · ‖∇c(x)‖²                  with x̃ = g(f(x))
@@ -45,7 +45,7 @@ class EncoderLoss:
     ) -> None:
         if G is None and (G_mapping is None or G_synthesis is None):
             raise ValueError('EncoderLoss: needs G, or G_mapping and G_synthesis')
-        mapping = G.mapping if G is not None else getattr(G_mapping, 'module', G_mapping)
+        mapping: Any = G.mapping if G is not None else getattr(G_mapping, 'module', G_mapping)
         if getattr(mapping, 'encoder', None) is None:
             raise ValueError('EncoderLoss: the generator has no encoder; prepare stage 2 first (lia_plugin.stages)')
         self.device = device
@@ -63,6 +63,13 @@ class EncoderLoss:
         # how the batch is cut into rounds and ranks.
         self.code_variance = code_statistics(mapping, self.encoder.space)[1].square().mean().to(device)
         self.r1_gamma = r1_gamma
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run can't measure again: its φ is at random until the checkpoint is in place."""
+        return {'code_variance': self.code_variance.cpu()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.code_variance = state['code_variance'].to(self.device)
 
     def accumulate_gradients(
         self,

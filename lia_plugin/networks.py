@@ -62,6 +62,8 @@ class Dense(torch.nn.Module):
 class Conv(torch.nn.Module):
     """Square convolution with optional bias and 2× downsampling: [N, in, H, W] → [N, out, H/down, W/down]."""
 
+    resample_filter: torch.Tensor | None
+
     def __init__(
         self,
         in_channels: int,
@@ -97,6 +99,9 @@ class BatchNorm(torch.nn.Module):
 
     torch's SyncBatchNorm is CUDA only, and the stock BatchNorm would leave every rank with buffers of its own.
     """
+
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
 
     def __init__(self, num_features: int, affine: bool = True, momentum: float = 0.1, eps: float = 1e-5) -> None:
         super().__init__()
@@ -246,11 +251,12 @@ class Phi(torch.nn.Module):
     def _prepare(self, h: torch.Tensor, c: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         if h.ndim != 2 or h.shape[1] != self.features:
             raise ValueError(f'phi: expected [N, {self.features}], got {list(h.shape)}')
-        dtype = torch.promote_types(self.coupling0.hidden.weight.dtype, torch.float32)
+        dtype = torch.promote_types(self.couplings[0].hidden.weight.dtype, torch.float32)
         if self.embed is None:
             return h.to(dtype), None
         if c is None or c.shape != (h.shape[0], self.c_dim):
-            raise ValueError(f'phi: labels expected [{h.shape[0]}, {self.c_dim}], got {None if c is None else list(c.shape)}')
+            got = None if c is None else list(c.shape)
+            raise ValueError(f'phi: labels expected [{h.shape[0]}, {self.c_dim}], got {got}')
         return h.to(dtype), _normalize(self.embed(c.to(dtype)))
 
     def extra_repr(self) -> str:
@@ -300,7 +306,7 @@ class PaperBlock(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = torch.nn.functional.avg_pool2d(x, 2)
-        y = x if self.skip is None else _lrelu(self.norm_skip(self.skip(x)))
+        y = x if self.skip is None or self.norm_skip is None else _lrelu(self.norm_skip(self.skip(x)))
         x = _lrelu(self.norm0(self.conv0(x)))
         return _lrelu(self.norm1(self.conv1(x))) + y
 
@@ -395,7 +401,7 @@ class Encoder(torch.nn.Module):
         self.output_std.copy_(std)
 
     def extra_repr(self) -> str:
-        return f'arch={self.arch}, space={self.space}, code_dim={self.code_dim:d}, img_resolution={self.img_resolution:d}'
+        return f'arch={self.arch}, space={self.space}, code_dim={self.code_dim}, img_resolution={self.img_resolution}'
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -409,6 +415,9 @@ class MappingNetwork(torch.nn.Module):
     With `num_layers=0`, as in the paper, y is w. Called as the host calls its mapping network: z [N, z_dim], labels
     [N, c_dim] or None → ws [N, num_ws, w_dim]. z is not normalised, because that could not be inverted.
     """
+
+    w_avg: torch.Tensor
+    encoder: Encoder | None
 
     def __init__(
         self,

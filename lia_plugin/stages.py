@@ -40,7 +40,8 @@ def prepare_encoder_stage(
         raise host.UserError(f'{network_pkl}: holds no discriminator, which stage 2 needs; give a training snapshot')
     G_kwargs = generator_kwargs(source, encoder_kwargs, network_pkl)
     torch.manual_seed(seed)
-    G = Generator(c_dim=source.c_dim, img_resolution=source.img_resolution, img_channels=source.img_channels, **G_kwargs)
+    image = dict(img_resolution=source.img_resolution, img_channels=source.img_channels)
+    G = Generator(c_dim=source.c_dim, **image, **G_kwargs)
     misc.copy_params_and_buffers(source, G, require_all=False)
     if source.encoder is None:
         mean, std = code_statistics(G.mapping.to(device), encoder_kwargs.get('space', 'y'), seed=seed)

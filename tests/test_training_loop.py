@@ -60,7 +60,8 @@ def encoder(run_dir: pathlib.Path, faces: str, stage1: str, **kwargs):
     G_kwargs = prepare_encoder_stage(stage1, init, dict(**ENCODER))
     loss = dict(class_name='lia_plugin.loss.EncoderLoss', percep='disc', percep_network=init, adv_weight=0.1)
     defaults = dict(
-        G_kwargs=dict(class_name='lia_plugin.networks.Generator', **G_kwargs), loss_kwargs=dict(loss, latent_weight=0.1),
+        G_kwargs=dict(class_name='lia_plugin.networks.Generator', **G_kwargs),
+        loss_kwargs=dict(loss, latent_weight=0.1),
         G_reg_interval=None, stage='encoder', start_kimg=0.04, total_kimg=0.08, resume_pkl=init, augment_kwargs=None,
         augment_p=0, ada_target=None,
     )  # fmt: skip

@@ -46,7 +46,7 @@ def load(path: str, stage: str) -> dict[str, Any]:
     except (OSError, UserError):
         raise
     except Exception as error:
-        raise UserError(f'{path}: is no training state or is damaged; start from a snapshot with --resume=…pkl') from error
+        raise UserError(f'{path}: no training state, or a damaged one; start from a snapshot, --resume=…pkl') from error
     if data['stage'] != stage:
         raise UserError(f'{path}: belongs to stage {data["stage"]}, not {stage}')
     return data

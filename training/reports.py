@@ -26,7 +26,7 @@ HOST_SET_KEYS = ('class_name', 'path', 'use_labels', 'max_size', 'xflip', 'resol
 class Reporter:
     """Reports of one training run; files are written and lines printed on rank 0 only.
 
-    `args` are training_loop's arguments. Grids fill a 4K screen as the host's do, with 144 images at most.
+    `args` are training_loop's arguments. Grids fill a 4K screen, as the host's do, but show 144 images at most.
     """
 
     def __init__(self, args: dnnlib.EasyDict, training_set: Any) -> None:
@@ -48,8 +48,10 @@ class Reporter:
         if not self.first:
             return
         args = self.args
-        print(f'{len(self.training_set)} images of {self.training_set.image_shape}, labels {self.training_set.label_shape}')
-        print(f'Stage {args.stage}: kimg {cur_nimg / 1e3:g} to {args.total_kimg:g} on {args.device}, batch {args.batch_size}')
+        shown = self.training_set
+        print(f'{len(shown)} images of {shown.image_shape}, labels {shown.label_shape}')
+        lengths = f'kimg {cur_nimg / 1e3:g} to {args.total_kimg:g}'
+        print(f'Stage {args.stage}: {lengths} on {args.device}, batch {args.batch_size}')
         print(f'{count(G)} parameters to train in G')
         self.stats_file = open(os.path.join(args.run_dir, 'stats.jsonl'), 'a')
         self.tensorboard = _tensorboard(args.run_dir)
@@ -70,7 +72,7 @@ class Reporter:
         return [int(i) for i in np.resize(order, count)]
 
     @staticmethod
-    def _draws_fakes(G: torch.nn.Module) -> bool:
+    def _draws_fakes(G: Any) -> bool:
         # A synthesis network without parameters is frozen: its pictures were drawn by the stage that trained it.
         return any(True for _ in G.synthesis.parameters())
 
@@ -79,7 +81,8 @@ class Reporter:
         count = self.grid_size[0] * self.grid_size[1]
         z = torch.from_numpy(np.random.RandomState(self.args.random_seed).randn(count, G_ema.z_dim).astype(np.float32))
         c = torch.from_numpy(np.stack([self.training_set.get_label(i) for i in self._grid_indices()]))
-        rounds = zip(z.split(self.args.batch_gpu), c.split(self.args.batch_gpu), strict=True)
+        size = max(self.args.batch_gpu, 16)  # No gradients are kept: what training fits, this fits too.
+        rounds = zip(z.split(size), c.split(size), strict=True)
         device = self.args.device
         fakes = torch.cat([G_ema(z=z.to(device), c=c.to(device), noise_mode='const').cpu() for z, c in rounds])
         # The host's conversion, which its FID protocol shares: truncation after adding half a level.

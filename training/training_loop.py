@@ -90,8 +90,9 @@ def training_loop(
     start_kimg: float = 0,  # Count images from here.
     val_set_kwargs: dict[str, Any] | None = None,  # Held-out set for metrics that ask for one. None = training set.
     resume_state: str | None = None,  # Checkpoint of this very run, to go on exactly.
-    snapshot_fns: list[dict[str, Any]] = [],  # noqa: B006  func_name and arguments; called with G, run_dir, kimg, device.
+    snapshot_fns: list[dict[str, Any]] = [],  # noqa: B006  func_name, arguments; get G, run_dir, kimg, device too.
     metric_kwargs: dict[str, Any] = {},  # noqa: B006  Further arguments of metric_main.calc_metric.
+    trust_pickle: bool = False,  # Run the code inside `resume_pkl`.
 ) -> str | None:
     """Trains, and gives the path of the last snapshot; None if it was interrupted (the state is saved then).
 
@@ -130,7 +131,9 @@ def pick_device(device: torch.device | str | None, rank: int) -> torch.device:
     if device is None:
         device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
     device = torch.device(device)
-    return torch.device('cuda', rank % torch.cuda.device_count()) if device.type == 'cuda' and device.index is None else device
+    if device.type == 'cuda' and device.index is None:
+        return torch.device('cuda', rank % torch.cuda.device_count())
+    return device
 
 
 def _seed(args: dnnlib.EasyDict) -> None:
@@ -185,7 +188,7 @@ def _construct_augment(args: dnnlib.EasyDict) -> torch.nn.Module | None:
 def _transfer(args: dnnlib.EasyDict, modules: dict[str, torch.nn.Module]) -> None:
     """Copies what the pickle has by name, and says on rank 0 what it hadn't."""
     with dnnlib.util.open_url(args.resume_pkl) as f:
-        data = legacy.load_network_pkl(f, trust=args.get('trust_pickle', False))
+        data = legacy.load_network_pkl(f, trust=args.trust_pickle)
     for name, module in modules.items():
         source = dict(misc.named_params_and_buffers(data[name]))
         wanted = dict(misc.named_params_and_buffers(module))
@@ -216,8 +219,9 @@ def _phases(name: str, module: torch.nn.Module, opt_kwargs: dict[str, Any], reg_
 
 
 def _optimizer(module: torch.nn.Module, kwargs: dict[str, Any]) -> torch.optim.Optimizer:
-    fused = kwargs.get('class_name') == 'torch.optim.Adam' and 'fused' not in kwargs
-    return dnnlib.util.construct_class_by_name(module.parameters(), **kwargs, **({'fused': True} if fused else {}))
+    if kwargs.get('class_name') == 'torch.optim.Adam':
+        kwargs = {'fused': True, **kwargs}  # One kernel for all parameters, on the CPU too: 2.4 times faster there.
+    return dnnlib.util.construct_class_by_name(module.parameters(), **kwargs)
 
 
 def _start_or_resume(
@@ -239,8 +243,9 @@ def _start_or_resume(
 def _batches(args: dnnlib.EasyDict, training_set: Any, shown: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless (uint8 NCHW, float32 labels) of this rank, after the first `shown` images of all ranks."""
     sampler = misc.InfiniteSampler(
-        training_set, rank=args.rank, num_replicas=args.num_gpus, seed=args.random_seed, start=shown // args.num_gpus
-    )
+        training_set, rank=args.rank, num_replicas=args.num_gpus, seed=args.random_seed,
+        start=shown // args.num_gpus,
+    )  # fmt: skip
     kwargs = dict(args.data_loader_kwargs)
     kwargs.setdefault('pin_memory', args.device.type == 'cuda')
     if not kwargs.get('num_workers'):
@@ -256,7 +261,8 @@ def _one_line_errors(batches: Iterator[Any]) -> Iterator[Any]:
     try:
         yield from batches
     except dnnlib.util.UserError as error:
-        raise dnnlib.util.UserError(str(error).strip().splitlines()[-1].removeprefix('dnnlib.util.UserError: ')) from None
+        last = str(error).strip().splitlines()[-1]
+        raise dnnlib.util.UserError(last.removeprefix('dnnlib.util.UserError: ')) from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -288,8 +294,9 @@ def _draw_latents(
 ) -> list[tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]]:
     """For each phase, rounds of z and labels. All ranks draw the same and take turns, as they do with images."""
     drawn = []
+    z_dim: Any = state.G.z_dim
     for _ in state.phases:
-        z = torch.randn([args.batch_size, state.G.z_dim], generator=state.latents)
+        z = torch.randn([args.batch_size, z_dim], generator=state.latents)
         indices = torch.randint(len(training_set), [args.batch_size], generator=state.latents)
         mine = slice(args.rank, None, args.num_gpus)
         c = torch.from_numpy(np.stack([training_set.get_label(int(i)) for i in indices[mine]]))
@@ -327,7 +334,7 @@ def _run_phase(
 def _diverged(state: State) -> Exception:
     return dnnlib.util.UserError(
         f'training diverged at kimg {state.cur_nimg / 1e3:.1f}: a loss is NaN or infinite. The last snapshot is good; '
-        'go on from it (--resume=latest) with a lower learning rate (--glr, --dlr, --enc-lr), a higher --gamma, or --fp32'
+        'start from it (--resume=…pkl) with a lower --glr, --dlr or --enc-lr, a higher --gamma, or --fp32'
     )
 
 
@@ -349,11 +356,12 @@ def _finish_ema(state: State) -> None:
 def _adapt_augmentation(args: dnnlib.EasyDict, state: State) -> None:
     """ADA (Karras et al. 2020, section 3.1): nudges p so that the discriminator's mean sign on reals meets its aim."""
     assert state.ada_stats is not None and state.augment_pipe is not None, 'only called with both'
+    p: Any = state.augment_pipe.p
     state.ada_stats.update()
     direction = np.sign(state.ada_stats['Loss/signs/real'] - args.ada_target)
     step = direction * args.batch_size * args.ada_interval / (args.ada_kimg * 1000)
     if np.isfinite(step):
-        state.augment_pipe.p.add_(float(step)).clamp_(min=0)
+        p.add_(float(step)).clamp_(min=0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
