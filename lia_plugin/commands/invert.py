@@ -53,7 +53,7 @@ def invert(
     """
     import torch
 
-    from lia_plugin import inversion, results
+    from lia_plugin import inversion, perceptual, results
     from lia_plugin.targets import collect
 
     items = collect(targets)
@@ -76,6 +76,8 @@ def invert(
         writer.finish({**settings, **options, 'device': str(run_device)})
         print(results.format_table(writer.names, writer.rows))
         print(f'n = {len(writer.rows)}, {G.img_resolution}x{G.img_resolution}, images in [-1, 1]; written to {outdir}')
+        if lpips is None and lpips_source is None:
+            click.echo(f'LPIPS left out: --lpips={perceptual.VGG16_URL} fetches its weights', err=True)
     report_failures(writer, len(items))
 
 
@@ -98,7 +100,6 @@ def load_lpips(source: str | None, device: torch.device) -> tuple[Perceptual | N
         return None, None
     found = source or perceptual.cached_vgg16()
     if found is None:
-        click.echo(f'LPIPS left out: --lpips={perceptual.VGG16_URL} fetches its weights', err=True)
         return None, None
     try:
         return perceptual.VGG16Features(found).to(device), found
