@@ -3,7 +3,9 @@
 Exit codes: 0 done, 1 a batch that went on past bad items, 2 the user's input can't be used, 130 stopped by Ctrl-C.
 """
 
+import errno
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -21,6 +23,10 @@ COMMANDS = {
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130  # The shell's convention: 128 + SIGINT.
+
+# What a machine, not the program, does to a file: a missing permission, a full disk, a file where a folder should be.
+SURROUNDINGS = (errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EEXIST, errno.ENOTDIR,
+                errno.EISDIR, errno.ENAMETOOLONG)
 
 
 def load_command(name: str) -> click.Command:
@@ -78,6 +84,10 @@ def run(command: click.Command, args: Sequence[str] | None = None, prog_name: st
     except click.ClickException as error:
         hint = ' (--help lists the options)' if isinstance(error, click.NoSuchOption) else ''
         return _report(error.format_message() + hint)
+    except OSError as error:
+        if error.errno not in SURROUNDINGS:
+            raise
+        return _report(f'{error.filename or "files"}: {os.strerror(error.errno)}')
     except Exception as error:
         if not _is_user_error(error):
             raise

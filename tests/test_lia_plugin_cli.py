@@ -1,5 +1,6 @@
 """The command line's one place for errors: a line on stderr and an exit code, and nothing heavy for --help."""
 
+import errno
 import subprocess
 import sys
 
@@ -71,3 +72,25 @@ def test_group_help_lists_all_commands(capsys: pytest.CaptureFixture[str]) -> No
     assert cli.main([]) == 0
     out = capsys.readouterr().out
     assert all(name in out for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize('error, line', [
+    (FileExistsError(errno.EEXIST, 'File exists', 'out'), 'Error: out: File exists'),
+    (OSError(errno.ENOSPC, 'No space left on device'), 'Error: files: No space left on device'),
+])
+def test_what_a_machine_refuses_is_one_line(error: OSError, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    @click.command()
+    def write() -> None:
+        raise error
+
+    assert cli.run(write, []) == 2
+    assert capsys.readouterr().err.strip() == line
+
+
+def test_an_operating_systems_error_that_is_ours_keeps_its_traceback() -> None:
+    @click.command()
+    def leak() -> None:
+        raise OSError(errno.EBADF, 'Bad file descriptor')
+
+    with pytest.raises(OSError):
+        cli.run(leak, [])
