@@ -79,7 +79,7 @@ def training_loop(
     total_kimg: float = 25000,  # Stop when this many thousand images were shown, `start_kimg` included.
     kimg_per_tick: float = 4,  # Length of a tick.
     image_snapshot_ticks: int | None = 50,  # Write image grids every so many ticks. None = never.
-    network_snapshot_ticks: int | None = 50,  # Write pickles and the exact state every so many ticks. None = at the end.
+    network_snapshot_ticks: int | None = 50,  # Write pickles and the exact state every so many ticks. None = at end.
     resume_pkl: str | None = None,  # Network pickle whose weights to start from.
     cudnn_benchmark: bool = True,
     allow_tf32: bool = False,
@@ -90,7 +90,7 @@ def training_loop(
     start_kimg: float = 0,  # Count images from here.
     val_set_kwargs: dict[str, Any] | None = None,  # Held-out set for metrics that ask for one. None = training set.
     resume_state: str | None = None,  # Checkpoint of this very run, to go on exactly.
-    snapshot_fns: list[dict[str, Any]] = [],  # noqa: B006  func_name, arguments; get G, run_dir, kimg, device too.
+    snapshot_fns: list[dict[str, Any]] = [],  # noqa: B006  func_name, arguments; get G, run_dir, kimg, device.
     metric_kwargs: dict[str, Any] = {},  # noqa: B006  Further arguments of metric_main.calc_metric.
     trust_pickle: bool = False,  # Run the code inside `resume_pkl`.
 ) -> str | None:
