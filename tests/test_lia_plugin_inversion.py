@@ -232,12 +232,22 @@ def test_bad_files_in_a_batch_are_named_counted_and_the_rest_is_done(
     folder = save_pictures(tmp_path / 'in', 2)
     (folder / 'bad.png').write_bytes(b'nothing')
     out = tmp_path / 'out'
-    assert run('--network', network, '--target', str(folder), '--outdir', str(out)) == 2
+    assert run('--network', network, '--target', str(folder), '--outdir', str(out)) == 1
     screen = capsys.readouterr().err.strip().splitlines()
     assert screen[-1].startswith('Error: 1 of 3 images could not be used') and 'bad.png' in screen[-1]
     results = json.loads((out / 'results.json').read_text())
     assert results['n'] == 2 and [failure['image'] for failure in results['failed']] == [str(folder / 'bad.png')]
     assert (out / 'picture1_recon.png').exists()
+
+
+def test_a_batch_of_bad_files_alone_is_bad_input(
+    network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ('a.png', 'b.png'):
+        (tmp_path / name).write_bytes(b'nothing')
+    assert run('--network', network, '--target', str(tmp_path), '--outdir', str(tmp_path / 'out')) == 2
+    assert 'Error: 2 of 2 images could not be used' in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()
 
 
 def test_conditional_grey_network(tmp_path: Path) -> None:

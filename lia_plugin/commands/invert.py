@@ -44,12 +44,14 @@ def invert(
     class_idx: int | None,
     lpips_source: str | None,
     trust_pickle: bool,
-) -> None:
+) -> int:
     """Find the latents y and z of real images and reconstruct the images from them.
 
     Writes for each image NAME_recon.png, NAME_side.png and its latents (projected_w.npz for one image, NAME.npz for
     several, with keys w, y, z), results.json with every figure, and for several images grid.png, index.html and
     latents.npz with all of them.
+
+    Exit codes: 0 done; 1 done, but some images could not be used; 2 nothing written.
     """
     import torch
 
@@ -78,7 +80,7 @@ def invert(
         print(f'n = {len(writer.rows)}, {G.img_resolution}x{G.img_resolution}, images in [-1, 1]; written to {outdir}')
         if lpips is None and lpips_source is None:
             click.echo(f'LPIPS left out: --lpips={perceptual.VGG16_URL} fetches its weights', err=True)
-    report_failures(writer, len(items))
+    return report_failures(writer, len(items))
 
 
 def load_generator(network: str, device: torch.device, trust: bool) -> Any:
@@ -146,14 +148,21 @@ def stack_images(group: Sequence[tuple[Target, LoadedImage]]) -> torch.Tensor:
     return to_float(torch.stack([loaded.pixels for _target, loaded in group]))
 
 
-def report_failures(writer: InversionWriter, total: int) -> None:
-    """Raises UserError if any image could not be used: its own reason for a single one, else a count and names."""
+def report_failures(writer: InversionWriter, total: int) -> int:
+    """Gives the exit code, and tells a count and names of the images that could not be used.
+
+    Raises UserError if none could: with its own reason for a single one.
+    """
     from lia_plugin.host import UserError
 
     if not writer.failures:
-        return
+        return 0
     if total == 1:
         raise UserError(writer.failures[0]['reason'])
     names = [failure['image'] for failure in writer.failures]
     listed = ', '.join(names[:MAX_NOTES]) + (' …' if len(names) > MAX_NOTES else '')
-    raise UserError(f'{len(names)} of {total} images could not be used: {listed}')
+    message = f'{len(names)} of {total} images could not be used: {listed}'
+    if not writer.rows:
+        raise UserError(message)
+    click.echo(f'Error: {message}', err=True)
+    return 1
