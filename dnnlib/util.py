@@ -21,6 +21,11 @@ class UserError(ValueError):
     """A mistake of the person at the keyboard, told in one line: the file or option, what is wrong, what to do."""
 
 
+def without_traceback(error: UserError) -> UserError:
+    """The mistake in one line: a data loader's worker sends its traceback in front of the message."""
+    return UserError(re.sub(r'^\S*UserError: ', '', str(error).strip().splitlines()[-1]))
+
+
 class EasyDict(dict[str, Any]):
     """A dict whose keys are attributes too. Its name and place stand in every snapshot, so neither may change."""
 

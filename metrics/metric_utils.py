@@ -199,8 +199,8 @@ def iterate_dataset(
     try:
         for images, labels in loader:
             yield images.to(device), labels.to(device)
-    except UserError as err:  # A worker's error comes with the traceback in front of the message.
-        raise UserError(re.sub(r'^\S*UserError: ', '', str(err).strip().splitlines()[-1])) from err
+    except UserError as err:
+        raise dnnlib.util.without_traceback(err) from err
     finally:
         if hasattr(dataset, 'close'):
             dataset.close()

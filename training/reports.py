@@ -16,7 +16,7 @@ import torch
 import tqdm
 
 import dnnlib
-from metrics import metric_main
+from metrics import metric_main, metric_utils
 from torch_utils import misc, network_pickle, training_stats
 
 # What NVIDIA's tools may find in a pickle's training_set_kwargs: they hand all of it to their own data set class.
@@ -85,9 +85,7 @@ class Reporter:
         rounds = zip(z.split(size), c.split(size), strict=True)
         device = self.args.device
         fakes = torch.cat([G_ema(z=z.to(device), c=c.to(device), noise_mode='const').cpu() for z, c in rounds])
-        # The host's conversion, which its FID protocol shares: truncation after adding half a level.
-        pixels = (fakes * 127.5 + 128).clamp(0, 255).to(torch.uint8).numpy()
-        save_grid(pixels, os.path.join(self.args.run_dir, name), self.grid_size)
+        save_grid(metric_utils.to_uint8(fakes).numpy(), os.path.join(self.args.run_dir, name), self.grid_size)
 
     def images(self, G_ema: torch.nn.Module, cur_nimg: int) -> None:
         """Grids of this tick: fakes while synthesis learns, and whatever `snapshot_fns` draw."""

@@ -257,12 +257,11 @@ def _batches(args: dnnlib.EasyDict, training_set: Any, shown: int) -> Iterator[t
 
 
 def _one_line_errors(batches: Iterator[Any]) -> Iterator[Any]:
-    """Passes batches on. A worker's UserError arrives with its traceback for a message; its last line is ours."""
+    """Passes batches on; a worker's UserError as the one line that it was."""
     try:
         yield from batches
     except dnnlib.util.UserError as error:
-        last = str(error).strip().splitlines()[-1]
-        raise dnnlib.util.UserError(last.removeprefix('dnnlib.util.UserError: ')) from None
+        raise dnnlib.util.without_traceback(error) from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
