@@ -21,20 +21,20 @@ import dnnlib
 from lia_plugin.files import atomic_write
 from lia_plugin.host import UserError
 
-# A decoded image of this size takes 400 MB: more is a mistake or a decompression bomb.
-MAX_PIXELS = 100_000_000
-# Readers of Pillow that are tried, and their extensions. Others could start programs (EPS) or hold no photographs.
+# What is read, and up to which size, is what `training.image_decode` reads for data sets; it stands here again because
+# NVIDIA's hosts have no such module. A test holds both together.
+MAX_PIXELS = 2**27
 FORMATS = {
-    'JPEG': ('.jpg', '.jpeg', '.jfif'),
     'PNG': ('.png', '.apng'),
+    'JPEG': ('.jpg', '.jpeg', '.jpe', '.jfif'),
     'WEBP': ('.webp',),
-    'TIFF': ('.tif', '.tiff'),
-    'BMP': ('.bmp',),
+    'BMP': ('.bmp', '.dib'),
     'GIF': ('.gif',),
-    'PPM': ('.ppm', '.pgm', '.pbm', '.pnm'),
-    'AVIF': ('.avif',),
-    'JPEG2000': ('.jp2', '.j2k'),
+    'TIFF': ('.tif', '.tiff'),
+    'PPM': ('.pbm', '.pgm', '.ppm', '.pnm'),
     'TGA': ('.tga',),
+    'JPEG2000': ('.jp2', '.j2k', '.jpx'),
+    'AVIF': ('.avif',),
 }
 EXTENSIONS = tuple(extension for extensions in FORMATS.values() for extension in extensions)
 LUMA = (0.299, 0.587, 0.114)  # Rec. 601, as Pillow's conversion to grey.
@@ -172,9 +172,9 @@ def _to_eight_bits(picture: PIL.Image.Image) -> tuple[PIL.Image.Image, list[str]
     if picture.mode.startswith('I'):
         notes.append('16 bits reduced to 8')
         return PIL.Image.fromarray(np.rint(np.asarray(picture) / 257).clip(0, 255).astype(np.uint8)), notes
-    if picture.mode in ('RGBA', 'LA', 'PA') or 'transparency' in picture.info:
+    if picture.mode in ('RGBA', 'RGBa', 'LA', 'PA') or 'transparency' in picture.info:
         rgba = picture.convert('RGBA')
-        grey = picture.mode in ('L', 'LA')
+        grey = picture.mode in ('1', 'L', 'LA')
         if rgba.getchannel('A').getextrema() != (255, 255):
             notes.append('transparency laid on white')
             rgba = PIL.Image.alpha_composite(PIL.Image.new('RGBA', rgba.size, 'white'), rgba)

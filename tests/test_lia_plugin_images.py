@@ -10,6 +10,7 @@ import torch
 
 from lia_plugin import images, page
 from lia_plugin.host import UserError
+from training import image_decode
 
 
 def gradient(width: int = 6, height: int = 4) -> np.ndarray:
@@ -109,6 +110,18 @@ def test_sixteen_bit_grey_is_scaled_not_cut() -> None:
 def test_other_modes(mode: str, value: int | tuple[int, ...], expected: list[int]) -> None:
     loaded = read(PIL.Image.new(mode, (8, 8), value), kind='TIFF')
     assert loaded.pixels[:, 3, 3].tolist() == expected
+
+
+def test_data_sets_and_targets_are_read_alike() -> None:
+    """invert.py's reader and the data set's are two, since NVIDIA's hosts have only the one: they may not drift."""
+    assert images.FORMATS == image_decode.IMAGE_FORMATS and images.MAX_PIXELS == image_decode.MAX_PIXELS
+    for mode, kind in [('1', 'PNG'), ('L', 'PNG'), ('P', 'PNG'), ('RGB', 'TIFF'), ('CMYK', 'TIFF'), ('I;16', 'PNG')]:
+        values = np.random.RandomState(0).randint(0, 65536, [8, 8], dtype=np.uint16)
+        picture = PIL.Image.fromarray(values if mode == 'I;16' else gradient(8, 8))
+        buffer = io.BytesIO()
+        (picture if mode == 'I;16' else picture.convert(mode)).save(buffer, format=kind)
+        pixels = image_decode.decode_image(buffer.getvalue(), mode).transpose(2, 0, 1)
+        assert np.array_equal(images.read_image(buffer).pixels.numpy(), pixels), mode
 
 
 def test_fitting_crops_the_centre_and_says_so(tmp_path: Path) -> None:
