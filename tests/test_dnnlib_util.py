@@ -175,7 +175,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(util.time, 'sleep', lambda seconds: None)
     _Server.asked.clear()
     with http.server.ThreadingHTTPServer(('127.0.0.1', 0), _Server) as httpd:
-        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        threading.Thread(target=httpd.serve_forever, args=[0.01], daemon=True).start()
         yield f'http://127.0.0.1:{httpd.server_port}'
         httpd.shutdown()
 

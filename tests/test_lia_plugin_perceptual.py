@@ -166,7 +166,7 @@ class FileServer(http.server.BaseHTTPRequestHandler):
 def server(vgg_file: str) -> Iterator[http.server.HTTPServer]:
     FileServer.content = Path(vgg_file).read_bytes()
     with http.server.HTTPServer(('127.0.0.1', 0), FileServer) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=[0.01], daemon=True)
         thread.start()
         yield server
         server.shutdown()

@@ -35,7 +35,7 @@ def server(tmp_path):
             requests.append(self.path)
 
     with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as httpd:
-        thread = threading.Thread(target=httpd.serve_forever, daemon=True)
+        thread = threading.Thread(target=httpd.serve_forever, args=[0.01], daemon=True)
         thread.start()
         yield f'http://127.0.0.1:{httpd.server_port}/', requests
         httpd.shutdown()

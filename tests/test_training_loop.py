@@ -1,10 +1,13 @@
 """The training loop: both stages by class name, exact resumption, several processes, divergence."""
 
+import functools
 import itertools
 import json
 import os
 import pathlib
 import shutil
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -37,7 +40,15 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def gan(run_dir: pathlib.Path, faces: str, **kwargs):
+@pytest.fixture(scope='module')
+def stage1(faces: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The snapshot of a finished stage 1, in its run directory."""
+    path = gan(tmp_path_factory.mktemp('stage1'), faces)
+    assert path is not None, 'nothing interrupts it'
+    return path
+
+
+def gan(run_dir: pathlib.Path, faces: str, **kwargs: Any) -> str | None:
     """Stage 1 with everything on that has a state: ADA, path length's mean, style mixing, lazy regularisation."""
     run_dir.mkdir(exist_ok=True)
     G_kwargs = dict(class_name='lia_plugin.networks.Generator', z_dim=8, w_dim=8, synthesis_kwargs=SYNTHESIS)
@@ -54,7 +65,7 @@ def gan(run_dir: pathlib.Path, faces: str, **kwargs):
     return training_loop(run_dir=str(run_dir), **{**defaults, **kwargs})
 
 
-def encoder(run_dir: pathlib.Path, faces: str, stage1: str, **kwargs):
+def encoder(run_dir: pathlib.Path, faces: str, stage1: str, **kwargs: Any) -> str | None:
     init = str(run_dir / 'encoder-init.pkl')
     run_dir.mkdir(exist_ok=True)
     G_kwargs = prepare_encoder_stage(stage1, init, dict(**ENCODER))
@@ -100,20 +111,17 @@ def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None
     assert [k for k in a if not torch.equal(torch.as_tensor(a[k]), torch.as_tensor(b[k]))] == []
 
 
-def stop_after(iterations: int):
+def stop_after(iterations: int) -> Callable[[], bool]:
     """An abort function that lets so many iterations pass, at no tick's end."""
     calls = iter(range(iterations + 1))
     return lambda: next(calls) >= iterations
 
 
 @pytest.mark.parametrize('stage', ['gan', 'encoder'])
-def test_resumed_run_equals_an_unbroken_one_bit_for_bit(stage, faces, tmp_path):
-    train = gan
-    if stage == 'encoder':
-        stage1 = gan(tmp_path / 'stage1', faces)
-
-        def train(run_dir, faces, **kwargs):
-            return encoder(run_dir, faces, stage1, **kwargs)
+def test_resumed_run_equals_an_unbroken_one_bit_for_bit(
+    stage: str, faces: str, stage1: str, tmp_path: pathlib.Path
+) -> None:
+    train = functools.partial(encoder, stage1=stage1) if stage == 'encoder' else gan
 
     unbroken, broken = tmp_path / 'unbroken', tmp_path / 'broken'
     train(unbroken, faces)
@@ -128,30 +136,29 @@ def test_resumed_run_equals_an_unbroken_one_bit_for_bit(stage, faces, tmp_path):
     assert statistics(unbroken) == pytest.approx(statistics(broken), rel=1e-9, abs=1e-6)
 
 
-def test_run_directory_and_snapshot_hold_what_the_host_writes(faces, tmp_path):
+def test_run_directory_and_snapshot_hold_what_the_host_writes(faces: str, stage1: str) -> None:
     import legacy
 
-    path = gan(tmp_path / 'run', faces)
-    assert os.path.basename(path) == 'network-snapshot-000000.pkl'
-    files = set(os.listdir(tmp_path / 'run'))
+    run_dir = pathlib.Path(stage1).parent
+    assert os.path.basename(stage1) == 'network-snapshot-000000.pkl'
+    files = set(os.listdir(run_dir))
     assert {'reals.png', 'fakes_init.png', 'fakes000000.png', 'stats.jsonl', 'training-state.pt'} <= files
-    with open(path, 'rb') as f:
+    with open(stage1, 'rb') as f:
         data = legacy.load_network_pkl(f)
     assert list(data)[:5] == ['training_set_kwargs', 'G', 'D', 'G_ema', 'augment_pipe']
     assert data['training_set_kwargs']['path'] == faces
     assert not any(p.requires_grad for p in data['G'].parameters()) and not data['G_ema'].training
-    state = weights(tmp_path / 'run')
+    state = weights(run_dir)
     assert torch.equal(data['G_ema'].state_dict()['mapping.w_avg'], state['G.mapping.w_avg'])
 
 
-def test_encoder_stage_leaves_the_generator_as_it_was(faces, tmp_path):
+def test_encoder_stage_leaves_the_generator_as_it_was(faces: str, stage1: str, tmp_path: pathlib.Path) -> None:
     import legacy
 
-    def load(path):
+    def load(path: str) -> torch.nn.Module:
         with open(path, 'rb') as f:
             return legacy.load_network_pkl(f)['G_ema']
 
-    stage1 = gan(tmp_path / 'stage1', faces)
     before, after = load(stage1), load(encoder(tmp_path / 'run', faces, stage1))
     old = {**dict(before.named_parameters()), **dict(before.named_buffers())}
     new = dict(after.named_buffers())
@@ -161,8 +168,7 @@ def test_encoder_stage_leaves_the_generator_as_it_was(faces, tmp_path):
     assert len(moved) == len(list(after.parameters()))
 
 
-def test_encoder_starts_from_the_measured_statistics_of_y(faces, tmp_path):
-    stage1 = gan(tmp_path / 'stage1', faces)
+def test_encoder_starts_from_the_measured_statistics_of_y(stage1: str, tmp_path: pathlib.Path) -> None:
     prepare_encoder_stage(stage1, str(tmp_path / 'init.pkl'), dict(**ENCODER))
     from lia_plugin.host import load_network_pkl
 
@@ -173,7 +179,7 @@ def test_encoder_starts_from_the_measured_statistics_of_y(faces, tmp_path):
     assert torch.allclose(G.encoder.output_std, y.std(0), rtol=0.05)
 
 
-def test_network_without_phi_or_discriminator_is_refused(faces, tmp_path):
+def test_network_without_phi_or_discriminator_is_refused(faces: str, stage1: str, tmp_path: pathlib.Path) -> None:
     from lia_plugin.host import load_network_pkl
     from torch_utils import network_pickle
 
@@ -181,25 +187,26 @@ def test_network_without_phi_or_discriminator_is_refused(faces, tmp_path):
     path = gan(tmp_path / 'plain', faces, G_kwargs=plain, total_kimg=0.004)
     with pytest.raises(UserError, match='no φ'):
         prepare_encoder_stage(path, str(tmp_path / 'init.pkl'), {})
-    lia = load_network_pkl(gan(tmp_path / 'lia', faces, total_kimg=0.004))
-    network_pickle.save(str(tmp_path / 'slim.pkl'), dict(G_ema=lia['G_ema']))
+    network_pickle.save(str(tmp_path / 'slim.pkl'), dict(G_ema=load_network_pkl(stage1)['G_ema']))
     with pytest.raises(UserError, match='discriminator'):
         prepare_encoder_stage(str(tmp_path / 'slim.pkl'), str(tmp_path / 'init.pkl'), {})
     assert not (tmp_path / 'init.pkl').exists()
 
 
 class BrokenLoss(StyleGAN2Loss):
-    """Gives NaN in the third iteration's generator phase."""
+    """Gives NaN in the seventh iteration's generator phase; an iteration has two rounds."""
 
-    calls = 0
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.calls = 0
 
-    def accumulate_gradients(self, phase, **kwargs):
-        BrokenLoss.calls += phase == 'Gmain'
+    def accumulate_gradients(self, phase: str, **kwargs: Any) -> torch.Tensor | None:
+        self.calls += phase == 'Gmain'
         value = super().accumulate_gradients(phase, **kwargs)
-        return value * float('nan') if BrokenLoss.calls > 12 else value
+        return value * float('nan') if value is not None and self.calls > 12 else value
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(faces, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run(faces: str, tmp_path: pathlib.Path) -> None:
     with pytest.raises(UserError, match='NaN or infinite'):
         gan(tmp_path / 'run', faces, loss_kwargs=dict(class_name=f'{__name__}.BrokenLoss'))
     saved = checkpoint.load(str(tmp_path / 'run' / checkpoint.FILE), 'gan')
@@ -207,7 +214,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(faces, tmp_path):
     assert all(v.isfinite().all() for v in saved['modules']['G'].values())
 
 
-def test_a_bad_image_met_by_a_worker_is_one_line(faces, tmp_path):
+def test_a_bad_image_met_by_a_worker_is_one_line(faces: str, tmp_path: pathlib.Path) -> None:
     broken = shutil.copytree(faces, tmp_path / 'broken')
     data = (broken / 'img05.png').read_bytes()
     (broken / 'img05.png').write_bytes(data[: len(data) // 2])
@@ -218,9 +225,8 @@ def test_a_bad_image_met_by_a_worker_is_one_line(faces, tmp_path):
     assert 'img05.png' in str(caught.value) and '\n' not in str(caught.value)
 
 
-def test_foreign_and_truncated_states_are_refused(faces, tmp_path):
-    gan(tmp_path / 'run', faces, total_kimg=0.004)
-    path = tmp_path / 'run' / checkpoint.FILE
+def test_foreign_and_truncated_states_are_refused(stage1: str, tmp_path: pathlib.Path) -> None:
+    path = pathlib.Path(shutil.copy(pathlib.Path(stage1).parent / checkpoint.FILE, tmp_path))
     with pytest.raises(UserError, match='belongs to stage gan'):
         checkpoint.load(str(path), 'encoder')
     path.write_bytes(path.read_bytes()[:2000])
@@ -240,25 +246,25 @@ def _gradients(rank: int, world_size: int) -> list[torch.Tensor]:
     return [p.grad for p in D.parameters()]
 
 
-def test_two_processes_give_one_process_gradients():
-    one = _gradients(0, 1)
-    two = distributed.spawn(_gradients, 2, device='cpu')
-    for a, b in zip(one, two, strict=True):
-        assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
-
-
-def _train(rank: int, world_size: int, run_dir: str, faces: str) -> None:
-    stage1 = str(pathlib.Path(run_dir) / 'stage1.pkl')
+def _train(rank: int, world_size: int, run_dir: str, faces: str, stage1: str) -> None:
     encoder(pathlib.Path(run_dir) / f'of{world_size}', faces, stage1, num_gpus=world_size, rank=rank, batch_gpu=2,
             total_kimg=0.052, D_kwargs=dict(class_name='training.networks.Discriminator', **SYNTHESIS,
                                             epilogue_kwargs=dict(mbstd_group_size=1)))  # fmt: skip
 
 
-def test_two_processes_train_the_encoder_as_one_does(faces, tmp_path):
+def _share(rank: int, world_size: int, *args: str) -> list[torch.Tensor]:
+    _train(rank, world_size, *args)
+    return _gradients(rank, world_size)
+
+
+def test_two_processes_give_one_process_gradients_and_encoder(
+    faces: str, stage1: str, tmp_path: pathlib.Path
+) -> None:
     """Nothing in stage 2 is random but z, which all ranks draw alike: three steps must give the same weights."""
-    os.replace(gan(tmp_path / 'stage1', faces), tmp_path / 'stage1.pkl')
-    _train(0, 1, str(tmp_path), faces)
-    distributed.spawn(_train, 2, args=(str(tmp_path), faces), device='cpu')
+    args = (str(tmp_path), faces, stage1)
+    gradients = _share(0, 1, *args)
+    for a, b in zip(gradients, distributed.spawn(_share, 2, args=args, device='cpu'), strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
     one, two = weights(tmp_path / 'of1'), weights(tmp_path / 'of2')
     for key in one:
         if key.startswith('G.'):
