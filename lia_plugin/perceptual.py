@@ -24,10 +24,6 @@ VGG16_URL = 'https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/m
 VGG16_WIDTHS = (64, 128, 256, 512, 512)  # Channels in each of the five groups of convolutions …
 VGG16_DEPTHS = (2, 2, 3, 3, 3)  # … and how many convolutions each group has.
 
-# Paper, section 4, and the reference code: the weight of mean (ε(x) − ε(x̃))² over conv4_3 features of Caffe's VGG16.
-# NVIDIA's file holds torchvision's VGG16, whose activations are smaller, so the same weight weighs less there.
-PAPER_CONV4_3_WEIGHT = 5e-5
-
 # What VGG16 ports subtract from and divide [0, 255] images by: (means, deviations, whether channels are reversed).
 VGG16_INPUTS: dict[str, tuple[Sequence[float], Sequence[float], bool]] = {
     'torchvision': ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), False),
@@ -137,7 +133,8 @@ class VGG16Features(Perceptual):
     """NVIDIA's TorchScript VGG16 (vgg16.pt): LPIPS, or the squared difference of conv4_3 features as in the paper.
 
     mode='lpips': all five stages with LPIPS's learned weights, as the file itself computes them.
-    mode='conv4_3': mean squared difference after conv4_3's ReLU, one number an image; the paper weighs it by 5e-5.
+    mode='conv4_3': mean squared difference after conv4_3's ReLU, one number an image; the paper (section 4) weighs it
+    by 5e-5, for Caffe's VGG16. This file's is torchvision's, whose activations are smaller: the weight weighs less.
 
     Images are compared at their own size; where that is below 16 pixels (8 for conv4_3) VGG's pooling would leave
     nothing, and the image is enlarged to that. Grey images are repeated to three channels.

@@ -73,12 +73,10 @@ def _plain(value: Any) -> Any:
 
 
 @torch.no_grad()
-def code_statistics(
-    mapping: MappingNetwork, space: str, labels: torch.Tensor | None = None, seed: int = 0
-) -> tuple[torch.Tensor, torch.Tensor]:
+def code_statistics(mapping: MappingNetwork, space: str, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation [z_dim] of what an encoder towards `space` has to produce.
 
-    With a conditional network classes are drawn evenly unless a pool of labels [M, c_dim] is given.
+    With a conditional network classes are drawn evenly.
     """
     if space == 'z':
         return torch.zeros([mapping.z_dim]), torch.ones([mapping.z_dim])
@@ -87,7 +85,7 @@ def code_statistics(
     z = torch.randn([STATISTICS_SAMPLES, mapping.z_dim], generator=generator).to(device)
     c = None
     if mapping.c_dim:
-        pool = torch.eye(mapping.c_dim) if labels is None else labels
-        c = pool[torch.randint(len(pool), [STATISTICS_SAMPLES], generator=generator)].to(device)
+        classes = torch.randint(mapping.c_dim, [STATISTICS_SAMPLES], generator=generator)
+        c = torch.eye(mapping.c_dim)[classes].to(device)
     y = mapping.z_to_y(z, c)
     return y.mean(dim=0), y.std(dim=0)
