@@ -1,7 +1,7 @@
 """Files that are never half written."""
 
 import os
-import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
@@ -13,9 +13,11 @@ import dnnlib
 def _write_then_rename(path: str, mode: str = 'wb') -> Iterator[IO[Any]]:
     """Gives a temporary file beside `path` that takes its place when the block ends well and vanishes when not."""
     folder, name = os.path.split(os.path.abspath(path))
-    handle, draft = tempfile.mkstemp(prefix=f'.{name}.', dir=folder)
+    # No mkstemp: its files are closed to everybody else, whatever the umask says.
+    draft = os.path.join(folder, f'.{name[:100]}.{uuid.uuid4().hex}.tmp')
+    file = open(draft, mode.replace('w', 'x'))
     try:
-        with os.fdopen(handle, mode) as file:
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
