@@ -42,7 +42,6 @@ $(VENV)/installed-dev: $(VENV)/installed
 	@$(PIP) install -c constraints.txt -e '.[dev,tensorboard]'
 	@touch $@
 
-demo: export OMP_NUM_THREADS := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 demo: $(VENV)/installed
 	@$(BIN)/python demo/demo.py
 

@@ -22,10 +22,11 @@ from metrics import detectors, metric_main
 FEATURE_METRICS = ('fid', 'kid', 'recon_fid')
 
 
-def plan(options: Options, run: run_dir.Run | None = None) -> dict[str, Any]:
+def plan(options: Options, run: run_dir.Run | None = None, dry: bool = False) -> dict[str, Any]:
     """The whole configuration of a run, as `training_options.json` holds it.
 
     `run` is the one that goes on, None for a new one. It has taken what it needs from `--resume`, which may be gone.
+    With `dry` nothing is downloaded but the pickle of `--resume`.
 
     Raises click.UsageError or UserError, in one line, for whatever can't be trained.
     """
@@ -51,7 +52,8 @@ def plan(options: Options, run: run_dir.Run | None = None) -> dict[str, Any]:
             source = run.file(run_dir.ENCODER_INIT_FILE) if run is not None and begun else resume_source(options)
             _take_networks(result['encoder'], source, options, info)
     check_splits(result)
-    check_downloads(options, result, all_metrics)
+    if not dry:
+        check_downloads(options, result, all_metrics)
     return result
 
 

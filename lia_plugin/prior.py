@@ -1,13 +1,6 @@
-"""What the prior N(0, I) says about a code z: its log-density, and whether its length is typical."""
-
-import math
+"""What the prior N(0, I) says about a code z: whether its length is typical."""
 
 import torch
-
-
-def log_density(z: torch.Tensor) -> torch.Tensor:
-    """log N(z; 0, I) in nats: [N, z_dim] -> [N]."""
-    return -0.5 * (z.square().sum(dim=1) + z.shape[1] * math.log(2 * math.pi))
 
 
 def squared_norm(z: torch.Tensor) -> torch.Tensor:

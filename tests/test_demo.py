@@ -190,7 +190,7 @@ def test_a_finished_run_is_not_trained_again(demo: ModuleType, tmp_path: Path, m
     monkeypatch.setattr(demo, 'run_command', fake_command)
     first, words = demo.trained_run(str(tmp_path), 'a.zip', 'b.zip', dict(kimg=None, device='cpu'))
     assert words[:3] == ['train.py', '--cfg=lia', '--data=a.zip'] and f'--kimg={demo.TRAINING["kimg"]}' in words
-    assert f'--outdir={tmp_path}' in words and '--device=cpu' in words
+    assert f'--outdir={tmp_path}' in words and '--device=cpu' in words and '--noise-inputs=false' in words
     again, _ = demo.trained_run(str(tmp_path), 'a.zip', 'b.zip', dict(kimg=None, device='cpu'))
     assert again == first and len(asked) == 1
     demo.trained_run(str(tmp_path), 'a.zip', 'b.zip', dict(kimg=2.0, device='cpu'))  # Another length: another command.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -121,7 +122,7 @@ def train(ctx: click.Context, outdir: str, dry_run: bool, new_run: bool, **given
     opts.check(options)
     from lia_plugin import launch, planning, run_dir
 
-    plan = planning.plan(options, run)
+    plan = planning.plan(options, run, dry=dry_run)
     if run is not None:
         check_same_data(run, plan)
     print(json.dumps({k: v for k, v in plan.items() if k != 'options'}, indent=2, ensure_ascii=False))
@@ -137,7 +138,7 @@ def train(ctx: click.Context, outdir: str, dry_run: bool, new_run: bool, **given
         run.write_options(plan)
         print(f'Training in {run.path}' if fresh else f'Going on with {run.path}; --new-run starts afresh', flush=True)
         snapshot = launch.train(run, plan)
-    return finish(snapshot, run, plan, outdir)
+    return finish(snapshot, run, plan, outdir, ctx.command_path)
 
 
 def normalise(given: dict[str, Any]) -> dict[str, Any]:
@@ -211,18 +212,22 @@ def description(plan: dict[str, Any]) -> str:
     return '-'.join(parts + ([said['desc']] if said['desc'] else []))
 
 
-def finish(snapshot: str | None, run: Run, plan: dict[str, Any], outdir: str) -> int:
-    """Says what to do next; gives the exit code."""
+def finish(snapshot: str | None, run: Run, plan: dict[str, Any], outdir: str, program: str) -> int:
+    """Says what to do next, in the words in which this command was called; gives the exit code."""
     from lia_plugin.cli import EXIT_INTERRUPTED
 
+    # `lia train` stays `lia train`; a script is run by Python.
+    train_command = f'python {program}' if program.endswith('.py') else program
+    invert_command = train_command.replace('train', 'invert')
     if snapshot is None:
         print(f'\nStopped, and saved in {run.path}. The same command again goes on there, or:\n'
-              f'  python train.py --outdir={outdir} --resume=latest')
+              f'  {train_command} --outdir={shlex.quote(outdir)} --resume=latest')
         return EXIT_INTERRUPTED
     print(f'\nDone: {snapshot}')
     if plan['encoder'] is not None:
-        print(f'Real images into its latent space:\n  python invert.py --network={snapshot} --target=IMAGE_OR_FOLDER')
+        print('Real images into its latent space:\n'
+              f'  {invert_command} --network={shlex.quote(snapshot)} --target=IMAGE_OR_FOLDER')
     elif plan['options']['cfg'] == 'lia':
-        print(f'The encoder comes next:\n  python train.py --stage=encoder --resume={snapshot} '
-              f'--data={plan["options"]["data"]}')
+        print(f'The encoder comes next:\n  {train_command} --stage=encoder --resume={shlex.quote(snapshot)} '
+              f'--data={shlex.quote(plan["options"]["data"])}')
     return 0
