@@ -31,7 +31,7 @@ def data(tmp_path: pathlib.Path) -> str:
 def run(tmp_path: pathlib.Path) -> Callable[..., int]:
     """Runs the command with --outdir in the test's folder."""
     def call(*args: str) -> int:
-        return cli.run(train, ['--device=cpu', f'--outdir={tmp_path / "runs"}', *args])
+        return cli.run(train, ['--device=cpu', f'--outdir={tmp_path / "runs"}', *args], prog_name='train.py')
     return call
 
 
@@ -98,7 +98,7 @@ def test_both_stages_in_one_directory(run: Any, loop: Loop, data: str, tmp_path:
     assert loop.stages == [('gan', False), ('encoder', False)], 'stage 2 must not go on from the state of stage 1'
     assert gan['metrics'] == [] and encoder['metrics'] == ['recon_mse', 'recon_psnr', 'latent_fd']
     captured = capsys.readouterr()
-    assert f'invert.py --network={os.path.join(folder, "network-snapshot-000014.pkl")}' in captured.out
+    assert f'python invert.py --network={os.path.join(folder, "network-snapshot-000014.pkl")}' in captured.out
     recorded = json.loads(pathlib.Path(folder, run_dir.OPTIONS_FILE).read_text())
     assert recorded['options']['kimg'] == 10 and recorded['data']['num_images'] == 20
     assert not os.path.exists(os.path.join(folder, run_dir.RUNNING_FILE))
