@@ -275,6 +275,8 @@ def test_bad_data(make: Callable[[pathlib.Path], str], named: str, run: Any, loo
 
 @pytest.mark.parametrize('args, named', [
     (['--kimg=0'], '--kimg'), (['--kimg=abc'], '--kimg'), (['--cfg=nonsense'], '--cfg'), (['--batch=0'], '--batch'),
+    *(([f'{name}={value}'], name) for name in ('--kimg', '--gamma', '--enc-pixel') for value in ('nan', 'inf')),
+    (['--aug=ada', '--target=nan'], '--target'), (['--val=nan'], '--val'),
     (['--mirror=perhaps'], '--mirror'), (['--gpus=0'], '--gpus'), (['--p=1.5', '--aug=fixed'], '--p'),
     (['--bacth=4'], '--bacth'), (['--device=abacus'], '--device'),
     (['--batch=9', '--gpus=2'], '--batch'), (['--enc-batch=9', '--gpus=2'], '--enc-batch'), (['--gpus=3'], '--batch'),

@@ -14,14 +14,15 @@ import click
 from lia_plugin import config
 from lia_plugin import options as opts
 from lia_plugin.options import Options
+from lia_plugin.params import FiniteRange
 
 if TYPE_CHECKING:
     from lia_plugin.run_dir import Run
 
 POSITIVE = click.IntRange(min=1)
-AMOUNT = click.FloatRange(min=0, min_open=True)
-WEIGHT = click.FloatRange(min=0)
-SHARE = click.FloatRange(min=0, max=1)
+AMOUNT = FiniteRange(min=0, min_open=True)
+WEIGHT = FiniteRange(min=0)
+SHARE = FiniteRange(min=0, max=1)
 
 
 def option(flag: str, kind: Any, text: str, **kwargs: Any) -> Callable[..., Any]:
