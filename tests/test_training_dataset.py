@@ -403,10 +403,42 @@ def test_pickles_and_workers(tmp_path: Path) -> None:
 def test_headers_are_compared_without_decoding(tmp_path: Path) -> None:
     for i, side in enumerate((16, 16, 32)):
         PIL.Image.new('L', (side, side)).save(tmp_path / f'{i}.png')
-    with pytest.raises(UserError, match='2.png: 32x32, but the first image is 16x16'):
+    with pytest.raises(UserError, match='2.png: 32x32 with 1 channel, but the first image is 16x16 with'):
         ImageFolderDataset(str(tmp_path)).check_headers()
     (tmp_path / '2.png').write_bytes(b'')
     with pytest.raises(UserError, match='2.png: is empty'):
         ImageFolderDataset(str(tmp_path)).check_headers()
     PIL.Image.new('L', (16, 16)).save(tmp_path / '2.png')
     ImageFolderDataset(str(tmp_path)).check_headers()
+
+
+@pytest.mark.parametrize('mode, file_name, options, complaint', [
+    ('L', 'b.png', {}, 'b.png: 16x16 with 1 channel, but the first image is 16x16 with 3 channels.*--color'),
+    ('LA', 'b.png', {}, 'b.png: has an alpha channel'),
+    ('RGBA', 'b.png', {}, 'b.png: has an alpha channel'),
+    ('RGBA', 'b.webp', {'lossless': True}, 'b.webp: has an alpha channel'),
+    ('L', 'b.jpg', {}, 'b.jpg: 16x16 with 1 channel'),
+    ('L', 'b.jpg', {'exif': b'Exif\0\0' + bytes(60_000), 'comment': bytes(60_000)}, 'b.jpg: 16x16 with 1 channel'),
+    ('L', 'b.tif', {}, 'b.tif: 16x16 with 1 channel'),
+    ('P', 'b.png', {}, None),
+    ('P', 'b.gif', {}, None),
+    ('CMYK', 'b.jpg', {}, None),
+])
+@pytest.mark.parametrize('zipped', [False, True])
+def test_headers_tell_channels(
+    tmp_path: Path, mode: str, file_name: str, options: dict[str, Any], complaint: str | None, zipped: bool
+) -> None:
+    folder = tmp_path / 'set'
+    folder.mkdir()
+    PIL.Image.new('RGB', (16, 16)).save(folder / 'a.png')
+    PIL.Image.new(mode, (16, 16)).save(folder / file_name, **options)
+    files: dict[str, bytes | str] = {path.name: path.read_bytes() for path in folder.iterdir()}
+    data = ImageFolderDataset(write_zip(tmp_path / 'set.zip', files) if zipped else str(folder))
+    if complaint is None:
+        data.check_headers()
+        assert data[1][0].shape == (3, 16, 16)  # What headers let pass can be read.
+    else:
+        with pytest.raises(UserError, match=complaint):
+            data.check_headers()
+        with pytest.raises(UserError, match=complaint):  # Reading says the same, only later.
+            data[1]

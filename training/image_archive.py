@@ -4,19 +4,23 @@ Both may come from strangers, so that sizes, names and labels are checked before
 Format: `dataset.json` in the root is {"labels": [[name, label], …] or null}; a label is a class number or a vector.
 """
 
+import io
 import json
 import os
 import posixpath
 import re
+import struct
 import threading
+import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
+import PIL.Image
 
 from dnnlib.util import UserError
-from training.image_decode import has_image_extension, one_line
+from training.image_decode import IMAGE_FORMATS, has_image_extension, one_line
 
 Label = int | list[float]
 
@@ -24,6 +28,17 @@ LABEL_FILE = 'dataset.json'
 MAX_IMAGE_BYTES = 2**29  # An uncompressed PNG of the largest picture that is decoded.
 MAX_LABEL_BYTES = 2**16  # Per image; a vector of some thousand numbers.
 MAX_CLASSES = 100_000  # One-hot vectors beyond this are a mistake: ids that were never renumbered.
+
+_HEAD_BYTES = 2**16  # Where most formats have told size and mode; a long colour profile may come before them.
+_PNG_CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}  # By colour type, but for palettes: their transparency stands further on.
+
+
+class ImageHeader(NamedTuple):
+    """What the start of an image file tells of the picture."""
+
+    width: int
+    height: int
+    channels: int | None  # 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA; None = only decoding tells.
 
 
 class ImageArchive:
@@ -78,6 +93,22 @@ class ImageArchive:
                 return member.read(size)
         except Exception as error:  # As in `read`.
             raise UserError(f'{self.where(name)}: can\'t be read ({one_line(error)})') from error
+
+    def header(self, name: str) -> ImageHeader | None:
+        """Size and channels of one image, not decoded. None if only decoding tells.
+
+        Raises:
+            UserError: The file can't be read, or is empty.
+        """
+        start = self.read_head(name, 26)
+        if not start:
+            raise UserError(f'{self.where(name)}: is empty')
+        if start.startswith(b'\x89PNG\r\n\x1a\n'):
+            return _png_header(start)
+        head = self.read_head(name, _HEAD_BYTES)
+        found = _pillow_header(head)
+        # TIFF, for one, may keep its header at the end.
+        return _pillow_header(self.read(name)) if found is None and len(head) == _HEAD_BYTES else found
 
     def labels(self) -> dict[str, Label] | None:
         """Image name → label of all entries in `dataset.json`; None without labels.
@@ -150,6 +181,34 @@ class ImageArchive:
         file: IO[bytes]
         with open(os.path.join(self.path, *name.split('/')), 'rb') as file:
             return file.read(max_bytes + 1)
+
+
+def _png_header(start: bytes) -> ImageHeader | None:
+    if len(start) < 26:
+        return None
+    width, height, _depth, colour_type = struct.unpack_from('>IIBB', start, 16)
+    return ImageHeader(width, height, _PNG_CHANNELS.get(colour_type))
+
+
+def _pillow_header(data: bytes) -> ImageHeader | None:
+    PIL.Image.init()
+    formats = [image_format for image_format in IMAGE_FORMATS if image_format in PIL.Image.OPEN]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            with PIL.Image.open(io.BytesIO(data), formats=formats) as image:
+                return ImageHeader(image.width, image.height, _mode_channels(image))
+    except Exception:  # As wherever files are decoded; decoding says better what is wrong.
+        return None
+
+
+def _mode_channels(image: PIL.Image.Image) -> int | None:
+    """Channels that decoding will give. None where it depends on what is read later, or is refused."""
+    if image.mode in ('P', 'I', 'F'):
+        return None
+    is_grey = image.mode in ('1', 'L', 'LA', 'La') or image.mode.startswith('I;16')
+    has_alpha = image.mode in ('LA', 'La', 'PA', 'RGBA', 'RGBa') or 'transparency' in image.info
+    return (1 if is_grey else 3) + has_alpha
 
 
 def _folder_files(path: str) -> Iterator[str]:
