@@ -72,7 +72,7 @@ class EncoderPreset:
     kimg: int = 5000
     pixel: float = 1.0
     percep_network: str = 'disc'
-    percep: float = 0.1
+    percep: float | None = None  # None = PERCEP_WEIGHTS, by the network.
     adv: float = 0.0
     latent: float = 0.0
     lr: float = 3e-3
@@ -85,9 +85,12 @@ class EncoderPreset:
 ENCODER_PRESETS = {
     'default': EncoderPreset(),
     # The reference code's stage 2.
-    'paper': EncoderPreset(percep_network='vgg16-conv4_3', percep=5e-5, adv=0.1, latent=0.0, lr=1e-4, d_lr=1e-4,
+    'paper': EncoderPreset(percep_network='vgg16-conv4_3', adv=0.1, latent=0.0, lr=1e-4, d_lr=1e-4,
                            betas=(0.9, 0.99), r1_gamma=10, r1_interval=None),
 }
+
+# The extractors differ in scale by orders of magnitude, so each has a weight of its own.
+PERCEP_WEIGHTS = {'disc': 0.1, 'vgg16': 0.1, 'vgg16-conv4_3': 5e-5, 'none': 0.0}
 
 VAL_SHARE = 0.05  # Held out by default for cfg=lia …
 VAL_MAX_IMAGES = 5000  # … but no more than this.
@@ -123,10 +126,20 @@ def _override(preset: Any, said: dict[str, Any]) -> Any:
 
 
 def encoder_preset(options: Options) -> EncoderPreset:
-    """The preset of stage 2 with the user's own weights, extractor, learning rate and length in it."""
+    """The preset of stage 2 with the user's own weights, extractor, learning rates and length in it.
+
+    UsageError if nothing that is left of the loss tells the encoder anything about its image.
+    """
     said = dict(kimg=options.enc_kimg, pixel=options.enc_pixel, percep_network=options.percep, lr=options.enc_lr,
-                percep=options.enc_percep, adv=options.enc_adv, latent=options.enc_latent, d_lr=options.dlr)
-    return _override(ENCODER_PRESETS[options.enc_loss], said)
+                percep=options.enc_percep, adv=options.enc_adv, latent=options.enc_latent, d_lr=options.dlr,
+                r1_gamma=options.gamma)
+    preset = _override(ENCODER_PRESETS[options.enc_loss], said)
+    if preset.percep is None:
+        preset = dataclasses.replace(preset, percep=PERCEP_WEIGHTS[preset.percep_network])
+    # The adversarial term alone asks for any good image, not for this one.
+    if not (preset.pixel or preset.percep or preset.latent):
+        raise UsageError('--enc-pixel: all terms that tell the encoder anything about its image are 0')
+    return preset
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -237,7 +250,7 @@ def gan_stage(
         loss_kwargs=loss,
         augment_kwargs=augment,
         augment_p=options.p or 0,
-        ada_target=(options.target or 0.6) if options.aug == 'ada' else None,
+        ada_target=(0.6 if options.target is None else options.target) if options.aug == 'ada' else None,
         ada_kimg=100 if options.transfers else 500,
         ema_kimg=preset.ema_kimg,
         ema_rampup=preset.ema_rampup,

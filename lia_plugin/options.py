@@ -159,5 +159,3 @@ def _check_augmentation(options: Options) -> None:
 def _check_encoder_loss(options: Options) -> None:
     if options.percep == 'none' and options.enc_percep:
         raise UsageError('--enc-percep: contradicts --percep=none')
-    if options.enc_pixel == 0 and (options.enc_percep == 0 or options.percep == 'none') and options.enc_latent == 0:
-        raise UsageError('--enc-pixel: all terms that tell the encoder anything about its image are 0')

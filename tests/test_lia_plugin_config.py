@@ -83,6 +83,13 @@ def test_transfer(resume: str, ada_kimg: int, rampup: float | None) -> None:
     assert (stage['resume_pkl'] or '').startswith('https://' if resume == 'ffhq256' else '')
 
 
+@pytest.mark.parametrize('said, target', [
+    (dict(), 0.6), (dict(target=0), 0), (dict(target=0.5), 0.5), (dict(aug='noaug'), None),
+])
+def test_aim_of_ada(said: dict[str, Any], target: float | None) -> None:
+    assert config.gan_stage(Options('x', **said), _info(), {}, [])['ada_target'] == target
+
+
 @pytest.mark.parametrize('cfg', config.PRESETS)
 def test_configurations_survive_json(cfg: str) -> None:
     said = Options('x', cfg=cfg)
@@ -100,6 +107,31 @@ def test_paper_loss() -> None:
     assert stage['G_opt_kwargs'] == dict(class_name='torch.optim.Adam', lr=1e-4, betas=[0.9, 0.99], eps=1e-8)
     weaker = config.encoder_stage(Options('x', enc_loss='paper', enc_adv=0, percep='none'), _info())
     assert weaker['loss_kwargs']['adv_weight'] == 0 and weaker['loss_kwargs']['percep'] == 'none'
+
+
+@pytest.mark.parametrize('enc_loss', config.ENCODER_PRESETS)
+@pytest.mark.parametrize('percep, weight', [('disc', 0.1), ('vgg16', 0.1), ('vgg16-conv4_3', 5e-5), ('none', 0)])
+def test_each_extractor_has_its_own_weight(enc_loss: str, percep: str, weight: float) -> None:
+    assert config.encoder_preset(Options('x', enc_loss=enc_loss, percep=percep)).percep == weight
+    assert config.encoder_preset(Options('x', enc_loss=enc_loss, percep=percep, enc_percep=0.3)).percep == 0.3
+
+
+@pytest.mark.parametrize('enc_loss, gamma, expected', [
+    ('paper', None, 10), ('paper', 3, 3), ('paper', 0, 0), ('default', 3, 3), ('default', None, 0.0002 * 64 ** 2 / 32),
+])
+def test_gamma_of_stage_2(enc_loss: str, gamma: float | None, expected: float) -> None:
+    stage = config.encoder_stage(Options('x', enc_loss=enc_loss, gamma=gamma), _info())
+    assert stage['loss_kwargs']['r1_gamma'] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize('said', [
+    dict(percep='none', enc_pixel=0), dict(enc_loss='paper', percep='none', enc_pixel=0),
+    dict(enc_percep=0, enc_pixel=0, enc_adv=1), dict(percep='none', enc_pixel=0, enc_latent=0),
+])
+def test_a_loss_that_tells_nothing_about_the_image(said: dict[str, Any]) -> None:
+    with pytest.raises(click.UsageError, match='--enc-pixel'):
+        config.encoder_preset(Options('x', **said))
+    assert config.encoder_preset(Options('x', **{**said, 'enc_latent': 1})).latent == 1
 
 
 @pytest.mark.parametrize('said, num_images, held', [
@@ -144,7 +176,6 @@ def test_short_runs_report_more_often(kimg: float, batch: int, tick: float, snap
     (dict(aug='noaug', target=0.5), '--target'),
     (dict(aug='noaug', augpipe='bg'), '--augpipe'),
     (dict(percep='none', enc_percep=0.5), '--enc-percep'),
-    (dict(enc_pixel=0, percep='none', enc_latent=0), '--enc-pixel'),
 ])
 def test_contradictions(said: dict[str, Any], named: str) -> None:
     with pytest.raises(click.UsageError) as caught:

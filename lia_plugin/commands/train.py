@@ -71,7 +71,7 @@ def switch(flag: str, text: str) -> Callable[..., Any]:
 # Hyperparameters of stage 1.
 @option('--batch', POSITIVE, 'Images of one iteration, over all processes', metavar='INT')
 @option('--batch-gpu', POSITIVE, 'Images that a process handles at a time; less needs less memory', metavar='INT')
-@option('--gamma', WEIGHT, 'R1 weight', metavar='NUM')
+@option('--gamma', WEIGHT, 'R1 weight, in both stages', metavar='NUM')
 @option('--glr', AMOUNT, "G's learning rate", metavar='NUM')
 @option('--dlr', AMOUNT, "D's learning rate, in both stages", metavar='NUM')
 @option('--cbase', POSITIVE, 'Channels at resolution r are cbase / r …', metavar='INT')
