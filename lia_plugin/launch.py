@@ -29,7 +29,9 @@ def unfinished(run: run_dir.Run, config: dict[str, Any]) -> list[str]:
 
 
 def train(run: run_dir.Run, config: dict[str, Any]) -> str | None:
-    """Trains what is left of a run; gives the path of its last snapshot, None if Ctrl-C stopped it (all is saved then).
+    """Trains what is left of a run; gives the path of its last snapshot, None if Ctrl-C stopped it.
+
+    A first Ctrl-C saves the state; after a second one, or one before the loop could listen, the last saved one stands.
 
     `config` is what `training_options.json` holds: device, and per stage the training loop's arguments or None.
     """

@@ -105,7 +105,7 @@ ENCODER_ONLY = ('enc_kimg', 'enc_batch', 'enc_lr', 'enc_arch', 'enc_space', 'enc
                 'enc_adv', 'enc_latent', 'percep')
 GAN_ONLY = ('kimg', 'glr', 'aug', 'p', 'target', 'augpipe', 'freezed')
 PHI_ONLY = ('coupling', 'phi_layers')
-FIXED_BY_PICKLE = ('latent_dim', 'map_depth', 'noise_inputs', 'mbstd_group', 'fp32', 'nhwc') + PHI_ONLY
+FIXED_BY_PICKLE = ('latent_dim', 'map_depth', 'noise_inputs', 'mbstd_group', 'nhwc') + PHI_ONLY
 
 
 def flag(field: str) -> str:

@@ -51,6 +51,9 @@ def plan(options: Options, run: run_dir.Run | None = None, dry: bool = False) ->
             begun = run is not None and run.has_begun('encoder')
             source = run.file(run_dir.ENCODER_INIT_FILE) if run is not None and begun else resume_source(options)
             _take_networks(result['encoder'], source, options, info)
+        if run is not None and run.has_begun('encoder'):
+            # It follows --enc-kimg, which may change; the average that has begun goes on as it was.
+            result['encoder']['ema_kimg'] = run.recorded['encoder']['ema_kimg']
     check_splits(result)
     if not dry:
         check_downloads(options, result, all_metrics)
@@ -152,6 +155,9 @@ def _take_networks(stage: dict[str, Any], source: str, options: Options, info: c
         if changed(options, (field,)) is None:
             wanted[key] = there.get(key, wanted[key])
     G_kwargs = stages.generator_kwargs(data['G_ema'], wanted, source)
+    if options.fp32:  # Precision alone: conv_clamp belongs to the function that the networks were trained to be.
+        G_kwargs['synthesis_kwargs'] = dict(G_kwargs.get('synthesis_kwargs', {}), num_fp16_res=0)
+        D_kwargs['num_fp16_res'] = 0
     stage['G_kwargs'] = dict(class_name=stage['G_kwargs']['class_name'], **G_kwargs)
     stage['D_kwargs'] = dict(class_name=stage['D_kwargs']['class_name'], **D_kwargs)
 

@@ -109,12 +109,19 @@ def list_runs(outdir: str) -> list[Run]:
 
 
 def newest_of(outdir: str, options: Mapping[str, Any]) -> Run | None:
-    """The newest run that was started with exactly these options."""
+    """The newest run of exactly these options, or else the newest that differs only in what MAY_CHANGE.
+
+    --resume=latest records what it changed, and the command that began the run must still find it.
+    """
+    similar = None
     for run in list_runs(outdir):
         with contextlib.suppress(UserError):  # What can't be read isn't a run to go on with.
-            if run.recorded.get('options') == options:
+            then = run.recorded.get('options')
+            if then == options:
                 return run
-    return None
+            if similar is None and isinstance(then, dict) and _lasting(then) == _lasting(options):
+                similar = run
+    return similar
 
 
 def next_path(outdir: str, description: str) -> str:
@@ -142,6 +149,10 @@ def create(outdir: str, description: str) -> Run:
 def first_difference(now: Mapping[str, Any], then: Mapping[str, Any]) -> str | None:
     """The first option that a run was not started with, those in MAY_CHANGE left out."""
     return next((k for k, v in now.items() if k not in MAY_CHANGE and k in then and then[k] != v), None)
+
+
+def _lasting(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in options.items() if k not in MAY_CHANGE}
 
 
 def _born(pid: int) -> float | None:

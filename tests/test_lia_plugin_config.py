@@ -185,6 +185,7 @@ def test_contradictions(said: dict[str, Any], named: str) -> None:
 
 @pytest.mark.parametrize('said', [
     dict(), dict(cfg='auto'), dict(stage='gan'), dict(stage='encoder', resume='x.pkl', enc_kimg=5),
+    dict(stage='encoder', resume='x.pkl', fp32=True),
     dict(aug='fixed', p=0.2), dict(aug='ada', target=0.5, augpipe='bg'), dict(batch=8, gpus=2),
     dict(percep='none', enc_percep=0),
 ])

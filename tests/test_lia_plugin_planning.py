@@ -75,6 +75,15 @@ def test_an_encoder_that_is_there_goes_on(files: dict[str, str]) -> None:
         _encoder(files, 'encoder', enc_space='z')
 
 
+@pytest.mark.parametrize('source', ['lia', 'encoder'])
+def test_fp32_in_stage_2_changes_precision_alone(source: str, files: dict[str, str]) -> None:
+    half, full = (_encoder(files, source, fp32=fp32) for fp32 in (False, True))
+    assert half['D_kwargs']['num_fp16_res'] == half['G_kwargs']['synthesis_kwargs']['num_fp16_res'] == 4
+    assert full['D_kwargs'] == {**half['D_kwargs'], 'num_fp16_res': 0}
+    synthesis = {**half['G_kwargs']['synthesis_kwargs'], 'num_fp16_res': 0}
+    assert full['G_kwargs'] == {**half['G_kwargs'], 'synthesis_kwargs': synthesis}
+
+
 @pytest.mark.parametrize('said, message', [
     (dict(stage='encoder', resume='auto'), 'no training snapshot of --cfg=lia'),
     (dict(stage='encoder', resume='lia', data='large'), '16 pixels a side, the data set has 32'),

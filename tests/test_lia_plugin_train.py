@@ -48,6 +48,8 @@ class Loop:
         folder = pathlib.Path(kwargs['run_dir'])
         if ending == 'killed at once':
             raise SystemExit(9)
+        if ending == 'Ctrl-C at once':
+            raise KeyboardInterrupt
         (folder / run_dir.STATE_FILE).write_text(kwargs['stage'])
         if ending == 'killed':
             raise SystemExit(9)
@@ -145,13 +147,29 @@ def test_an_unfinished_run_goes_on(endings: list[str], expected: list[tuple[str,
     command = [f'--data={data}', *SHORT]
     if endings[-1] == 'Ctrl-C':
         assert run(*command) == 130
-        assert '--resume=latest' in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert '--resume=latest' in out and 'goes on from the last saved state' in out
     else:
         with pytest.raises(SystemExit):
             run(*command)
     assert run(*(command if again == 'same command' else [again])) == 0
     assert loop.stages == expected and len(_runs(tmp_path)) == 1
     assert 'Going on with' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('endings, message', [
+    (['Ctrl-C at once'], 'Nothing is saved yet: the same command starts again'),
+    (['done', 'Ctrl-C at once'], 'Stage 1 is saved, nothing of stage 2 yet'),
+    (['killed', 'Ctrl-C at once'], 'goes on from the last saved state'),
+])
+def test_interrupted_before_the_loop_could_save(endings: list[str], message: str, run: Any, loop: Loop, data: str,
+                                                capsys: Any) -> None:
+    loop.endings = list(endings)
+    if endings[0] == 'killed':
+        with pytest.raises(SystemExit):
+            run(f'--data={data}', *SHORT)
+    assert run(f'--data={data}', *SHORT) == 130
+    assert message in capsys.readouterr().out
 
 
 def test_interrupted_while_stage_2_is_prepared(run: Any, loop: Loop, data: str, monkeypatch: Any) -> None:
@@ -165,7 +183,7 @@ def test_interrupted_while_stage_2_is_prepared(run: Any, loop: Loop, data: str, 
     assert loop.stages == [('gan', False), ('encoder', False)]
 
 
-@pytest.mark.parametrize('args', [['--new-run'], ['--seed=1'], ['--kimg=11']])
+@pytest.mark.parametrize('args', [['--new-run'], ['--seed=1'], ['--gamma=1', '--kimg=11']])
 def test_what_starts_a_new_run(args: list[str], run: Any, loop: Loop, data: str, tmp_path: pathlib.Path) -> None:
     loop.endings = ['Ctrl-C']
     assert run(f'--data={data}', *SHORT) == 130
@@ -196,6 +214,50 @@ def test_a_longer_stage_1_before_stage_2(run: Any, loop: Loop, data: str) -> Non
     run(f'--data={data}', *SHORT)
     assert run('--resume=latest', '--kimg=20') == 0
     assert [call['total_kimg'] for call in loop.calls] == [10, 20, 24] and loop.calls[2]['start_kimg'] == 20
+
+
+def test_the_first_command_finds_its_run_after_latest_changed_it(run: Any, loop: Loop, data: str,
+                                                                 tmp_path: pathlib.Path) -> None:
+    loop.endings = ['Ctrl-C', 'Ctrl-C']
+    run(f'--data={data}', *SHORT)
+    run('--resume=latest', '--kimg=20', '--snap=3')
+    assert run(f'--data={data}', *SHORT) == 0 and len(_runs(tmp_path)) == 1
+    assert loop.stages == [('gan', False), ('gan', True), ('gan', True), ('encoder', False)]
+
+
+def test_the_run_of_exactly_these_options_comes_first(run: Any, loop: Loop, data: str, tmp_path: pathlib.Path) -> None:
+    loop.endings = ['Ctrl-C'] * 3
+    run(f'--data={data}', *SHORT)
+    run(f'--data={data}', *SHORT, '--kimg=20', '--new-run')
+    run(f'--data={data}', *SHORT)
+    assert [pathlib.Path(call['run_dir']).name[:5] for call in loop.calls] == ['00000', '00001', '00000']
+
+
+def test_a_longer_stage_2_keeps_its_average(run: Any, loop: Loop, data: str) -> None:
+    loop.endings = ['done', 'Ctrl-C']
+    run(f'--data={data}', *SHORT)
+    assert run('--resume=latest', '--enc-kimg=40') == 0
+    before, after = loop.calls[1:]
+    assert before['ema_kimg'] == after['ema_kimg'] == pytest.approx(0.05 * 4)
+    assert before['kimg_per_tick'] != after['kimg_per_tick']
+
+
+def test_a_stage_2_that_has_not_begun_follows_its_new_length(run: Any, loop: Loop, data: str) -> None:
+    loop.endings = ['Ctrl-C']
+    run(f'--data={data}', *SHORT)
+    assert run('--resume=latest', '--enc-kimg=40') == 0
+    assert loop.calls[-1]['stage'] == 'encoder' and loop.calls[-1]['ema_kimg'] == pytest.approx(0.05 * 40)
+
+
+@pytest.mark.parametrize('args, said', [
+    ([], '--metrics=recon_mse,recon_psnr,latent_fd,fid50k_full adds one'),
+    (['--stage=gan'], '--metrics=fid50k_full adds one'), (['--metrics=none'], None), (['--cfg=auto'], None),
+])
+def test_a_stage_1_without_metrics_says_so(args: list[str], said: str | None, run: Any, loop: Loop, data: str,
+                                           capsys: Any) -> None:
+    assert run(f'--data={data}', '--aug=noaug', *args, '-n') == 0
+    out = capsys.readouterr().out
+    assert (said in out) if said else ('has no metric' not in out)
 
 
 @pytest.mark.parametrize('change', ['--gamma=5', '--batch=16', '--mirror'])

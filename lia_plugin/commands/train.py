@@ -100,7 +100,7 @@ def switch(flag: str, text: str) -> Callable[..., Any]:
 @option('--enc-latent', WEIGHT, '[lia] Weight of the supervision on generated images', metavar='NUM')
 @option('--percep', click.Choice(opts.PERCEPTUAL), "[lia] Perceptual features: stage 1's D, or VGG16 (a download)")
 # Speed.
-@switch('--fp32', 'No float16 layers (there are none but on CUDA)')
+@switch('--fp32', 'No float16 layers in G and D, in both stages (there are none but on CUDA, in the encoder never)')
 @switch('--nhwc', 'Channels-last float16 layers')
 @switch('--nobench', 'No cuDNN benchmarking')
 @switch('--allow-tf32', 'Allow TF32 in matrix products and convolutions')
@@ -127,6 +127,7 @@ def train(ctx: click.Context, outdir: str, dry_run: bool, new_run: bool, **given
     if run is not None:
         check_same_data(run, plan)
     print(json.dumps({k: v for k, v in plan.items() if k != 'options'}, indent=2, ensure_ascii=False))
+    say_metrics(plan)
     if dry_run:
         print(f'Dry run: would train in {run.path if run else run_dir.next_path(outdir, description(plan))}')
         return 0
@@ -164,7 +165,7 @@ def find_run(outdir: str, new_run: bool, values: dict[str, Any], said: set[str])
     """The run to go on with, None for a new one, and the options.
 
     With --resume=latest options that weren't said are as they were; those that were said must be, but for the few
-    that may change. Otherwise a run goes on if the newest of the very same options hasn't finished.
+    that may change. Otherwise the newest run of the same options, those few left out, goes on if it hasn't finished.
     """
     from lia_plugin import run_dir
 
@@ -213,6 +214,25 @@ def description(plan: dict[str, Any]) -> str:
     return '-'.join(parts + ([said['desc']] if said['desc'] else []))
 
 
+def say_metrics(plan: dict[str, Any]) -> None:
+    """Says so if stage 1 is measured by nothing: the metrics that need no download need an encoder."""
+    if plan['gan'] is not None and plan['options']['metrics'] is None and not plan['gan']['metrics']:
+        others = plan['encoder']['metrics'] if plan['encoder'] is not None else []
+        print('stage 1 has no metric that needs no download: '
+              f'--metrics={",".join([*others, config.HOST_METRICS])} adds one')
+
+
+def what_is_saved(run: Run) -> str:
+    """Of a run that Ctrl-C stopped: what is on the disk, which a second Ctrl-C or an early one may leave behind."""
+    from lia_plugin.run_dir import STATE_FILE
+
+    if os.path.exists(run.file(STATE_FILE)):
+        return 'The same command goes on from the last saved state'
+    if run.progress.get('gan'):
+        return 'Stage 1 is saved, nothing of stage 2 yet: the same command begins stage 2 again'
+    return 'Nothing is saved yet: the same command starts again'
+
+
 def finish(snapshot: str | None, run: Run, plan: dict[str, Any], outdir: str, program: str) -> int:
     """Says what to do next, in the words in which this command was called; gives the exit code."""
     from lia_plugin.cli import EXIT_INTERRUPTED
@@ -221,7 +241,7 @@ def finish(snapshot: str | None, run: Run, plan: dict[str, Any], outdir: str, pr
     train_command = f'python {program}' if program.endswith('.py') else program
     invert_command = train_command.replace('train', 'invert')
     if snapshot is None:
-        print(f'\nStopped, and saved in {run.path}. The same command again goes on there, or:\n'
+        print(f'\nStopped in {run.path}. {what_is_saved(run)}, or:\n'
               f'  {train_command} --outdir={shlex.quote(outdir)} --resume=latest')
         return EXIT_INTERRUPTED
     print(f'\nDone: {snapshot}')
