@@ -11,6 +11,7 @@ import torch
 
 from lia_plugin import host, prior, similarity
 from lia_plugin.perceptual import Perceptual
+from lia_plugin.targets import Target, stored_labels
 
 # What each figure of an image is measured in; the order is that of tables.
 UNITS = {
@@ -59,6 +60,30 @@ def class_labels(G: Any, index: int | None, count: int, device: torch.device | s
         got = 'none given' if index is None else f'got {index}'
         raise host.UserError(f'--class: this network needs one of its classes, 0 to {G.c_dim - 1}; {got}')
     return torch.nn.functional.one_hot(torch.full([count], index), G.c_dim).to(device, torch.float32)
+
+
+def target_labels(G: Any, index: int | None, targets: Sequence[Target]) -> dict[str, torch.Tensor] | None:
+    """Name of each target -> its label [c_dim]: of class `index`, or else of its dataset.json. None without classes.
+
+    Raises:
+        UserError: no class is to be had, or one that does not fit the network.
+    """
+    stored = stored_labels(targets) if G.c_dim > 0 and index is None else None
+    if stored is None:
+        c = class_labels(G, index, 1, 'cpu')
+        return None if c is None else {target.name: c[0] for target in targets}
+    return {target.name: _label_row(G, stored[target.name], target.label) for target in targets}
+
+
+def _label_row(G: Any, label: int | list[float], name: str) -> torch.Tensor:
+    """Class number -> one-hot [c_dim]; a vector is taken as it is."""
+    if isinstance(label, list):
+        if len(label) != G.c_dim:
+            raise host.UserError(f'{name}: its label has {len(label)} numbers, but the network takes {G.c_dim}')
+        return torch.tensor(label, dtype=torch.float32)
+    if not 0 <= label < G.c_dim:
+        raise host.UserError(f'{name}: is of class {label}, but the network has the classes 0 to {G.c_dim - 1}')
+    return torch.nn.functional.one_hot(torch.tensor(label), G.c_dim).to(torch.float32)
 
 
 @torch.no_grad()

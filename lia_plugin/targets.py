@@ -16,6 +16,9 @@ from lia_plugin.host import UserError
 from lia_plugin.images import LoadedImage, has_image_extension, read_image
 
 MAX_MEMBER_BYTES = 256 * 1024**2  # No image file of a sane size is larger unpacked; a zip bomb is.
+LABEL_FILE = 'dataset.json'
+
+Item = tuple[str, str | None]  # A file, or a zip and a file inside it.
 
 
 class Target(NamedTuple):
@@ -24,6 +27,7 @@ class Target(NamedTuple):
     path: str
     member: str | None
     name: str  # Unique, without extension, fit for a file name.
+    source: str | None = None  # The folder or zip that was named, if it was one: its dataset.json may know the class.
 
     @property
     def label(self) -> str:
@@ -46,22 +50,73 @@ def collect(sources: Sequence[str]) -> list[Target]:
     Raises:
         UserError: a source that does not exist, is no readable zip, or holds no image.
     """
-    found: dict[tuple[str, str | None], None] = {}
+    found: dict[Item, str | None] = {}
     for source in sources:
         items = _expand(source)
         if not items:
             raise UserError(f'--target={source}: holds no image file')
-        found.update(dict.fromkeys(items))
+        for item, root in items:
+            found[item] = found.get(item) or root
     names = _result_names(list(found))
-    return [Target(path, member, name) for (path, member), name in zip(found, names)]
+    return [Target(path, member, name, root) for ((path, member), root), name in zip(found.items(), names)]
 
 
-def _expand(source: str) -> list[tuple[str, str | None]]:
+def stored_labels(targets: Sequence[Target]) -> dict[str, int | list[float]] | None:
+    """Name of each target -> its class number or vector in the dataset.json of its folder or zip.
+
+    Returns None if no target's folder or zip has such labels.
+
+    Raises:
+        UserError: a damaged dataset.json, or targets without a label beside others that have one.
+    """
+    tables = {root: _label_table(root) for root in {target.source for target in targets} if root is not None}
+    found = {}
+    missing = []
+    for target in targets:
+        label = None if target.source is None else tables[target.source].get(_label_key(target, target.source))
+        if label is None:
+            missing.append(target.label)
+        else:
+            found[target.name] = label
+    if not any(tables.values()):
+        return None
+    if missing:
+        raise UserError(f'{missing[0]}: has no label in a {LABEL_FILE} ({len(missing)} of {len(targets)} images have '
+                        'none); --class=N gives all images one class')
+    return found
+
+
+def _label_key(target: Target, root: str) -> str:
+    """What dataset.json calls an image: '/'-separated, relative to its folder or zip."""
+    return (target.member or os.path.relpath(target.path, root)).replace('\\', '/')
+
+
+def _label_table(root: str) -> dict[str, int | list[float]]:
+    from training.image_archive import parse_labels  # Here: other hosts have none, and need none without labels.
+
+    if os.path.isdir(root):
+        path = os.path.join(root, LABEL_FILE)
+        if not os.path.isfile(path):
+            return {}
+        try:
+            with open(path, 'rb') as file:
+                data = file.read()
+        except OSError as error:
+            raise UserError(f'{path}: cannot be read ({error.strerror})') from None
+        return parse_labels(data, path) or {}
+    if LABEL_FILE not in _archive(root, os.path.getmtime(root)).namelist():
+        return {}
+    return parse_labels(_member_bytes(root, LABEL_FILE), f'{root}:{LABEL_FILE}') or {}
+
+
+def _expand(source: str) -> list[tuple[Item, str | None]]:
+    """Images, each with the folder or zip that it was found in."""
     if os.path.isdir(source):
-        return [(path, None) for path in _image_files(source)]
+        return [((path, None), source) for path in _image_files(source)]
     if os.path.isfile(source):
-        is_zip = zipfile.is_zipfile(source) or source.lower().endswith('.zip')
-        return _zip_members(source) if is_zip else [(source, None)]
+        if zipfile.is_zipfile(source) or source.lower().endswith('.zip'):
+            return [(item, source) for item in _zip_members(source)]
+        return [((source, None), None)]
     matches = sorted(glob.glob(source, recursive=True))
     if not matches:
         raise UserError(f'--target={source}: no such file, folder or pattern')
@@ -73,7 +128,7 @@ def _image_files(folder: str) -> list[str]:
     return sorted(path for path in paths if has_image_extension(path))
 
 
-def _zip_members(path: str) -> list[tuple[str, str | None]]:
+def _zip_members(path: str) -> list[Item]:
     try:
         with zipfile.ZipFile(path) as archive:
             names = [info.filename for info in archive.infolist() if not info.is_dir()]
@@ -101,7 +156,7 @@ def _member_bytes(path: str, member: str) -> bytes:
     return data
 
 
-def _result_names(items: Sequence[tuple[str, str | None]]) -> list[str]:
+def _result_names(items: Sequence[Item]) -> list[str]:
     """File names without extension where they differ; else with their folder, else with a number."""
     paths = [(member or path).replace('\\', '/') for path, member in items]
     short = [_safe(path.rsplit('/', 1)[-1]) for path in paths]

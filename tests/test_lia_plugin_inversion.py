@@ -259,6 +259,51 @@ def test_conditional_grey_network(tmp_path: Path) -> None:
     assert run('--network', network, '--target', str(folder), '--outdir', str(out)) == 2
 
 
+@pytest.mark.parametrize('labels', [[1, 0, 1], [[0.0, 1.0], [1.0, 0.0], [0.0, 1.0]]])
+@pytest.mark.parametrize('zipped', [False, True])
+def test_labels_of_a_data_set_go_with_their_images(tmp_path: Path, labels: list[Any], zipped: bool) -> None:
+    G = make_generator(c_dim=2)
+    network = save_pickle(tmp_path / 'conditional.pkl', G)
+    folder = save_pictures(tmp_path / 'in', 4)
+    (folder / 'sub').mkdir()
+    (folder / 'picture3.png').rename(folder / 'sub' / 'last.png')
+    (folder / 'picture0.png').write_bytes(b'nothing')  # The rows of the others must not move up.
+    names = ['picture0.png', 'picture1.png', 'picture2.png', 'sub/last.png']
+    table = [list(pair) for pair in zip(names, [labels[1], *labels])]
+    (folder / 'dataset.json').write_text(json.dumps({'labels': table[::-1]}))
+    if zipped:
+        with zipfile.ZipFile(tmp_path / 'in.zip', 'w') as file:
+            for name in [*names, 'dataset.json']:
+                file.write(folder / name, name)
+    target = str(tmp_path / 'in.zip') if zipped else str(folder)
+    assert run('--network', network, '--target', target, '--outdir', str(tmp_path / 'out'), '--batch=2') == 1
+    for name, index in (('picture1', 1), ('picture2', 0), ('last', 1)):
+        path = next(folder.rglob(f'{name}.png'))
+        img = images.to_float(images.read_image(path, RESOLUTION, 3).pixels[None])
+        z = [G.invert(img, torch.eye(2)[[c]])[1][0].numpy() for c in (0, 1)]
+        assert np.abs(z[0] - z[1]).max() > 1e-2, 'or the class would not matter'
+        with np.load(tmp_path / 'out' / f'{name}.npz') as latents:
+            np.testing.assert_allclose(latents['z'][0], z[index], atol=1e-4)
+
+
+@pytest.mark.parametrize('table, complaint', [
+    ([['picture0.png', 0], ['picture1.png', 2]], 'picture1.png: is of class 2, but the network has the classes 0 to 1'),
+    ([['picture0.png', [0, 1, 0]], ['picture1.png', [1, 0, 0]]], 'picture0.png: its label has 3 numbers.*takes 2'),
+    ([['picture0.png', 0]], r'picture1.png: has no label in a dataset.json \(1 of 2.*--class'),
+    ([['picture0.png', 'cat']], 'dataset.json: label of picture0.png'),
+    (None, '--class: this network needs one of its classes, 0 to 1; none given'),
+])
+def test_labels_that_do_not_fit(tmp_path: Path, table: Any, complaint: str) -> None:
+    folder = save_pictures(tmp_path / 'in', 2)
+    (folder / 'dataset.json').write_text(json.dumps({'labels': table}))
+    G, found = SimpleNamespace(c_dim=2), targets.collect([str(folder)])
+    with pytest.raises(UserError, match=complaint):
+        inversion.target_labels(G, None, found)
+    rows = inversion.target_labels(G, 1, found)
+    assert rows is not None and [row.tolist() for row in rows.values()] == [[0, 1]] * 2, '--class overrides all'
+    assert inversion.target_labels(SimpleNamespace(c_dim=0), None, found) is None, 'and no network without asks'
+
+
 def bad_calls(folder: Path, network: str) -> dict[str, list[str]]:
     good = str(save_pictures(folder / 'in', 1) / 'picture0.png')
     (folder / 'bad.png').write_bytes(b'nothing')
@@ -272,6 +317,8 @@ def bad_calls(folder: Path, network: str) -> dict[str, list[str]]:
         '--class': ['--network', network, '--target', good, '--class=1'],
         '--lpips=none': ['--network', network, '--target', good, f'--lpips={folder / "text.pt"}'],
         '--device=abacus': ['--network', network, '--target', good, '--device=abacus'],
+        'nan is not a finite number': ['--network', network, '--target', good, '--trunc=nan'],
+        'inf is not a finite number': ['--network', network, '--target', good, '--trunc=inf'],
         "'--batch'": ['--network', network, '--target', good, '--batch=0'],
         "'--network'": ['--target', good],
         "'--target'": ['--network', network],

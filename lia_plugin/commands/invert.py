@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,17 +19,24 @@ if TYPE_CHECKING:
 MAX_NOTES = 5  # So many images that had to be fitted are named on the screen; all are in results.json.
 
 
+def parse_finite(ctx: click.Context, param: click.Parameter, value: float) -> float:
+    if not math.isfinite(value):
+        raise click.BadParameter(f'{value} is not a finite number', ctx, param)
+    return value
+
+
 @click.command(context_settings={'show_default': True})
 @click.option('--network', required=True, metavar='PATH|URL', help='Network pickle with an encoder')
 @click.option('--target', 'targets', required=True, multiple=True, metavar='PATH',
               help='Image, folder, pattern or zip; may be given several times')
 @click.option('--outdir', default='out', metavar='DIR', help='Where to write')
-@click.option('--trunc', type=float, default=1.0, help='Truncation psi of the reconstruction')
+@click.option('--trunc', type=float, default=1.0, callback=parse_finite, help='Truncation psi of the reconstruction')
 @click.option('--batch', type=click.IntRange(min=1), default=8, help='Images at once')
 @click.option('--device', metavar='NAME', help='cpu, cuda, cuda:1, mps …  [default: the best there is]')
 @click.option('--seed', type=click.IntRange(min=0), default=0, help='Random seed, for --noise-mode=random')
 @click.option('--noise-mode', type=click.Choice(['const', 'random', 'none']), default='const', help="The layers' noise")
-@click.option('--class', 'class_idx', type=int, metavar='N', help='Class of the images, for a conditional network')
+@click.option('--class', 'class_idx', type=int, metavar='N',
+              help='Class of all images, for a conditional network  [default: by dataset.json of their folder or zip]')
 @click.option('--lpips', 'lpips_source', metavar='PATH|URL|none',
               help="NVIDIA's vgg16.pt, for LPIPS  [default: if it was downloaded before]")
 @click.option('--trust-pickle', is_flag=True, help='Run the code inside the network pickle; only for files you trust')
@@ -61,17 +69,17 @@ def invert(
     items = collect(targets)
     run_device = inversion.pick_device(device)
     G = load_generator(network, run_device, trust_pickle)
-    c = inversion.class_labels(G, class_idx, 1, run_device)
+    labels = inversion.target_labels(G, class_idx, items)
     lpips, lpips_name = load_lpips(lpips_source, run_device)
     torch.manual_seed(seed)
     writer = results.InversionWriter(outdir, single=len(items) == 1)
     for group in read_batches(items, batch, G, writer):
         img = stack_images(group).to(run_device)
-        labels = None if c is None else c.expand(len(group), -1)
+        c = None if labels is None else torch.stack([labels[target.name] for target, _ in group]).to(run_device)
         if not writer.rows:
             # The first pass through a network sets things up; it would spoil the timing.
-            inversion.invert_images(G, img[:1], c, trunc, noise_mode)
-        writer.add(group, inversion.invert_images(G, img, labels, trunc, noise_mode, lpips))
+            inversion.invert_images(G, img[:1], None if c is None else c[:1], trunc, noise_mode)
+        writer.add(group, inversion.invert_images(G, img, c, trunc, noise_mode, lpips))
     if writer.rows:
         settings = dict(network=network, resolution=G.img_resolution, channels=G.img_channels, z_dim=G.z_dim)
         options = dict(trunc=trunc, noise_mode=noise_mode, seed=seed, class_idx=class_idx, lpips=lpips_name)
