@@ -8,6 +8,7 @@ The class stands in the place of the host's StyleGAN2Loss and takes what either 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -18,6 +19,19 @@ from lia_plugin.networks import Encoder, MappingNetwork
 from lia_plugin.perceptual import make_perceptual
 from lia_plugin.stages import code_statistics
 from torch_utils import training_stats
+
+
+class _ScaleGradient(torch.autograd.Function):
+    """Identity whose gradient is multiplied by a number."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, factor: float) -> torch.Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return grads[0] * ctx.factor, None
 
 
 class EncoderLoss:
@@ -102,7 +116,7 @@ class EncoderLoss:
         code = self.encoder(real_img if fake_img is None else torch.cat([real_img, fake_img]))
         code, fake_code = code[: len(real_img)], code[len(real_img) :]
         y = self.mapping.z_to_y(code, real_c) if self.encoder.space == 'z' else code
-        recon = self._decode(y, real_c)
+        recon = self._decode_amplified(y, real_c)
 
         terms = {'pixel': self.pixel_weight * F.mse_loss(recon, real_img)}
         if self.percep is not None:
@@ -130,6 +144,16 @@ class EncoderLoss:
 
     def _decode(self, y: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         return self.synthesis(self.mapping.y_to_ws(y, c), noise_mode='const')
+
+    def _decode_amplified(self, y: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        """Decodes; gradients pass the frozen generator enlarged.
+
+        The losses are means over pixels, whose gradients vanish in float16 layers: half of them at 1024². A power of
+        two costs float32 nothing.
+        """
+        pixels = self.synthesis.img_channels * self.synthesis.img_resolution**2
+        factor = 2.0 ** round(math.log2(pixels) / 2)
+        return _ScaleGradient.apply(self._decode(_ScaleGradient.apply(y, 1 / factor), c), factor)
 
     def _run_D(self, img: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         assert self.D is not None, 'the host constructs every loss with its D'

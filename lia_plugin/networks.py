@@ -129,9 +129,9 @@ class BatchNorm(torch.nn.Module):
 
             moments = all_reduce(moments) / torch.distributed.get_world_size()
         mean, var = moments[0], (moments[1] - moments[0].square()).clamp(min=0)
-        with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var, self.momentum)
+        if torch.is_grad_enabled():  # Once a step: the discriminator's phase encodes the same images without gradients.
+            self.running_mean.lerp_(mean.detach(), self.momentum)
+            self.running_var.lerp_(var.detach(), self.momentum)
         return mean, var
 
 

@@ -21,6 +21,7 @@ from training import checkpoint
 from training.dataset import ImageFolderDataset
 from training.loss import StyleGAN2Loss
 from training.networks import Discriminator
+from training.reports import drop_later_ticks
 from training.training_loop import _batches, training_loop
 
 SYNTHESIS = dict(channel_base=128, channel_max=8)
@@ -84,7 +85,7 @@ def weights(run_dir: pathlib.Path) -> dict[str, torch.Tensor]:
     found = {f'{m}.{k}': v for m, state in data['modules'].items() for k, v in state.items()}
     found['rng'] = data['random_states'][0]['cpu']
     found['latents'] = data['latents']
-    found.update({f'loss.{k}': v for k, v in data['loss'].items()})
+    found.update({f'loss.{k}': v for k, v in data['losses'][0].items()})
     for i, opt in enumerate(data['optimizers']):
         found.update({f'opt{i}.{j}.{k}': v for j, s in opt['state'].items() for k, v in s.items()})
     return found
@@ -109,6 +110,16 @@ def statistics(run_dir: pathlib.Path) -> dict[tuple[int, str, str], float]:
 def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
     assert a.keys() == b.keys()
     assert [k for k in a if not torch.equal(torch.as_tensor(a[k]), torch.as_tensor(b[k]))] == []
+
+
+def test_ticks_after_the_last_state_are_dropped_and_come_again(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / 'stats.jsonl'
+    lines = [json.dumps({'Progress/kimg': {'mean': kimg}}) + '\n' for kimg in (0.004, 0.012, 0.02)]
+    path.write_text(''.join(lines) + '{"Progress/kimg": {"me')
+    drop_later_ticks(str(path), cur_nimg=12)
+    assert path.read_text() == ''.join(lines[:2])
+    drop_later_ticks(str(tmp_path / 'none.jsonl'), cur_nimg=12)
+    assert not (tmp_path / 'none.jsonl').exists()
 
 
 def stop_after(iterations: int) -> Callable[[], bool]:

@@ -63,7 +63,12 @@ def barrier() -> None:
 
 def any_rank(flag: bool) -> bool:
     """Whether the flag is set in any process: the same answer in all of them."""
-    return any(gather_objects(flag))
+    if not is_distributed():
+        return flag
+    on_gpu = torch.distributed.get_backend() == 'nccl'
+    found = torch.tensor([float(flag)], device='cuda' if on_gpu else 'cpu')
+    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+    return bool(found.item())
 
 
 def gather_objects(value: Any) -> list[Any]:

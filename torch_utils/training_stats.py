@@ -145,11 +145,15 @@ class Collector:
         self._shown = _to_tensors(state['shown'])
 
 
+def sync() -> None:
+    """Moves what is pending in any process into the totals, alike everywhere. All processes call it together."""
+    _sync(list(_shared.pending))
+
+
 def state_dict() -> dict[str, dict[str, list[float]]]:
     """The statistics themselves, so that a resumed run's collectors show what an unbroken run's would.
 
-    With several processes take it right after an update of a collector of everything: then all is in the totals, which
-    are the same everywhere. What is still pending is this process's own.
+    With several processes `sync` comes first; what is still pending is this process's own.
     """
     pending = {name: sum((item.double().cpu() for item in counters.values()), torch.zeros(_NUM_MOMENTS).double())
                for name, counters in _shared.pending.items()}

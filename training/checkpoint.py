@@ -16,7 +16,10 @@ FORMAT = 1
 
 def save(path: str, args: EasyDict, state: Any, last_snapshot: str | None) -> None:
     """Writes the state of all ranks. Every rank calls it; rank 0 writes."""
-    random_states = distributed.gather_objects(_random_state(args.device))
+    random_states = distributed.gather_objects(random_state(args.device))
+    losses = distributed.gather_objects(state.loss.state_dict() if hasattr(state.loss, 'state_dict') else {})
+    if distributed.is_distributed():  # Alone, a process's pending statistics are all there are.
+        training_stats.sync()
     stats = training_stats.state_dict()
     if args.rank == 0:
         data = dict(
@@ -25,7 +28,7 @@ def save(path: str, args: EasyDict, state: Any, last_snapshot: str | None) -> No
             progress=_progress(state),
             modules={k: m.state_dict() for k, m in _modules(state).items()},
             optimizers=[opt.state_dict() for opt in _optimizers(state)],
-            loss=state.loss.state_dict() if hasattr(state.loss, 'state_dict') else {},
+            losses=losses,
             stats=stats,
             collectors=[c.state_dict() for c in _collectors(state)],
             latents=state.latents.get_state(),
@@ -58,8 +61,9 @@ def restore(data: dict[str, Any], state: Any, rank: int, device: torch.device) -
         module.load_state_dict(data['modules'][name])
     for opt, saved in zip(_optimizers(state), data['optimizers'], strict=True):
         opt.load_state_dict(saved)
-    if data['loss']:
-        state.loss.load_state_dict(data['loss'])
+    losses = data['losses']  # One a rank: what path length tracks is each rank's own.
+    if losses[0]:
+        state.loss.load_state_dict(losses[rank if len(losses) == distributed.world_size() else 0])
     training_stats.load_state_dict(data['stats'])
     for collector, saved in zip(_collectors(state), data['collectors'], strict=True):
         collector.load_state_dict(saved)
@@ -67,7 +71,7 @@ def restore(data: dict[str, Any], state: Any, rank: int, device: torch.device) -
     for key, value in data['progress'].items():
         setattr(state, key, value)
     if len(data['random_states']) == distributed.world_size():
-        _set_random_state(data['random_states'][rank], device)
+        set_random_state(data['random_states'][rank], device)
     else:  # Noise can't be continued on another number of ranks; it must still not repeat.
         torch.manual_seed(data['progress']['cur_nimg'] * distributed.world_size() + rank)
 
@@ -89,12 +93,20 @@ def _collectors(state: Any) -> list[training_stats.Collector]:
     return [state.stats] + ([state.ada_stats] if state.ada_stats is not None else [])
 
 
-def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    cuda = {'cuda': torch.cuda.get_rng_state(device)} if device.type == 'cuda' else {}
-    return {'cpu': torch.get_rng_state(), **cuda}
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """torch's random state of the CPU and of the device."""
+    state = {'cpu': torch.get_rng_state()}
+    if device.type == 'cuda':
+        state['cuda'] = torch.cuda.get_rng_state(device)
+    elif device.type == 'mps':
+        state['mps'] = torch.mps.get_rng_state()
+    return state
 
 
-def _set_random_state(saved: dict[str, torch.Tensor], device: torch.device) -> None:
+def set_random_state(saved: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Undoes whatever was drawn since `random_state`; a device that has none in `saved` is left as it is."""
     torch.set_rng_state(saved['cpu'])
     if device.type == 'cuda' and 'cuda' in saved:
         torch.cuda.set_rng_state(saved['cuda'], device)
+    elif device.type == 'mps' and 'mps' in saved:
+        torch.mps.set_rng_state(saved['mps'])

@@ -53,7 +53,9 @@ class Reporter:
         lengths = f'kimg {cur_nimg / 1e3:g} to {args.total_kimg:g}'
         print(f'Stage {args.stage}: {lengths} on {args.device}, batch {args.batch_size}')
         print(f'{count(G)} parameters to train in G')
-        self.stats_file = open(os.path.join(args.run_dir, 'stats.jsonl'), 'a')
+        stats_path = os.path.join(args.run_dir, 'stats.jsonl')
+        drop_later_ticks(stats_path, cur_nimg)
+        self.stats_file = open(stats_path, 'a')
         self.tensorboard = _tensorboard(args.run_dir)
         if fresh:
             self._first_grids(G_ema)
@@ -100,7 +102,10 @@ class Reporter:
 
     def snapshot(self, state: Any, cur_nimg: int) -> None:
         """Writes network-snapshot-KKKKKK.pkl in the host's format, atomically."""
-        path = os.path.join(self.args.run_dir, f'network-snapshot-{cur_nimg // 1000:06d}.pkl')
+        kimg = cur_nimg // 1000
+        if state.start_nimg:  # Never the name of the snapshot that this stage started from.
+            kimg = max(kimg, state.start_nimg // 1000 + 1)
+        path = os.path.join(self.args.run_dir, f'network-snapshot-{kimg:06d}.pkl')
         self.last_snapshot = path
         if not self.first:
             return
@@ -193,6 +198,26 @@ class Reporter:
         for thing in (self.bar, self.stats_file, self.tensorboard):
             if thing is not None:
                 thing.close()
+
+
+def drop_later_ticks(path: str, cur_nimg: int) -> None:
+    """Takes out of stats.jsonl the ticks that a killed run wrote after its last state: they will come again."""
+    if not os.path.exists(path):
+        return
+    with open(path) as f:
+        lines = f.readlines()
+    # Statistics are averaged in float32.
+    kept = [line for line in lines if _kimg_of(line) <= cur_nimg / 1e3 * (1 + 1e-6)]
+    if len(kept) < len(lines):
+        with dnnlib.util.atomic_write(path, 'w') as f:
+            f.writelines(kept)
+
+
+def _kimg_of(line: str) -> float:
+    try:
+        return float(json.loads(line)['Progress/kimg']['mean'])
+    except (ValueError, KeyError, TypeError):  # Cut off by the kill.
+        return float('inf')
 
 
 def count(module: torch.nn.Module) -> str:

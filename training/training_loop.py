@@ -280,7 +280,7 @@ def _iterate(
         if state.batch_idx % phase.interval == 0:
             losses += _run_phase(args, state.loss, phase, real_img, real_c, gen_z, gen_c)
     if losses and not torch.isfinite(torch.stack(losses)).all():
-        raise _diverged(state)
+        raise _diverged(args, state)
     state.cur_nimg += args.batch_size
     state.batch_idx += 1
     _update_ema(args, state)
@@ -330,10 +330,12 @@ def _run_phase(
     return losses
 
 
-def _diverged(state: State) -> Exception:
+def _diverged(args: dnnlib.EasyDict, state: State) -> Exception:
+    remedy = 'a lower --enc-lr' if args.stage == 'encoder' else 'a lower --glr or --dlr, a higher --gamma'
+    stage = '--stage=encoder ' if args.stage == 'encoder' else ''
     return dnnlib.util.UserError(
         f'training diverged at kimg {state.cur_nimg / 1e3:.1f}: a loss is NaN or infinite. The last snapshot is good; '
-        'start from it (--resume=…pkl) with a lower --glr, --dlr or --enc-lr, a higher --gamma, or --fp32'
+        f'start from it ({stage}--resume=…pkl) with {remedy}, or --fp32'
     )
 
 
@@ -401,9 +403,11 @@ def _save(args: dnnlib.EasyDict, state: State, reporter: reports.Reporter) -> No
 @contextlib.contextmanager
 def _no_random_draws(device: torch.device) -> Iterator[None]:
     """Puts torch's random state back afterwards: pictures and metrics must not change what training draws."""
-    devices = [device] if device.type == 'cuda' else []
-    with torch.random.fork_rng(devices=devices):
+    before = checkpoint.random_state(device)
+    try:
         yield
+    finally:
+        checkpoint.set_random_state(before, device)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,162 @@
+"""The loss of stage 2: each term against its formula, both hosts' ways of calling it, what it trains and what not."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lia_plugin.loss import EncoderLoss
+from lia_plugin.networks import BatchNorm, Generator
+from training.networks import Discriminator
+
+WIDTHS: dict[str, int] = dict(channel_base=256, channel_max=16)
+NOTHING = dict(pixel_weight=0.0, percep='none', adv_weight=0.0, latent_weight=0.0)
+N = 4
+
+
+@pytest.fixture
+def nets() -> tuple[Generator, Discriminator]:
+    torch.manual_seed(0)
+    G = Generator(8, 2, 8, 16, 1, synthesis_kwargs=WIDTHS, encoder_kwargs=dict(WIDTHS))
+    D = Discriminator(2, 16, 1, epilogue_kwargs=dict(mbstd_group_size=2), **WIDTHS)
+    return G.train().requires_grad_(False), D.train().requires_grad_(False)
+
+
+@pytest.fixture
+def batch() -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    c = torch.eye(2)[torch.arange(N) % 2]
+    return dict(real_img=torch.rand([N, 1, 16, 16]) * 2 - 1, real_c=c, gen_z=torch.randn([N, 8]), gen_c=c.flip(0))
+
+
+def run(loss: EncoderLoss, module: torch.nn.Module, phase: str, batch: dict[str, torch.Tensor]) -> torch.Tensor | None:
+    """One phase as a host runs it; gradients stay in the module."""
+    module.zero_grad(set_to_none=True)
+    module.requires_grad_(True)
+    value = loss.accumulate_gradients(phase=phase, **batch)
+    module.requires_grad_(False)
+    return value
+
+
+def make(nets: tuple[Generator, Discriminator], **kwargs: Any) -> EncoderLoss:
+    return EncoderLoss(torch.device('cpu'), G=nets[0], D=nets[1], **{**NOTHING, **kwargs})
+
+
+def test_pixel_term_and_its_gradient_are_those_of_the_mean_squared_error(
+    nets: tuple[Generator, Discriminator], batch: dict[str, torch.Tensor]
+) -> None:
+    G, _ = nets
+    value = run(make(nets, pixel_weight=3.0), G, 'Gboth', batch)
+    found = {n: p.grad for n, p in G.named_parameters()}
+    G.requires_grad_(True)
+    recon = G.decode(G.encode(batch['real_img']), noise_mode='const')
+    expected = 3 * F.mse_loss(recon, batch['real_img'])
+    grads = torch.autograd.grad(expected, list(G.parameters()))
+    assert value is not None
+    torch.testing.assert_close(value, expected.detach())
+    for (name, _), grad in zip(G.named_parameters(), grads, strict=True):
+        torch.testing.assert_close(found[name], grad, rtol=1e-4, atol=1e-7, msg=name)
+
+
+def test_gradients_pass_the_frozen_generator_enlarged(
+    nets: tuple[Generator, Discriminator], batch: dict[str, torch.Tensor]
+) -> None:
+    """What a float16 layer would see is √pixels larger than the gradient of the loss; what the encoder gets is not."""
+    G, _ = nets
+    loss = make(nets, pixel_weight=1.0)
+    seen: list[torch.Tensor] = []
+    synthesis = loss.synthesis
+
+    def spy(ws: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        img = synthesis(ws, **kwargs)
+        img.register_hook(seen.append)
+        return img
+
+    spy.img_channels, spy.img_resolution = 1, 16  # type: ignore[attr-defined]
+    loss.synthesis = spy
+    run(loss, G, 'Gboth', batch)
+    recon = G.decode(G.encode(batch['real_img']), noise_mode='const')
+    plain = 2 * (recon - batch['real_img']) / recon.numel()
+    torch.testing.assert_close(seen[0], plain * 16)
+
+
+def test_latent_term_is_the_error_of_y_in_units_of_its_variance(
+    nets: tuple[Generator, Discriminator], batch: dict[str, torch.Tensor]
+) -> None:
+    G, _ = nets
+    loss = make(nets, latent_weight=0.5)
+    value = run(loss, G, 'Gmain', batch)
+    y = G.mapping.z_to_y(batch['gen_z'], batch['gen_c'])
+    again = G.encode(G.decode(y, noise_mode='const'))
+    assert value is not None
+    torch.testing.assert_close(value, 0.5 * F.mse_loss(again, y) / loss.code_variance)
+    wide = G.mapping.z_to_y(torch.randn([20000, 8]), torch.eye(2)[torch.arange(20000) % 2])
+    assert float(loss.code_variance) == pytest.approx(float(wide.var(dim=0).mean()), rel=0.1)
+
+
+def test_discriminator_phases_add_up(nets: tuple[Generator, Discriminator], batch: dict[str, torch.Tensor]) -> None:
+    G, D = nets
+    loss = make(nets, adv_weight=0.1, r1_gamma=4.0)
+    main, reg, both = (run(loss, D, phase, batch) for phase in ('Dmain', 'Dreg', 'Dboth'))
+    img = batch['real_img'].clone().requires_grad_()
+    logits = D(img, batch['real_c'])
+    (grad,) = torch.autograd.grad(logits.sum(), [img])
+    recon = G.decode(G.encode(batch['real_img']), noise_mode='const')
+    expected = F.softplus(D(recon, batch['real_c'])).mean() + F.softplus(-logits).mean()
+    assert main is not None and reg is not None and both is not None
+    torch.testing.assert_close(main, expected.detach())
+    torch.testing.assert_close(reg, 2 * grad.square().sum([1, 2, 3]).mean())
+    torch.testing.assert_close(both, main + reg)
+
+
+def test_without_adversarial_weight_the_discriminator_rests(
+    nets: tuple[Generator, Discriminator], batch: dict[str, torch.Tensor]
+) -> None:
+    loss = make(nets, pixel_weight=1.0)
+    assert run(loss, nets[1], 'Dboth', batch) is None and run(loss, nets[0], 'Greg', batch) is None
+    assert all(p.grad is None for p in nets[1].parameters())
+
+
+def test_both_hosts_ways_to_call_it_agree(
+    nets: tuple[Generator, Discriminator], batch: dict[str, torch.Tensor]
+) -> None:
+    G, D = nets
+    kwargs: dict[str, Any] = dict(NOTHING, pixel_weight=1.0)
+    ada = EncoderLoss(
+        device=torch.device('cpu'), G_mapping=G.mapping, G_synthesis=G.synthesis, D=D, augment_pipe=None, **kwargs
+    )
+    sg3 = EncoderLoss(device=torch.device('cpu'), G=G, D=D, augment_pipe=None, **kwargs)
+    G.requires_grad_(True)
+    a = ada.accumulate_gradients('Gmain', *batch.values(), sync=True, gain=1)
+    b = sg3.accumulate_gradients('Gmain', *batch.values(), gain=1, cur_nimg=7)
+    assert a is not None and b is not None and torch.equal(a, b)
+
+
+def test_encoder_towards_z_learns_z(batch: dict[str, torch.Tensor]) -> None:
+    torch.manual_seed(0)
+    G = Generator(8, 2, 8, 16, 1, synthesis_kwargs=WIDTHS, encoder_kwargs=dict(WIDTHS, space='z')).requires_grad_(False)
+    loss = EncoderLoss(torch.device('cpu'), G=G, **{**NOTHING, 'latent_weight': 1.0})
+    value = run(loss, G, 'Gmain', batch)
+    img = G.decode(G.mapping.z_to_y(batch['gen_z'], batch['gen_c']), noise_mode='const')
+    assert value is not None
+    torch.testing.assert_close(value, F.mse_loss(G.encoder(img), batch['gen_z']))
+
+
+def test_batch_norm_counts_a_batch_once_a_step(batch: dict[str, torch.Tensor]) -> None:
+    torch.manual_seed(0)
+    G = Generator(8, 2, 8, 16, 1, synthesis_kwargs=WIDTHS, encoder_kwargs=dict(arch='paper')).train()
+    D = Discriminator(2, 16, 1, epilogue_kwargs=dict(mbstd_group_size=2), **WIDTHS)
+    loss = make((G.requires_grad_(False), D.requires_grad_(False)), pixel_weight=1.0, adv_weight=0.1)
+    norm = next(m for m in G.modules() if isinstance(m, BatchNorm))
+    run(loss, G, 'Gboth', batch)
+    after_encoder = norm.running_mean.clone()
+    assert after_encoder.any()
+    run(loss, D, 'Dboth', batch)
+    assert torch.equal(norm.running_mean, after_encoder)
+
+
+def test_a_generator_without_encoder_is_refused() -> None:
+    G = Generator(8, 0, 8, 16, 1, synthesis_kwargs=WIDTHS)
+    with pytest.raises(ValueError, match='no encoder'):
+        EncoderLoss(torch.device('cpu'), G=G)
