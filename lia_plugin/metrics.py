@@ -32,11 +32,17 @@ SG3_INCEPTION = 'https://api.ngc.nvidia.com/v2/models/nvidia/research/stylegan3/
 # Registration
 
 
-def register(held_out: bool) -> Callable[[MetricFunction], MetricFunction]:
-    """Registers with the host. `held_out`: the loop should give it images that the network was not trained on."""
+def register(held_out: bool, labels_only: bool = False) -> Callable[[MetricFunction], MetricFunction]:
+    """Registers with the host.
+
+    Args:
+        held_out: The loop should give it images that the network was not trained on.
+        labels_only: It takes nothing but labels from the data, so that a network without classes needs no data.
+    """
 
     def decorate(fn: MetricFunction) -> MetricFunction:
         fn.held_out = held_out  # type: ignore[attr-defined]
+        fn.labels_only = labels_only  # type: ignore[attr-defined]
         fn.needs_encoder = True  # type: ignore[attr-defined]
         return metric_main.register_metric(fn)
 
@@ -231,13 +237,13 @@ def _cycle(opts: Any, name: str) -> dict[str, float]:
     return _say(opts, {name: value}, n, data='generated images', value_range='[-1, 1]')
 
 
-@register(held_out=False)
+@register(held_out=False, labels_only=True)
 def cycle_y(opts: Any) -> dict[str, float]:
     """‖f(g(y)) − y‖ / ‖y‖ on generated images, mean."""
     return _cycle(opts, 'cycle_y')
 
 
-@register(held_out=False)
+@register(held_out=False, labels_only=True)
 def cycle_z(opts: Any) -> dict[str, float]:
     """‖φ(f(g(y))) − z‖ / ‖z‖ with y = φ⁻¹(z), on generated images, mean."""
     return _cycle(opts, 'cycle_z')

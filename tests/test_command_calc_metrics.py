@@ -108,8 +108,32 @@ def test_in_a_run_directory_the_held_out_images_are_measured_and_lines_are_kept(
     for line in lines:
         assert line['snapshot_pkl'] == 'network-snapshot-000001.pkl'
         assert json.loads((run / f'metric-{line["metric"]}.jsonl').read_text()) == line
-    code, lines, _err = call(capsys, f'--network={network}', '--metrics=recon_mse', f'--data={data}')
+    code, lines, err = call(capsys, f'--network={network}', '--metrics=recon_mse', f'--data={data}')
     assert (lines[0]['n'], lines[0]['data']) == (9, 'data')
+    assert 'Note: these images were trained on; without --data' in err
+
+
+def test_data_that_were_trained_on_are_told_from_others(place, capsys, tmp_path):
+    (tmp_path / 'link.zip').symlink_to(place / 'data.zip')
+    (tmp_path / 'copy.zip').write_bytes((place / 'data.zip').read_bytes())
+    for name, metric, noted in (('link', 'recon_mse', True), ('copy', 'recon_mse', False), ('link', 'cycle_y', False)):
+        args = [f'--network={place}/net.pkl', f'--metrics={metric}', f'--data={tmp_path}/{name}.zip', '--num=2']
+        code, _lines, err = call(capsys, *args)
+        assert code == 0 and ('Note: these images were trained on' in err) == noted, (name, metric)
+
+
+def test_only_data_that_a_metric_reads_are_asked_for(place, capsys, tmp_path):
+    moved = write_network(tmp_path / 'moved.pkl', '/no/such/place.zip')
+    code, lines, _err = call(capsys, f'--network={moved}', '--metrics=cycle_y,cycle_z', '--num=4')
+    assert code == 0 and [line['data'] for line in lines] == ['generated images'] * 2
+    conditional = write_network(tmp_path / 'conditional.pkl', '/no/such/place.zip', c_dim=3)
+    code, _lines, err = call(capsys, f'--network={conditional}', '--metrics=cycle_y', '--num=4')
+    assert code == 2 and '--data: missing' in err, 'labels are drawn from the data'
+    training = dict(class_name='training.dataset.ImageFolderDataset', path='/no/such/place.zip')
+    stage = dict(training_set_kwargs=training, val_set_kwargs=dict(training, path=f'{place}/data.zip'))
+    (tmp_path / 'training_options.json').write_text(json.dumps(dict(encoder=stage)))
+    code, lines, _err = call(capsys, f'--network={moved}', '--metrics=recon_mse')
+    assert code == 0 and lines[0]['n'] == 9, 'held-out images are elsewhere'
 
 
 def test_two_processes_from_the_command(place, capfd, tmp_path):

@@ -21,8 +21,8 @@ class Job:
     network: str  # A file: a URL has been fetched by now.
     trust: bool
     metrics: list[str]
-    training_set: dict[str, Any]  # For metrics of generated images.
-    held_out_set: dict[str, Any]  # For metrics of reconstructions.
+    training_set: dict[str, Any]  # For metrics of generated images; empty if none needs it.
+    held_out_set: dict[str, Any]  # For metrics of reconstructions; empty if none needs it.
     device: str
     num: int | None
     batch: int | None
@@ -141,28 +141,50 @@ def run_options(path: str) -> tuple[str | None, dict[str, Any]]:
     return folder, options if isinstance(options, dict) else {}
 
 
+def used_set(metric: Any, G: Any) -> str | None:
+    """Which data set a metric reads: 'training', 'held_out' or none."""
+    if getattr(metric, 'labels_only', False) and G.c_dim == 0:
+        return None
+    return 'held_out' if getattr(metric, 'held_out', False) else 'training'
+
+
 def choose_data(
-    contents: dict[str, Any], options: dict[str, Any], data: str | None
-) -> tuple[dict[str, Any], dict[str, Any], bool]:
-    """Arguments of the data sets for generated images and for reconstructions, and whether the latter were held out.
+    contents: dict[str, Any], options: dict[str, Any], data: str | None, used: set[str | None]
+) -> tuple[dict[str, dict[str, Any]], str | None]:
+    """Arguments of the data sets in use by the names of `used_set`, and what to say if reconstructions are of
+    images that the network was trained on.
 
     The run's own record is preferred to the pickle's: only it knows the split.
     """
     from lia_plugin.host import UserError
 
-    if data is not None:
-        chosen = dict(class_name=DATASET_CLASS, path=data)
-        return chosen, dict(chosen), True
     # Ours keep the training loop's arguments by stage, the host's at the top.
     record = next((options[stage] for stage in ('encoder', 'gan') if isinstance(options.get(stage), dict)), options)
     training_set = record.get('training_set_kwargs') or contents.get('training_set_kwargs')
-    if not training_set:
-        raise UserError('--data: missing, and the network file names no data set')
     held_out = record.get('val_set_kwargs')
-    return recorded_data(training_set), recorded_data(held_out or training_set), bool(held_out)
+    sets: dict[str, dict[str, Any]]
+    if data is not None:
+        sets = {name: dict(class_name=DATASET_CLASS, path=data) for name in ('training', 'held_out') if name in used}
+        note = 'these images were trained on' if is_path_of(data, training_set) else None
+        if note and held_out:
+            note += '; without --data those that the run held out are measured'
+    else:
+        if not training_set and used - {None}:
+            raise UserError('--data: missing, and the network file names no data set')
+        recorded = dict(training=training_set, held_out=held_out or training_set)
+        sets = {name: recorded_data(recorded[name]) for name in ('training', 'held_out') if name in used}
+        note = None if held_out else ('nothing is known to be held out, so reconstructions are of training images; '
+                                      '--data names others')
+    return sets, note if 'held_out' in used else None
 
 
-def recorded_data(kwargs: dict[str, Any]) -> dict[str, Any]:
+def is_path_of(path: str, kwargs: Any) -> bool:
+    """Whether data set arguments, which may be anybody's, name this file or folder."""
+    recorded = kwargs.get('path') if isinstance(kwargs, dict) else None
+    return isinstance(recorded, str) and os.path.realpath(recorded) == os.path.realpath(path)
+
+
+def recorded_data(kwargs: Any) -> dict[str, Any]:
     """Data set arguments out of a file that may be anybody's. Its class is never called: it could be any function."""
     from lia_plugin.host import UserError
 
@@ -206,17 +228,16 @@ def prepare(
     if any(getattr(fn, 'needs_encoder', False) for fn in wanted):
         evaluation.check_encoder(G)
     run_dir, options = run_options(path)
-    training_set, held_out_set, is_held_out = choose_data(contents, options, data)
-    for kwargs in (training_set, held_out_set):
+    sets, note = choose_data(contents, options, data, {used_set(fn, G) for fn in wanted})
+    for kwargs in sets.values():
         kwargs.update(resolution=G.img_resolution, use_labels=G.c_dim != 0)
         if mirror is not None:
             kwargs['xflip'] = mirror
         check_data(G, kwargs)
-    if not is_held_out and plain['verbose'] and any(getattr(fn, 'held_out', False) for fn in wanted):
-        print('Note: nothing is known to be held out, so reconstructions are of training images; --data names others',
-              file=sys.stderr)
-    return Job(network=path, trust=trust, metrics=metrics, training_set=training_set, held_out_set=held_out_set,
-               device=run_device, run_dir=run_dir, **plain)
+    if note is not None and plain['verbose']:
+        print(f'Note: {note}', file=sys.stderr)
+    return Job(network=path, trust=trust, metrics=metrics, training_set=sets.get('training', {}),
+               held_out_set=sets.get('held_out', {}), device=run_device, run_dir=run_dir, **plain)
 
 
 def evaluate(rank: int, world_size: int, job: Job) -> list[dict[str, Any]]:
