@@ -92,21 +92,28 @@ def _label_key(target: Target, root: str) -> str:
 
 
 def _label_table(root: str) -> dict[str, int | list[float]]:
-    from training.image_archive import parse_labels  # Here: other hosts have none, and need none without labels.
-
-    if os.path.isdir(root):
-        path = os.path.join(root, LABEL_FILE)
-        if not os.path.isfile(path):
-            return {}
-        try:
-            with open(path, 'rb') as file:
-                data = file.read()
-        except OSError as error:
-            raise UserError(f'{path}: cannot be read ({error.strerror})') from None
-        return parse_labels(data, path) or {}
-    if LABEL_FILE not in _archive(root, os.path.getmtime(root)).namelist():
+    data = _label_file(root)
+    if data is None:
         return {}
-    return parse_labels(_member_bytes(root, LABEL_FILE), f'{root}:{LABEL_FILE}') or {}
+    try:
+        from training.image_archive import parse_labels
+    except ImportError:  # NVIDIA's checkouts have no such module.
+        raise UserError(f'{root}: its {LABEL_FILE} cannot be read in this checkout; use --class=N') from None
+    return parse_labels(data, f'{root}: {LABEL_FILE}') or {}
+
+
+def _label_file(root: str) -> bytes | None:
+    """Content of the dataset.json of a folder or zip, None if it has none."""
+    if not os.path.isdir(root):
+        has_labels = LABEL_FILE in _archive(root, os.path.getmtime(root)).namelist()
+        return _member_bytes(root, LABEL_FILE) if has_labels else None
+    try:
+        with open(os.path.join(root, LABEL_FILE), 'rb') as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f'{root}: {LABEL_FILE} cannot be read ({error.strerror})') from None
 
 
 def _expand(source: str) -> list[tuple[Item, str | None]]:
