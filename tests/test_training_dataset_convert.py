@@ -263,7 +263,7 @@ def test_bad_options(tmp_path: Path, options: dict[str, Any], expected: str) -> 
     ('a.rar', b'', 'not a known source'),
     ('a.zip', b'PK', 'not a zip'),
     ('cifar-10-python.tar.gz', b'no', 'not CIFAR-10'),
-    ('cifar-10-python.tar.gz', gzip.compress(bytes(10240)), 'no cifar-10-batches-py/data_batch_1'),
+    ('cifar-10-python.tar.gz', gzip.compress(bytes(10240), mtime=0), 'no cifar-10-batches-py/data_batch_1'),
     ('train-images-idx3-ubyte.gz', b'no', 'labels-idx1-ubyte.gz: no such file'),
 ])
 def test_bad_sources(tmp_path: Path, name: str, content: bytes | None, expected: str) -> None:
