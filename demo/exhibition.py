@@ -110,8 +110,8 @@ def hang(
         exhibits.interpolation_rows(G, held_out, codes, pick_pairs(held_out), device), 4)  # fmt: skip
     variations = Exhibit(
         'Variations of a real picture',
-        "z' = ρz + √(1 − ρ²)e with e ~ N(0, I): if z is from the prior, so is z'. The nearer ρ is to 1, the more of the "
-        'picture stays.',
+        "z' = ρz + √(1 − ρ²)e with e ~ N(0, I): if z is from the prior, so is z'. The nearer ρ is to 1, the more of "
+        'the picture stays.',
         exhibits.variation_rows(G, held_out, codes, chosen, device), 3)  # fmt: skip
     edit = Exhibit(
         'A simple edit',
