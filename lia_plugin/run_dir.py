@@ -72,6 +72,11 @@ class Run:
         recorded = self.recorded
         return all(self.has_finished(s, recorded[s]['total_kimg']) for s in ('gan', 'encoder') if recorded[s])
 
+    def has_trained(self) -> bool:
+        """Whether a tick has ended here: then there is something to look at, or to go on from."""
+        stats = self.file('stats.jsonl')
+        return os.path.exists(stats) and os.path.getsize(stats) > 0
+
     def snapshot(self, stage: str) -> str:
         """Path of the last snapshot of a finished stage."""
         return self.file(self.progress[stage]['snapshot'])

@@ -387,3 +387,17 @@ def test_offline_says_so_before_training(metrics: str, percep: str, run: Any, lo
     assert str(tmp_path / 'cache') in err and ('inception' in err if percep == 'disc' else 'vgg16.pt' in err)
     assert ('--detector' if percep == 'disc' else '--percep=disc') in err
     assert not loop.calls and not _runs(tmp_path)
+
+
+@pytest.mark.parametrize('trained', [False, True])
+def test_a_run_that_failed_before_its_first_tick_leaves_no_directory(
+    trained: bool, run: Any, data: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(run_dir: str, **_other: Any) -> None:
+        if trained:
+            (pathlib.Path(run_dir) / 'stats.jsonl').write_text('{}\n')
+        raise launch.UserError('017.png: damaged or unreadable image')
+
+    monkeypatch.setattr(training.training_loop, 'training_loop', fail)
+    assert run(f'--data={data}', *SHORT) == 2
+    assert len(_runs(tmp_path)) == trained

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shlex
+import shutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -122,6 +123,7 @@ def train(ctx: click.Context, outdir: str, dry_run: bool, new_run: bool, **given
     run, options = find_run(outdir, new_run, normalise(given), said)
     opts.check(options)
     from lia_plugin import launch, planning, run_dir
+    from lia_plugin.host import UserError
 
     plan = planning.plan(options, run, dry=dry_run)
     if run is not None:
@@ -139,7 +141,12 @@ def train(ctx: click.Context, outdir: str, dry_run: bool, new_run: bool, **given
     with run.at_work():
         run.write_options(plan)
         print(f'Training in {run.path}' if fresh else f'Going on with {run.path}; --new-run starts afresh', flush=True)
-        snapshot = launch.train(run, plan)
+        try:
+            snapshot = launch.train(run, plan)
+        except UserError:
+            if fresh and not run.has_trained():
+                shutil.rmtree(run.path)  # A directory of nothing would only look like a run.
+            raise
     return finish(snapshot, run, plan, outdir, ctx.command_path)
 
 
