@@ -371,19 +371,20 @@ def _adapt_augmentation(args: dnnlib.EasyDict, state: State) -> None:
 
 def _maintain(args: dnnlib.EasyDict, state: State, reporter: reports.Reporter, done: bool) -> None:
     """End of a tick: the line, pictures, snapshot, metrics, statistics, and last the state to resume from."""
+    # Tick 0 is the first iteration alone: nothing worth a file, unless it is all there was.
+    saving = done or state.cur_tick > 0 and _due(args.network_snapshot_ticks, state.cur_tick, done)
     with _no_random_draws(args.device):
         _finish_ema(state)
         reporter.tick(state.cur_tick, state.cur_nimg, state.augment_pipe)
         if _due(args.image_snapshot_ticks, state.cur_tick, done):
             reporter.images(state.G_ema, state.cur_nimg)
-        snapshot = _due(args.network_snapshot_ticks, state.cur_tick, done) and state.cur_nimg > state.start_nimg
-        if snapshot and (state.cur_tick > 0 or done):
+        if saving:
             reporter.snapshot(state, state.cur_nimg)
             reporter.evaluate(state.G_ema, state.cur_nimg)
         reporter.statistics(state.stats, state.cur_nimg)
     state.cur_tick += 1
     state.tick_start_nimg = state.cur_nimg
-    if snapshot and state.cur_tick > 1 or done:
+    if saving:
         checkpoint.save(os.path.join(args.run_dir, checkpoint.FILE), args, state, reporter.last_snapshot)
     reporter.end_maintenance()
 
