@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import os
 import pickle
 from collections.abc import Iterable
 from typing import Any
@@ -23,14 +25,27 @@ UserError: type[ValueError] = getattr(dnnlib.util, 'UserError', _UserError)
 
 
 def load_network_pkl(path: str, trust: bool = False) -> dict[str, Any]:
-    """Reads a network pickle (path or URL): the snapshot's dict, modules on the CPU.
+    """Reads a network pickle (path or URL) or an exported folder: the snapshot's dict, modules on the CPU.
 
     Raises UserError for a missing or foreign file, and for one that needs its own code while `trust` is off.
     """
+    if os.path.isdir(path):
+        network_folders()
+        return legacy.load_network_pkl(path)
     with dnnlib.util.open_url(path, verbose=False) as f:
         if 'trust' in inspect.signature(legacy.load_network_pkl).parameters:
             return legacy.load_network_pkl(f, trust=trust)
         return legacy.load_network_pkl(f)
+
+
+def network_folders() -> Any:
+    """The module that writes and reads networks without pickles. UserError in NVIDIA's checkouts, which have none."""
+    try:
+        return importlib.import_module('torch_utils.network_folder')
+    except ModuleNotFoundError as error:
+        if error.name == 'safetensors':
+            raise UserError('safetensors is missing: pip install safetensors') from None
+        raise UserError('folders without pickles need our own torch_utils: run this outside of the checkout') from None
 
 
 def save_network_pkl(path: str, data: dict[str, Any]) -> None:

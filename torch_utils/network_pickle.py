@@ -38,7 +38,7 @@ NVIDIA_SOURCES = {
 _MAX_DEPTH = 64     # Of containers. Networks' arguments have some 4.
 _MAX_VALUES = 1_000_000
 _MAX_NETWORKS = 256
-_TRUST_HINT = 'if you trust whoever made the file, --trust-pickle runs the code inside it'
+TRUST_HINT = 'if you trust whoever made the file, --trust-pickle runs the code inside it'
 
 
 def save(path: str | os.PathLike[str], data: dict[str, Any]) -> None:
@@ -62,12 +62,12 @@ def load(file_or_path: str | os.PathLike[str] | IO[bytes], trust: bool = False) 
     if trust:
         return content
     try:
-        _drop_unknown_dataset(content, name)
-        return _Rebuilder(name, len(data)).resolve(content)
+        drop_unknown_dataset(content, name)
+        return Rebuilder(name, len(data)).resolve(content)
     except UserError:
         raise
     except Exception as err:    # Well-formed, but not the data that networks are made of.
-        raise UserError(f'{name}: is damaged or no network pickle ({_one_line(err)})') from err
+        raise UserError(f'{name}: is damaged or no network pickle ({one_line(err)})') from err
 
 
 # Bytes to plain data.
@@ -109,7 +109,7 @@ def _unpickle_safely(data: bytes, name: str) -> Any:
     try:
         return safe_unpickler.loads(data)
     except safe_unpickler.ForbiddenName as err:
-        reason = f'is refused: it {err}, which no network of this project needs; {_TRUST_HINT}'
+        reason = f'is refused: it {err}, which no network of this project needs; {TRUST_HINT}'
         if 'dnnlib.tflib' in str(err):
             reason = "is a TensorFlow pickle; convert it with StyleGAN2-ADA's legacy.py first"
         raise UserError(f'{name}: {reason}') from None
@@ -118,10 +118,10 @@ def _unpickle_safely(data: bytes, name: str) -> Any:
     except MemoryError:
         raise UserError(f'{name}: does not fit into memory') from None
     except Exception as err:    # Whatever a damaged file leads to: there is no list of it.
-        raise UserError(f'{name}: is cut off, damaged or no network pickle ({_one_line(err)})') from None
+        raise UserError(f'{name}: is cut off, damaged or no network pickle ({one_line(err)})') from None
 
 
-def _one_line(err: Exception) -> str:
+def one_line(err: Exception) -> str:
     words = ' '.join(f'{type(err).__name__}: {err}'.split())[:200]
     return ''.join(char if char.isprintable() else '?' for char in words)
 
@@ -139,10 +139,10 @@ def _unpickle_trusting(data: bytes, name: str) -> Any:
     try:
         return _TrustingUnpickler(io.BytesIO(data)).load()
     except Exception as err:    # The file's own code may raise anything.
-        raise UserError(f'{name}: does not load even with --trust-pickle ({_one_line(err)})') from err
+        raise UserError(f'{name}: does not load even with --trust-pickle ({one_line(err)})') from err
 
 
-def _drop_unknown_dataset(content: dict[str, Any], name: str) -> None:
+def drop_unknown_dataset(content: dict[str, Any], name: str) -> None:
     """A network trained on somebody's own data set class is as good as any; but that class must not get constructed."""
     kwargs = content.get('training_set_kwargs')
     if isinstance(kwargs, dict) and kwargs.get('class_name') not in (None, *KNOWN_DATASETS):
@@ -153,7 +153,7 @@ def _drop_unknown_dataset(content: dict[str, Any], name: str) -> None:
 
 # Plain data to networks.
 
-class _Rebuilder:
+class Rebuilder:
     """Replaces the records of one file by objects; the same record becomes the same object."""
 
     def __init__(self, name: str, num_bytes: int) -> None:
@@ -272,9 +272,9 @@ class _Rebuilder:
 
     def _guess_module(self, record: Record, tensors: dict[str, torch.Tensor]) -> str:
         if not record.source:   # A plain torch module, not a persistent object.
-            raise self.fail(f'holds a {record.class_name} where a network is expected; {_TRUST_HINT}')
+            raise self.fail(f'holds a {record.class_name} where a network is expected; {TRUST_HINT}')
         if any(name.startswith('synthesis.input.') or name.startswith('input.') for name in tensors):
-            raise self.fail('is an alias-free StyleGAN3 network, which this project does not have; ' + _TRUST_HINT)
+            raise self.fail('is an alias-free StyleGAN3 network, which this project does not have; ' + TRUST_HINT)
         if any('phi' in name.split('.') for name in tensors):
             return 'lia_plugin.networks'    # LIA trained in a host's own loop.
         return 'training.augment' if record.class_name == 'AugmentPipe' else 'training.networks'
@@ -293,7 +293,7 @@ class _Rebuilder:
         except UserError:
             raise
         except Exception as err:    # Hostile or merely foreign arguments can fail anywhere.
-            reason = f"{cls.__name__} can't be built with the file's arguments ({_one_line(err)}); {_TRUST_HINT}"
+            reason = f"{cls.__name__} can't be built with the file's arguments ({one_line(err)}); {TRUST_HINT}"
             raise self.fail(reason) from err
 
     @torch.no_grad()
@@ -311,7 +311,7 @@ class _Rebuilder:
         problems = [f'{label} {misc.some_names(names)}' for label, names in
                     (('it lacks', missing), ('it has the unknown', unknown), ('it has', wrong)) if names]
         if problems:
-            raise self.fail(f'weights do not fit {record.class_name}: {"; ".join(problems)}; {_TRUST_HINT}')
+            raise self.fail(f'weights do not fit {record.class_name}: {"; ".join(problems)}; {TRUST_HINT}')
         for name, target in own.items():
             if name in tensors:
                 target.copy_(tensors[name])
@@ -333,10 +333,10 @@ def _find_known_class(name: str, module_name: str, class_name: str) -> Any:
     """A persistent network class of our own: no other object of its module, and nothing that it imports, will do."""
     label = f'{name}: holds a {class_name} of {module_name or "no module"}'
     if module_name not in KNOWN_MODULES:
-        raise UserError(f'{label}, which is not one of {", ".join(KNOWN_MODULES)}; {_TRUST_HINT}')
+        raise UserError(f'{label}, which is not one of {", ".join(KNOWN_MODULES)}; {TRUST_HINT}')
     cls = vars(importlib.import_module(module_name)).get(class_name)
     if not (isinstance(cls, type) and persistence.is_persistent(cls) and issubclass(cls, torch.nn.Module)):
-        raise UserError(f'{label}, which does not have it; {_TRUST_HINT}')
+        raise UserError(f'{label}, which does not have it; {TRUST_HINT}')
     return cls
 
 

@@ -187,8 +187,7 @@ def _construct_augment(args: dnnlib.EasyDict) -> torch.nn.Module | None:
 
 def _transfer(args: dnnlib.EasyDict, modules: dict[str, torch.nn.Module]) -> None:
     """Copies what the pickle has by name, and says on rank 0 what it hadn't."""
-    with dnnlib.util.open_url(args.resume_pkl) as f:
-        data = legacy.load_network_pkl(f, trust=args.trust_pickle)
+    data = legacy.load_network_pkl(args.resume_pkl, trust=args.trust_pickle)
     for name, module in modules.items():
         source = dict(misc.named_params_and_buffers(data[name]))
         wanted = dict(misc.named_params_and_buffers(module))
