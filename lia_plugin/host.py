@@ -208,7 +208,8 @@ def place_stage(kwargs: dict[str, Any], state_file: str) -> dict[str, Any]:
         return {**kwargs, 'resume_state': state if os.path.exists(state) else None}
     base = os.path.join(kwargs['run_dir'], kwargs['stage'])
     folders = sorted(glob.glob(glob.escape(base) + '-part*'))
-    done, newest = 0, None
+    done: float = 0
+    newest = None
     for folder in folders:
         snapshot, kimg = newest_snapshot(folder)
         if snapshot is not None and kimg > 0:
@@ -359,10 +360,11 @@ def loss_must_sync() -> bool:
 
 
 @torch.no_grad()
-def broadcast_weights(module: torch.nn.Module) -> None:
+def broadcast_weights(*modules: Any) -> None:
     """Gives every rank the parameters and buffers of rank 0."""
-    for tensor in itertools.chain(module.parameters(), module.buffers()):
-        torch.distributed.broadcast(tensor, src=0)
+    for module in modules:
+        for tensor in itertools.chain(module.parameters(), module.buffers()):
+            torch.distributed.broadcast(tensor, src=0)
 
 
 @torch.no_grad()

@@ -62,13 +62,12 @@ class EncoderLoss:
         mapping: Any = G.mapping if G is not None else getattr(G_mapping, 'module', G_mapping)
         if getattr(mapping, 'encoder', None) is None:
             raise ValueError('EncoderLoss: the generator has no encoder; prepare stage 2 first (lia_plugin.stages)')
-        if host.loss_must_sync():  # Frozen weights are buffers, which DDP leaves alone.
-            for module in (mapping, getattr(G_synthesis, 'module', G_synthesis)):
-                host.broadcast_weights(module)
         self.device = device
         self.mapping: MappingNetwork = mapping
         self.encoder: Encoder = mapping.encoder
         self.synthesis: Any = G.synthesis if G is not None else G_synthesis
+        if host.loss_must_sync():  # Frozen weights are buffers, which DDP leaves alone.
+            host.broadcast_weights(mapping, self.synthesis)
         self.D = D
         self.augment_pipe = augment_pipe
         self.pixel_weight = pixel_weight
