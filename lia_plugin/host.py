@@ -167,13 +167,14 @@ def check_training_options(options: Any) -> None:
     """UserError for what NVIDIA's loops can't do: they take no more than their own arguments."""
     if OURS:
         return
+    no_gpu = options.device not in ('auto', 'cuda') or not torch.cuda.is_available()
     refused = dict(
         cfg=(options.cfg != 'lia', "is this checkout's own business: use its train.py"),
         val=(options.val not in (None, 'none'),
              'this loop measures on what it trains on; calc_metrics --data=… takes other images'),
         detector=(options.detector is not None, 'this loop has its own Inception'),
         allow_tf32=(options.allow_tf32 and IS_STYLEGAN3, "stylegan3's loop has no such switch"),
-        device=(not torch.cuda.is_available(), f"{NAME}'s loop needs a CUDA GPU, and there is none; ours takes any"),
+        device=(no_gpu, f"{NAME}'s loop needs a CUDA GPU; outside of this checkout ours takes any device"),
     )
     for name, (is_wrong, why) in refused.items():
         if is_wrong:
