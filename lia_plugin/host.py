@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import click
 import torch
 
 import dnnlib
@@ -50,6 +51,15 @@ _SG3_INCEPTION = ('https://api.ngc.nvidia.com/v2/models/nvidia/research/stylegan
                   'inception-2015-12-05.pkl')
 
 
+def _check_imports() -> None:
+    """click.UsageError if the checkout's own code can't be imported; no class of this module is known yet."""
+    try:
+        importlib.import_module('torch_utils.ops.conv2d_resample')
+    except ImportError as error:
+        hint = "; pip install 'setuptools<80' brings it" if error.name == 'pkg_resources' else ''
+        raise click.UsageError(f"{NAME}'s own code can't be imported here: {_one_line(error)}{hint}") from error
+
+
 def networks_module() -> str:
     """The module with the host's StyleGAN2 generator and discriminator."""
     return 'training.networks' if importlib.util.find_spec('training.networks') else 'training.networks_stylegan2'
@@ -57,6 +67,10 @@ def networks_module() -> str:
 
 def _one_line(error: BaseException) -> str:
     return ' '.join(str(error).split())[:200] or type(error).__name__
+
+
+if not OURS:
+    _check_imports()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -179,6 +193,18 @@ def check_training_options(options: Any) -> None:
     for name, (is_wrong, why) in refused.items():
         if is_wrong:
             raise UserError(f'--{name.replace("_", "-")}: {why}')
+    _check_loop()
+
+
+def _check_loop() -> None:
+    """UserError if the checkout's loop can't run with what is installed: tried out, for versions tell little."""
+    from torch_utils import misc
+
+    try:
+        misc.InfiniteSampler(dataset=[0])
+    except TypeError as error:
+        raise UserError(f"{NAME}'s InfiniteSampler doesn't work with PyTorch {torch.__version__}; take one below 2.13, "
+                        'or train outside of this checkout') from error
 
 
 def default_val(val: str | None) -> str | None:

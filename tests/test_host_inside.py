@@ -90,6 +90,17 @@ def test_a_longer_run_goes_on_from_the_newest_snapshot(data: str, tmp_path: path
     assert (run / 'gan-part01' / 'stats.jsonl').is_file() and 'Training for 0.02' in out
 
 
+@pytest.mark.parametrize('host, words', [
+    ('stylegan2-ada-pytorch', "InfiniteSampler doesn't work with PyTorch"),
+    ('stylegan3', "pip install 'setuptools<80' brings it"),
+])  # fmt: skip
+def test_what_todays_libraries_break_is_told(host: str, words: str, data: str, tmp_path: pathlib.Path) -> None:
+    args = ['-m', 'lia_plugin', 'train', f'--data={data}', f'--outdir={tmp_path / "runs"}']
+    done = hosts.run(host, *args, plugin=True, env={'LIA_LEAVE_BREAKS': '1'})
+    assert done.returncode == 2 and words in done.stderr and 'Traceback' not in done.stderr, done.stderr[-2000:]
+    assert not (tmp_path / 'runs').exists()
+
+
 @pytest.mark.parametrize('host', hosts.NAMES)
 @pytest.mark.parametrize('args, words', [
     (['train', '--data=DATA', '--cfg=auto'], "--cfg: is this checkout's own business"),

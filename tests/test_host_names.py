@@ -35,6 +35,7 @@ SHARED = {
     'metrics.metric_utils.compute_feature_stats_for_dataset',
     'metrics.metric_utils.get_feature_detector',
     'metrics.metric_utils.get_feature_detector_name',
+    'torch_utils.misc.InfiniteSampler',
     'torch_utils.misc.copy_params_and_buffers',
     'torch_utils.misc.ddp_sync',
     'torch_utils.ops.bias_act.activation_funcs',

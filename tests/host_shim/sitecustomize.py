@@ -6,7 +6,8 @@
 - `pkg_resources.parse_version`, which setuptools no longer brings, is packaging's.
 
 Python runs this file first if its folder is on PYTHONPATH, in spawned processes too. `LIA_PLUGIN` names the folder of
-our distribution, which then comes behind the checkout on the path; without it there is no plugin.
+our distribution, which then comes behind the checkout on the path; without it there is no plugin. With
+`LIA_LEAVE_BREAKS` only devices are replaced.
 """
 
 import os
@@ -93,4 +94,5 @@ def _mend_breaks() -> None:
 
 _swap_device()
 _swap_distributed()
-_mend_breaks()
+if not os.environ.get('LIA_LEAVE_BREAKS'):
+    _mend_breaks()
