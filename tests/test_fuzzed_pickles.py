@@ -4,6 +4,7 @@
 each time, and prints what it met.
 """
 
+import codecs
 import collections
 import importlib
 import io
@@ -47,6 +48,7 @@ def watch() -> Any:
     network_pickle.load(io.BytesIO(small_snapshot()))  # What reading imports is there before the watch begins.
     for name in network_pickle.KNOWN_MODULES:
         importlib.import_module(name)
+    codecs.lookup('raw_unicode_escape')     # Protocol 0's, which Python loads when it meets it.
     sys.addaudithook(hook)
     yield
     if EXAMPLES:
