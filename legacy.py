@@ -22,6 +22,8 @@ def load_network_pkl(f: IO[bytes] | str, force_fp16: bool = False, trust: bool =
     name = f if isinstance(f, str) else getattr(f, 'name', '<stream>')
     if not isinstance(data['G_ema'], torch.nn.Module):
         raise UserError(f'{name}: holds no network G_ema, so it is no snapshot of a generator')
+    if not hasattr(data['G_ema'], 'synthesis'):
+        raise UserError(f'{name}: its network is a {type(data["G_ema"]).__name__}, which is no generator')
     for key, kinds in (('G', torch.nn.Module), ('D', torch.nn.Module), ('augment_pipe', torch.nn.Module),
                        ('training_set_kwargs', dict)):
         if not isinstance(data[key], (kinds, type(None))):
