@@ -65,6 +65,8 @@ def _memory_bombs() -> Iterator[tuple[str, bytes]]:
     yield 'DUP doubling by tuples in a dict', whole(dict_of(G_ema=layer(), extra=b'K\x01' + b'2\x86' * 100))
     yield 'doubling in the arguments', whole(dict_of(G_ema=layer(options=dict_of(activation=b'K\x01' + b'2\x86' * 60))))
     yield 'doubling as a name', whole(b'K\x01' + b'2\x86' * 60 + text('x') + b'\x93')
+    linear = name('torch.nn.modules.linear', 'Linear')
+    yield 'doubling as the name of a module', whole(dict_of(G_ema=linear + b'K\x01' + b'2\x86' * 60 + b'\x85R'))
     block = text('x' * 1_000_000)
     yield 'a list of texts as a name', whole(block + b'\x94](' + b'h\0' * 190 + b'e' + text('x') + b'\x93')
     yield (

@@ -82,6 +82,7 @@ def read(data: bytes) -> None:
     except UserError as err:
         message = str(err)
         assert message.startswith('<stream>: ') and message.isprintable() and len(message) < 900
+        assert not any(word in message for word in ('Global(', 'Record(', ' at 0x')), 'an object of the file is quoted'
         outcome = ' '.join(message.split()[1:6])
     finally:
         events = watched.pop()

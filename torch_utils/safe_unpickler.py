@@ -88,8 +88,13 @@ def _make_globals(budget: Budget) -> dict[str, Global]:
         table[f'{builtins} set'] = lambda items=(): _rebuild_set(items, budget)
     for file, names in _TORCH_MODULES.items():
         for name in names.split():
-            table[f'torch.nn.modules.{file} {name}'] = lambda name=name: Record(name)
+            table[f'torch.nn.modules.{file} {name}'] = _always(Record, name)
     return {name: Global(name, call) for name, call in table.items()}
+
+
+def _always(function: Callable[[Any], Any], argument: Any) -> Callable[[], Any]:
+    """A function without parameters: a default would be one that the file can give."""
+    return lambda: function(argument)
 
 
 def _never_called(*_args: Any) -> None:
@@ -194,7 +199,7 @@ class _StorageKey:
 
 _STORAGE_GLOBALS = {
     PERSISTENT_ID: Global('storage', _StorageKey),
-    **{name: Global(name, lambda dtype=dtype: dtype) for name, dtype in _STORAGE_DTYPES.items()},
+    **{name: Global(name, _always(lambda dtype: dtype, dtype)) for name, dtype in _STORAGE_DTYPES.items()},
 }
 
 
