@@ -62,3 +62,19 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     flat /= torch.distributed.get_world_size()
     for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
         grad.copy_(part.view_as(grad))
+
+
+def plain(value: Any) -> Any:
+    """EasyDict → dict, all the way down: what goes into JSON and pickles must need no class of a host."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def feature_detector(url: str, device: torch.device | str) -> tuple[Any, str]:
+    """A detector as metrics have it, uint8 NCHW → [N, features], and its name. UserError if it can't be had."""
+    from metrics import metric_utils
+
+    if url.startswith('random:') and not hasattr(dnnlib.util, 'UserError'):
+        raise UserError(f"--detector: {url}: NVIDIA's checkouts have none of random weights; give a file or a URL")
+    return metric_utils.get_feature_detector(url, torch.device(device)), metric_utils.get_feature_detector_name(url)

@@ -513,10 +513,10 @@ class Encoder(torch.nn.Module):
 class MappingNetwork(torch.nn.Module):
     """All that stands between latents: z ↔ y by φ, y → w by the host's kind of dense layers, image → y by the encoder.
 
-    With `num_layers=0`, as in the paper, y is w. With `base_kwargs` a whole mapping network of the host's stands between
-    y and w. That one begins by scaling its input to a fixed length, so the length of y is free: an encoder's y is given
-    unit mean square, which is what N(0, I) has. Called as the host calls its mapping network: z [N, z_dim], labels
-    [N, c_dim] or None → ws [N, num_ws, w_dim]. z is not normalised, because that could not be inverted.
+    With `num_layers=0`, as in the paper, y is w. With `base_kwargs` a whole mapping network of the host's stands
+    between y and w. That one begins by scaling its input to a fixed length, so the length of y is free: an encoder's y
+    is given unit mean square, which is what N(0, I) has. Called as the host calls its mapping network: z [N, z_dim],
+    labels [N, c_dim] or None → ws [N, num_ws, w_dim]. z is not normalised, because that could not be inverted.
     """
 
     w_avg: torch.Tensor

@@ -235,7 +235,7 @@ def _maximise(
     # Weights are stored enlarged by 1 / lr_multiplier, so the steps must be, too.
     lr = fit.lr / phi.lr_multiplier
     opt = torch.optim.Adam(phi.parameters(), lr=lr, betas=(0.9, 0.99))
-    average = torch.optim.swa_utils.AveragedModel(
+    average: Any = torch.optim.swa_utils.AveragedModel(
         phi, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(EMA_DECAY)
     )
     first = best = log_likelihood(phi, *validation)

@@ -62,14 +62,7 @@ def generator_kwargs(source: Any, encoder_kwargs: dict[str, Any], name: str) -> 
             f'{name}: its encoder has {changed}={old.get(changed)!r}, asked for is {encoder_kwargs[changed]!r}; '
             'leave the option out, or start from the stage-1 pickle'
         )
-    return _plain({**kwargs, 'encoder_kwargs': {**(old or {}), **encoder_kwargs}})
-
-
-def _plain(value: Any) -> Any:
-    """EasyDict → dict, all the way down: what goes into JSON and pickles must need no class of a host."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+    return host.plain({**kwargs, 'encoder_kwargs': {**(old or {}), **encoder_kwargs}})
 
 
 @torch.no_grad()
