@@ -56,9 +56,7 @@ def check_network(G: Any, name: str) -> None:
 
 def lia_kwargs(G: Any, mode: str = 'replace', fit: Fit = Fit()) -> dict[str, Any]:  # noqa: B008  Frozen.
     """Arguments of lia_plugin.networks.Generator for a network with φ attached, without those of a loop's data."""
-    said = host.plain(dict(G.init_kwargs))
-    synthesis = {k: v for k, v in said.items() if k not in (*GENERATOR_KEYS, 'mapping_kwargs', 'synthesis_kwargs')}
-    synthesis.update(said.get('synthesis_kwargs') or {})
+    synthesis = synthesis_kwargs(G)
     alias_free = hasattr(G.synthesis, 'input')
     if alias_free:
         synthesis['class_name'] = f'{ALIAS_FREE}.SynthesisNetwork'
@@ -78,6 +76,13 @@ def lia_kwargs(G: Any, mode: str = 'replace', fit: Fit = Fit()) -> dict[str, Any
     # Where φ stands in the mapping's place, y is w.
     z_dim = G.w_dim if mode == 'replace' else G.z_dim
     return dict(z_dim=z_dim, w_dim=G.w_dim, mapping_kwargs=mapping, synthesis_kwargs=synthesis)
+
+
+def synthesis_kwargs(G: Any) -> dict[str, Any]:
+    """Arguments of a generator's synthesis network, which hosts keep in a dict of their own or among G's."""
+    said = host.plain(dict(G.init_kwargs))
+    loose = {k: v for k, v in said.items() if k not in (*GENERATOR_KEYS, 'mapping_kwargs', 'synthesis_kwargs')}
+    return {**loose, **(said.get('synthesis_kwargs') or {})}
 
 
 def _last_activation(mapping: Any, kwargs: dict[str, Any]) -> str:

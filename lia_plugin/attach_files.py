@@ -83,7 +83,7 @@ def notes(report: dict[str, Any]) -> list[str]:
     if not report['has_G']:
         told.append('no G in the file: G is a copy of G_ema')
     elif report['mode'] == 'replace':
-        told.append("φ is fitted to the mapping network of G_ema; G gets the same φ and keeps its own synthesis network")
+        told.append('φ is fitted to G_ema; G gets the same one and keeps its own synthesis network')
     if not report['has_D']:
-        told.append('no D in the file: stage 2 makes a new one and does without its features')
+        told.append('no D in the file: stage 2 will make a new one and do without its features')
     return told

@@ -124,13 +124,14 @@ def lines(report: dict[str, Any]) -> list[str]:
     told = []
     if report['mode'] == 'replace':
         told.append(
-            f'held-out log p(w), nats per dimension: {report["log_p"]:.4f}  (a Gaussian {report["log_p_gaussian"]:.4f}, '
-            f'one before the activation {report["log_p_start"]:.4f})'
+            f'held-out log p(w), nats per dimension: {report["log_p"]:.4f}  '
+            f'(a Gaussian {report["log_p_gaussian"]:.4f}, one before the activation {report["log_p_start"]:.4f})'
         )
         if 'frechet' in report:
+            kind = f'{report["detector"]}, n={report["frechet_n"]} each'
             told.append(
-                f'Fréchet distance of pictures, old mapping to φ: {report["frechet"]:.4g}  (two draws of the old mapping '
-                f'{report["frechet_floor"]:.4g}; {report["detector"]}, n={report["frechet_n"]} each)'
+                f'Fréchet distance of pictures, old mapping to φ: {report["frechet"]:.4g}  '
+                f'(two draws of the old mapping {report["frechet_floor"]:.4g}; {kind})'
             )
         told.append(
             f'φ of the old w: |z|²/d {report["norm2_per_dim"]:.3f}, its spread {report["norm2_std"]:.2f} times that of '

@@ -78,3 +78,17 @@ def feature_detector(url: str, device: torch.device | str) -> tuple[Any, str]:
     if url.startswith('random:') and not hasattr(dnnlib.util, 'UserError'):
         raise UserError(f"--detector: {url}: NVIDIA's checkouts have none of random weights; give a file or a URL")
     return metric_utils.get_feature_detector(url, torch.device(device)), metric_utils.get_feature_detector_name(url)
+
+
+def local_detector() -> str | None:
+    """A detector that needs no download; None where there is none."""
+    return 'random:0' if hasattr(dnnlib.util, 'UserError') else None
+
+
+def describe_transfer(network: str, wanted: Iterable[str], there: Iterable[str], fresh: str) -> list[str]:
+    """Which tensors of a pickle a network takes over, as lines for people; none where the host can't tell."""
+    try:
+        from training.transfer import describe
+    except ImportError:
+        return []
+    return [describe(network, wanted, there, fresh)]
