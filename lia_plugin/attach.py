@@ -48,14 +48,17 @@ def check_network(G: Any, name: str) -> None:
     if getattr(G.mapping, 'w_avg', None) is None:
         raise UserError(f'{name}: its mapping network has no mean of w (w_avg), which truncation needs')
     z, c = torch.ones([2, G.z_dim]), torch.eye(G.c_dim)[[0, -1]] if G.c_dim else None
+    was_training = G.mapping.training
     with torch.no_grad():
-        ws = copy.deepcopy(G.mapping).eval()(z, c)
+        ws = G.mapping.eval()(z, c)
+    G.mapping.train(was_training)
     if list(ws.shape) != [2, G.num_ws, G.w_dim] or not torch.equal(ws, ws[:, :1].expand_as(ws)):
         raise UserError(f'{name}: its mapping network gives each layer a w of its own; φ can stand for one w only')
 
 
-def lia_kwargs(G: Any, mode: str = 'replace', fit: Fit = Fit()) -> dict[str, Any]:  # noqa: B008  Frozen.
+def lia_kwargs(G: Any, mode: str = 'replace', fit: Fit | None = None) -> dict[str, Any]:
     """Arguments of lia_plugin.networks.Generator for a network with φ attached, without those of a loop's data."""
+    fit = fit or Fit()
     synthesis = synthesis_kwargs(G)
     alias_free = hasattr(G.synthesis, 'input')
     if alias_free:
@@ -120,7 +123,7 @@ def attach(
     name: str,
     labels: Labels,
     mode: str = 'replace',
-    fit: Fit = Fit(),  # noqa: B008  Frozen.
+    fit: Fit | None = None,  # None = the defaults.
     device: torch.device | str = 'cpu',
 ) -> tuple[dict[str, Any], Fitted | None]:
     """A snapshot's dict with φ in G and G_ema; all else as it was. With mode='replace' also what the fit found.
@@ -130,6 +133,7 @@ def attach(
 
     Raises UserError, one line that begins with `name`, for a network that can't have φ.
     """
+    fit = fit or Fit()
     if mode not in MODES:
         raise ValueError(f'mode: expected one of {", ".join(MODES)}, got {mode!r}')
     if mode == 'front' and fit.couplings % 2:

@@ -20,7 +20,7 @@ def attach_file(
     network: str,
     out: str,
     mode: str = 'replace',
-    fit: Fit = Fit(),  # noqa: B008  Frozen.
+    fit: Fit | None = None,  # None = the defaults.
     data: str | None = None,  # Data set whose label vectors to draw.
     detector: str | None = 'random:0',  # Feature network of the Fréchet distance. None = leave it out.
     num: int = PICTURES,
@@ -33,6 +33,7 @@ def attach_file(
     nobody knows, or a detector that can't be had.
     """
     start = time.time()
+    fit = fit or Fit()
     content = host.load_network_pkl(network, trust=trust)
     before = content['G_ema']
     attach.check_network(before, network)

@@ -248,11 +248,12 @@ class Standardize(torch.nn.Module):
         """Takes the Gaussian N(mean + c·label_mean, cov): [features], [features, features], [c_dim, features].
 
         The new axes are the principal ones, the widest first: halves of them are what couplings tell apart.
-        Raises ValueError if `cov` is not positive definite.
+        Raises ValueError if `cov` is not positive definite, or too nearly so for float32.
         """
         variances, axes = torch.linalg.eigh(cov.detach().cpu().double())
-        if not variances[0] > 0:
-            raise ValueError(f'cov: expected positive definite, its smallest eigenvalue is {float(variances[0]):g}')
+        if not variances[0] > 1e-12 * variances[-1]:
+            ends = f'{float(variances[0]):g} to {float(variances[-1]):g}'
+            raise ValueError(f'cov: expected positive definite, its eigenvalues go from {ends}')
         self.mean.copy_(mean)
         if self.label_mean is not None and label_mean is not None:
             self.label_mean.copy_(label_mean)

@@ -100,7 +100,7 @@ def test_phi_learns_what_a_gaussian_cannot() -> None:
         def forward(self, z: torch.Tensor, c: torch.Tensor | None) -> torch.Tensor:
             return torch.cat([z[:, :2], z[:, :2].square() + 0.1 * z[:, 2:]], dim=1)
 
-    fit = Fit(steps=300, batch=256, lr=1e-2)
+    fit = Fit(steps=150, batch=128, lr=1e-2)
     fitted = phi_fit.fit_phi(make_phi(4, couplings=4), OldMapping(Bend(4), Labels(0), 'cpu'), fit)
     assert fitted.learned > fitted.start + 0.3 and fitted.start == pytest.approx(fitted.gaussian, abs=0.02)
 
@@ -210,10 +210,11 @@ def test_replace_stands_in_the_mappings_place(tmp_path: pathlib.Path) -> None:
     result = host.load_network_pkl(str(tmp_path / 'out.pkl'))
     G = result['G_ema']
     assert result['D'] is None and G.z_dim == 8 and report['z_dim_before'] == 5
-    w = G.mapping.z_to_y(torch.randn([20000, 8]))
-    old = OldMapping(data['G_ema'].mapping, Labels(0), 'cpu', seed=5).draw(20000)[0]
-    assert torch.allclose(w.mean(0), old.mean(0), atol=0.05)
-    assert torch.allclose(torch.cov(w.t()), torch.cov(old.t()), atol=0.1)
+    w = phi_fit.undo(G.mapping.z_to_y(torch.randn([20000, 8])), 'lrelu')
+    old = phi_fit.undo(OldMapping(data['G_ema'].mapping, Labels(0), 'cpu', seed=5).draw(20000)[0], 'lrelu')
+    assert torch.allclose(w.mean(0), old.mean(0), atol=0.1)
+    error = torch.linalg.norm(torch.cov(w.t()) - torch.cov(old.t())) / torch.linalg.norm(torch.cov(old.t()))
+    assert error < 0.15
     told = ' '.join(attach_files.notes(report))
     assert 'z has 8 dimensions now' in told and 'G is a copy of G_ema' in told and 'no D in the file' in told
     assert report == {**json.loads((tmp_path / 'out.json').read_text()), 'fit': report['fit']}
@@ -284,7 +285,7 @@ def test_labels_are_classes_evenly_or_the_data_sets_vectors(tmp_path: pathlib.Pa
         assert labels.vectors is not None and labels.vectors.shape == (3, 3) and 'label vectors of 3 images' in told
     labels, told = attach.choose_labels(G, None, dict(path='/nowhere'))
     assert labels.vectors is None and '--data must say which' in told
-    assert attach.choose_labels(make_snapshot()['G_ema'], None) [1] == ''
+    assert attach.choose_labels(make_snapshot()['G_ema'], None)[1] == ''
     with pytest.raises(UserError, match='--data: needed'):
         attach.choose_labels(make_snapshot(c_dim=1)['G_ema'], None)
     with pytest.raises(UserError, match='--data: .* labels of 3 dimensions, but the network takes 2'):
@@ -299,7 +300,7 @@ def test_a_perfect_phi_is_as_far_away_as_another_draw() -> None:
     """w of the old mapping is z·A·√2 after a leaky ReLU: φ's start is exact, so its distance is the floor."""
     data = make_snapshot()
     mapping = data['G_ema'].mapping
-    _, detector = None, host.feature_detector('random:0', 'cpu')[0]
+    detector, _name = host.feature_detector('random:0', 'cpu')
     result, fitted = attach.attach(data, 'theirs', Labels(0), fit=Fit(steps=0, couplings=2))
     assert fitted is not None
     G = result['G_ema']
@@ -373,7 +374,7 @@ def _train(folder: pathlib.Path, *args: str) -> int:
 @pytest.fixture
 def quick_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(phi_fit.Fit.__init__, '__defaults__', (20, 32, 2, None, 0.01, 2e-3, 0))
-    monkeypatch.setattr(attach_files.attach_file, '__defaults__', ('replace', QUICK, None, None, 4, 'cpu', False))
+    monkeypatch.setattr(attach_report, 'distances', lambda *_args: dict(frechet=1.0, frechet_floor=1.0, frechet_n=2))
 
 
 @pytest.mark.parametrize('slim', [False, True])
@@ -396,7 +397,7 @@ def test_stage_2_attaches_on_the_way_once(slim: bool, tmp_path: pathlib.Path, qu
     assert _train(tmp_path, '--resume=latest', '--enc-kimg=0.016') == 0
     again = json.loads((folder / 'training_options.json').read_text())
     assert again['attach'] == recorded['attach']
-    G = host.load_network_pkl(str(folder / 'network-snapshot-000001.pkl'))['G_ema']
+    G = host.load_network_pkl(str(folder / 'network-snapshot-000000.pkl'))['G_ema']
     attached = host.load_network_pkl(str(folder / 'attached.pkl'))['G_ema']
     assert G.encoder is not None
     assert all(torch.equal(v, G.state_dict()[k]) for k, v in attached.state_dict().items())
@@ -423,14 +424,15 @@ def test_stage_1_goes_on_from_a_plain_network(tmp_path: pathlib.Path, quick_fits
 # NVIDIA's own tools
 
 
-@pytest.mark.parametrize('mode', attach.MODES)
-@pytest.mark.parametrize('name, script', [('stylegan2-ada-pytorch', 'generate.py'), ('stylegan3', 'gen_images.py')])
+@pytest.mark.parametrize('name, script, mode', [
+    ('stylegan2-ada-pytorch', 'generate.py', 'front'), ('stylegan3', 'gen_images.py', 'replace'),
+])
 def test_untouched_checkouts_generate_from_it(name: str, script: str, mode: str, tmp_path: pathlib.Path) -> None:
     hosts.find(name)
     path = save(tmp_path, make_snapshot(c_dim=2))
     attach_files.attach_file(path, str(tmp_path / 'out.pkl'), mode, QUICK, num=4)
-    args = [f'--network={tmp_path / "out.pkl"}', '--seeds=3', '--class=1', '--trunc=0.7', f'--outdir={tmp_path / "png"}']
-    hosts.check(hosts.run(name, script, *args))
+    network, outdir = f'--network={tmp_path / "out.pkl"}', f'--outdir={tmp_path / "png"}'
+    hosts.check(hosts.run(name, script, network, outdir, '--seeds=3', '--class=1', '--trunc=0.7'))
     theirs = np.asarray(PIL.Image.open(tmp_path / 'png' / 'seed0003.png')).astype(int)
     z = torch.from_numpy(np.random.RandomState(3).randn(1, 8))
     G = host.load_network_pkl(str(tmp_path / 'out.pkl'))['G_ema']

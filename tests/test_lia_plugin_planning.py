@@ -126,7 +126,8 @@ def test_transfer_leaves_no_part_of_the_mapping_at_random(source: str, files: di
     told = ' '.join(plan['notes'] + plan['transfer'])
     if source == 'auto':
         assert plan['attach']['network'] == files['auto'] and 'has no φ' in told
-        assert 'new, fitted to the old mapping network: mapping.phi' in told and 'not taken over: mapping.fc0 (2)' in told
+        assert 'new, fitted to the old mapping network: mapping.phi' in told
+        assert 'not taken over: mapping.fc0 (2)' in told
     else:
         assert plan['attach'] is None and 'G_ema: all' in told and 'new' not in told
 
