@@ -33,13 +33,13 @@ SLOPE, GAIN = 0.2, math.sqrt(2)
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """How φ is fitted. The defaults take two minutes of one CPU core for 512 dimensions."""
+    """How φ is fitted. The defaults take two minutes on one CPU core for 512 dimensions."""
 
     steps: int = 1000
     batch: int = 256
     couplings: int = 6
     hidden: int | None = None  # Width of the coupling networks. None = that of w.
-    noise: float = 0.01  # Standard deviation in units of each dimension's own.
+    noise: float = 0.03  # Standard deviation in units of each dimension's own.
     lr: float = 2e-3
     seed: int = 0
 
@@ -190,7 +190,7 @@ def fit_phi(phi: Phi, old: OldMapping, fit: Fit) -> Fitted:
     try:
         phi.standardize.set_gaussian(in_u.mean, in_u.cov + torch.diag(spread2), in_u.label_mean)
     except ValueError as error:
-        raise UserError('--noise: w of this network has fewer dimensions than numbers; give more, like 0.01') from error
+        raise UserError('--noise: w of this network has fewer dimensions than numbers; give more, like 0.03') from error
     phi.to(old.device)
     validation, held_out = samples.draw(VALIDATION_SAMPLES), samples.draw(VALIDATION_SAMPLES)
     start = log_likelihood(phi, *held_out)

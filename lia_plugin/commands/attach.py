@@ -23,7 +23,7 @@ POSITIVE = click.IntRange(min=1)
 @click.option('--batch', type=POSITIVE, default=256, help='Samples of w a step')
 @click.option('--couplings', type=POSITIVE, default=6, help="φ's coupling steps")
 @click.option('--hidden', type=POSITIVE, metavar='INT', help="Width of the networks in them  [default: w's]")
-@click.option('--noise', type=FiniteRange(min=0), default=0.01, help="Noise while fitting, in units of w's own spread")
+@click.option('--noise', type=FiniteRange(min=0), default=0.03, help="Noise while fitting, in units of w's own spread")
 @click.option('--lr', type=FiniteRange(min=0, min_open=True), default=2e-3, help='Learning rate of the fit')
 @click.option('--detector', metavar='FILE|URL|random:SEED|none', default='random:0',
               help='Feature network of the Fréchet distance')
