@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from click import UsageError
 
-import dnnlib
 import lia_plugin.metrics  # noqa: F401  Registers LIA's metrics.
 from lia_plugin import __version__, config, host, inversion, run_dir, transfer
 from lia_plugin.options import TRANSFER_SOURCES, Options
