@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from lia_plugin import images, prior
+from lia_plugin import images, metrics, prior
 from lia_plugin.networks import Generator
 from lia_plugin.phi_fit import Fitted, OldMapping
 
