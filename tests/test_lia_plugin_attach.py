@@ -12,7 +12,7 @@ import PIL.Image
 import pytest
 import torch
 
-from lia_plugin import attach, attach_files, attach_report, cli, host, phi_fit
+from lia_plugin import attach, attach_files, attach_report, cli, host, phi_fit, stages
 from lia_plugin.commands.attach import attach as attach_command
 from lia_plugin.commands.attach import default_name
 from lia_plugin.commands.train import train as train_command
@@ -231,6 +231,26 @@ def test_labels_lead_phi_to_the_w_of_their_class() -> None:
         means.append(expected)
         assert torch.allclose(result['G_ema'].mapping.z_to_y(torch.randn([5000, 8]), c).mean(0), expected, atol=0.1)
     assert (means[0] - means[1]).abs().max() > 0.3
+
+
+@pytest.mark.parametrize('mode', attach.MODES)
+def test_alias_free_networks_get_phi_and_an_encoder(mode: str, tmp_path: pathlib.Path) -> None:
+    alias_free = pytest.importorskip('training.networks_stylegan3')
+    torch.manual_seed(0)
+    shape = dict(channel_base=256, channel_max=16, num_layers=4, mapping_kwargs=dict(num_layers=2))
+    G = alias_free.Generator(8, 2, 8, 16, 3, **shape).eval().requires_grad_(False)
+    G.mapping.w_avg.normal_()
+    attach_files.attach_file(save(tmp_path, dict(make_snapshot(2), G=G, G_ema=G)), str(tmp_path / 'o.pkl'), mode, QUICK,
+                             num=4)
+    encoder = dict(channel_base=128, channel_max=8)
+    stages.prepare_encoder_stage(str(tmp_path / 'o.pkl'), str(tmp_path / 'init.pkl'), encoder)
+    new, c, ws = host.load_network_pkl(str(tmp_path / 'init.pkl'))['G_ema'], torch.eye(2), torch.randn([2, G.num_ws, 8])
+    assert torch.equal(new.synthesis(ws), G.synthesis(ws)) and all('encoder' in n for n, _ in new.named_parameters())
+    if mode == 'front':
+        z = torch.randn([2, 8])
+        assert torch.equal(new(z, c, truncation_psi=0.5), G(z, c, truncation_psi=0.5))
+    y, z = new.invert(torch.rand([2, 3, 16, 16]) * 2 - 1, c)
+    assert torch.allclose(new.mapping.z_to_y(z, c), y, atol=1e-3)
 
 
 def test_a_linear_activation_is_not_undone() -> None:
