@@ -5,8 +5,13 @@ from collections.abc import Sequence
 
 import torch
 
-from torch_utils.ops.bias_act import bias_act
-from torch_utils.ops.upfirdn2d import parse_padding, upfirdn2d
+from torch_utils.ops.bias_act import bias_act, leaky_relu_
+from torch_utils.ops.upfirdn2d import filter_size, parse_padding, upfirdn2d
+
+# On a CPU, where nothing is recorded, upsampled images are made so many values at a time (16 MB in float32): what malloc
+# gets by mmap, from 32 MB on, costs more in page faults than the filters do.
+PART_VALUES = 1 << 22
+MIN_CHANNELS = 16  # Of a part: images of fewer are filtered in another way, which is slower for many.
 
 
 def filtered_lrelu(x: torch.Tensor, fu: torch.Tensor | None = None, fd: torch.Tensor | None = None,
@@ -24,19 +29,54 @@ def filtered_lrelu(x: torch.Tensor, fu: torch.Tensor | None = None, fd: torch.Te
 
     Karras et al. 2021, arXiv 2106.12423, section 3.
     """
+    _check(x, b, gain, slope, clamp)
+    sides = parse_padding(padding)
+    if impl == 'ref':
+        return _filtered_lrelu_ref(x, fu, fd, b, up, down, sides, gain, slope, clamp, flip_filter)
+    if impl != 'cuda':
+        raise ValueError(f"impl: got {impl!r}, expected 'ref' or 'cuda'")
+
+    def run(x: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:
+        if b is not None:
+            x = x + b[:, None, None]
+        if fu is None and up == 1:
+            x = torch.nn.functional.pad(x, sides) if any(sides) else x
+            x = bias_act(x, act='lrelu', alpha=slope, gain=gain, clamp=clamp)
+        else:  # gain · lrelu(x) = lrelu(gain · x), and the filter multiplies anyway.
+            x = upfirdn2d(x, fu, up, 1, sides, flip_filter, up**2 * gain)
+            x = leaky_relu_(x, slope, clamp)
+        return x if fd is None and down == 1 else upfirdn2d(x, fd, 1, down, 0, flip_filter)
+
+    channels = _channels_at_once(x, up, sides)
+    if channels is None:
+        return run(x, b)
+    biases = [None] * x.shape[1] if b is None else b.split(channels)
+    return torch.cat([torch.cat([run(part, bias) for part, bias in zip(sample.split(channels, dim=1), biases)], dim=1)
+                      for sample in x.split(1)])
+
+
+def _channels_at_once(x: torch.Tensor, up: int, sides: tuple[int, int, int, int]) -> int | None:
+    """How many channels of one image to do in a part; None if the batch is not to be divided."""
+    channels, height, width = x.shape[1:]
+    values = (height * up + sides[2] + sides[3]) * (width * up + sides[0] + sides[1])
+    if x.device.type != 'cpu' or torch.is_grad_enabled() or x.shape[0] * channels * values <= 2 * PART_VALUES:
+        return None
+    parts = math.ceil(channels * values / PART_VALUES)
+    return max(math.ceil(channels / parts), MIN_CHANNELS)
+
+
+def _filtered_lrelu_ref(x: torch.Tensor, fu: torch.Tensor | None, fd: torch.Tensor | None, b: torch.Tensor | None,
+                        up: int, down: int, sides: tuple[int, int, int, int], gain: float, slope: float,
+                        clamp: float | None, flip_filter: bool) -> torch.Tensor:
+    """The definition, step by step. The bias comes first: inserted zeros and padding have none."""
+    x = bias_act(x, b, impl='ref')
+    x = upfirdn2d(x, fu, up, 1, sides, flip_filter, up**2, impl='ref')
+    x = bias_act(x, act='lrelu', alpha=slope, gain=gain, clamp=clamp, impl='ref')
+    return upfirdn2d(x, fd, 1, down, 0, flip_filter, impl='ref')
+
+
+def _check(x: torch.Tensor, b: torch.Tensor | None, gain: float, slope: float, clamp: float | None) -> None:
     if x.ndim != 4 or (b is not None and b.shape != x.shape[1:2]):
         raise ValueError(f'x, b: got {list(x.shape)} and {None if b is None else list(b.shape)}, expected NCHW and [C]')
-    if not (gain > 0 and slope >= 0):
-        raise ValueError(f'gain, slope: got {gain} and {slope}, expected numbers > 0 and ≥ 0')
-    if b is not None:
-        x = x + b[:, None, None]    # Before the zeros come in between and around, which are not biased.
-    x = _resample(x, fu, up, 1, parse_padding(padding), flip_filter, up ** 2, impl)
-    x = bias_act(x, act='lrelu', alpha=slope, gain=gain, clamp=clamp, impl=impl)
-    return _resample(x, fd, 1, down, (0, 0, 0, 0), flip_filter, 1, impl)
-
-
-def _resample(x: torch.Tensor, f: torch.Tensor | None, up: int, down: int, padding: tuple[int, int, int, int],
-              flip_filter: bool, gain: float, impl: str) -> torch.Tensor:
-    if f is None and up == down == 1 and impl != 'ref':
-        return torch.nn.functional.pad(x, padding) if any(padding) else x
-    return upfirdn2d(x, f, up, down, padding, flip_filter, gain, impl)
+    if not (gain > 0 and slope >= 0 and (clamp is None or clamp >= 0)):
+        raise ValueError(f'gain, slope, clamp: got {gain}, {slope} and {clamp}, expected numbers > 0, ≥ 0 and ≥ 0')
