@@ -203,7 +203,7 @@ def coarsen(G: Any) -> Any:
 
 @pytest.mark.parametrize('options', [{}, R], ids=['t', 'r'])
 def test_shifts_between_samples_alias_hardly_at_all(options: dict[str, Any]) -> None:
-    """Two pixels of the picture are half a sample in the first layers: -80 dB here, and -20 with coarse filters."""
+    """Two pixels of the picture are half a coarse sample: below -80 dB here, above -20 dB with crude filters."""
     G = calibrate(stir(make_generator(resolution=64, num_layers=6, **options)))
     errors = []
     for network in (G, coarsen(copy.deepcopy(G))):

@@ -215,7 +215,7 @@ class _Rebuilder:
         cls = self._find_class(record, tensors)
         args = self.resolve(record.state.get('_init_args', ()), depth)
         kwargs = dict(self.resolve(record.state.get('_init_kwargs', {}), depth))
-        if record.module_name is None and cls._orig_module_name == 'training.networks' and _is_sg3(record):
+        if record.module_name is None and _is_sg3(record):
             kwargs = _sg3_kwargs(record.class_name, kwargs)
         network = self._construct(cls, args, kwargs, tensors)
         self._copy_weights(record, tensors, network, optional=_derived_buffers(parts))
@@ -343,7 +343,8 @@ def _non_persistent_buffers(network: torch.nn.Module) -> set[str]:
 # StyleGAN3's networks_stylegan2.
 
 def _is_sg3(record: Record) -> bool:
-    return 'update_emas' in record.source and 'skip_w_avg_update' not in record.source
+    words = 'update_emas', 'skip_w_avg_update', 'magnitude_ema'     # The last stands in networks_stylegan3 alone.
+    return [word in record.source for word in words] == [True, False, False]
 
 
 def _sg3_kwargs(class_name: str, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -124,8 +124,8 @@ def layer_bands(
     size = np.append((rate + 2 * margin_size)[:-2], [img_resolution] * 2)  # The last layer crops the margins away.
     channels = np.rint(np.minimum(channel_base / 2 / cutoff, channel_max))
     channels[-1] = img_channels
-    columns = (cutoff.tolist(), half_width.tolist(), *(column.astype(int).tolist() for column in (rate, size, channels)))
-    return [Band(*row) for row in zip(*columns, strict=True)]
+    rows = zip(cutoff, half_width, rate, size, channels, strict=True)
+    return [Band(float(f_c), float(f_h), *(int(number) for number in counts)) for f_c, f_h, *counts in rows]
 
 
 def _factor(name: str, high: float, low: float) -> int:
@@ -307,9 +307,9 @@ class SynthesisInput(torch.nn.Module):
         matrix = self._placement(_expect('w', w, self.w_dim).to(torch.float32))
         phases = self.phases + (self.freqs @ matrix[:, :, 2:]).squeeze(2)  # [N, channels]
         freqs = self.freqs @ matrix[:, :, :2]  # [N, channels, 2]
-        across, down = ((torch.arange(side, device=w.device) + 0.5 - side / 2) / self.sampling_rate for side in self.size)
-        along_x = freqs[:, None, :, 0] * across[:, None] + phases[:, None]  # [N, width, channels]
-        along_y = freqs[:, None, :, 1] * down[:, None]  # [N, height, channels]
+        x, y = ((torch.arange(side, device=w.device) + 0.5 - side / 2) / self.sampling_rate for side in self.size)
+        along_x = freqs[:, None, :, 0] * x[:, None] + phases[:, None]  # [N, width, channels]
+        along_y = freqs[:, None, :, 1] * y[:, None]  # [N, height, channels]
         waves = torch.sin(2 * math.pi * (along_x[:, None] + along_y[:, :, None]))  # [N, height, width, channels]
         # Frequencies that a user's transform has enlarged fade out before the samples can't carry them.
         room = self.sampling_rate / 2 - self.bandwidth
@@ -321,11 +321,11 @@ class SynthesisInput(torch.nn.Module):
 
     def _placement(self, w: torch.Tensor) -> torch.Tensor:
         """[N, 2, 3]: the user's transform, then the translation and the rotation that w asks for."""
-        cos, sin, *shift = (column[:, None] for column in self.affine(w).t())
-        length = torch.hypot(cos, sin)
-        shift = torch.cat(shift, dim=1) / length
-        moved = self.transform[:2] - shift[:, :, None] * self.transform[2]
-        turn = torch.stack([torch.cat([cos, -sin], dim=1), torch.cat([sin, cos], dim=1)], dim=1) / length[:, :, None]
+        numbers = self.affine(w)
+        numbers = numbers / numbers[:, :2].norm(dim=1, keepdim=True)
+        cos, sin, shift = numbers[:, :1], numbers[:, 1:2], numbers[:, 2:, None]
+        moved = self.transform[:2] - shift * self.transform[2]
+        turn = torch.stack([torch.cat([cos, -sin], dim=1), torch.cat([sin, cos], dim=1)], dim=1)
         return turn @ moved
 
     def extra_repr(self) -> str:
@@ -412,7 +412,7 @@ class SynthesisLayer(torch.nn.Module):
         if noise_mode not in NOISE_MODES:
             raise ValueError(f'noise_mode: expected one of {", ".join(NOISE_MODES)}, got {noise_mode!r}')
         x = _expect('x', x, self.in_channels, *self.in_size[::-1])
-        # Older hosts don't say when. A frozen layer's weight, or that of a network whose turn it isn't, has no gradient.
+        # Older hosts don't say when. Weights of a frozen network, or one whose turn it isn't, want no gradient.
         if self.training and self.weight.requires_grad if update_emas is None else update_emas:
             with torch.no_grad():
                 self.magnitude_ema.lerp_(x.to(torch.float32).square().mean(), 1 - self.magnitude_ema_beta)

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import torch
 
 from torch_utils.ops.bias_act import bias_act, leaky_relu_
-from torch_utils.ops.upfirdn2d import filter_size, parse_padding, upfirdn2d
+from torch_utils.ops.upfirdn2d import parse_padding, upfirdn2d
 
-# On a CPU, where nothing is recorded, upsampled images are made so many values at a time (16 MB in float32): what malloc
-# gets by mmap, from 32 MB on, costs more in page faults than the filters do.
+# On a CPU, where nothing is recorded, upsampled images are made so many values at a time (16 MB in float32): what
+# malloc gets by mmap, from 32 MB on, costs more in page faults than the filters do.
 PART_VALUES = 1 << 22
 MIN_CHANNELS = 16  # Of a part: images of fewer are filtered in another way, which is slower for many.
 
@@ -50,7 +50,7 @@ def filtered_lrelu(x: torch.Tensor, fu: torch.Tensor | None = None, fd: torch.Te
     channels = _channels_at_once(x, up, sides)
     if channels is None:
         return run(x, b)
-    biases = [None] * x.shape[1] if b is None else b.split(channels)
+    biases = [None] * x.shape[1] if b is None else list(b.split(channels))
     return torch.cat([torch.cat([run(part, bias) for part, bias in zip(sample.split(channels, dim=1), biases)], dim=1)
                       for sample in x.split(1)])
 
