@@ -95,9 +95,9 @@ def run(command: click.Command, args: Sequence[str] | None = None, prog_name: st
     return result if isinstance(result, int) else 0
 
 
-def main(args: Sequence[str] | None = None) -> int:
+def main(args: Sequence[str] | None = None, prog_name: str = 'lia') -> int:
     """`lia COMMAND …` and `python -m lia_plugin COMMAND …`."""
-    return run(lia, args, prog_name='lia')
+    return run(lia, args, prog_name=prog_name)
 
 
 def main_command(name: str) -> None:

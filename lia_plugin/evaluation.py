@@ -17,8 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-import dnnlib
-from lia_plugin import images, similarity
+from lia_plugin import host, images, similarity
 from lia_plugin.host import UserError
 
 Array = npt.NDArray[Any]
@@ -42,13 +41,13 @@ def evaluation_set(opts: Any) -> dict[str, Any]:
     """The data to reconstruct: each image once, never mirrored, `opts.num` of them if asked for."""
     if 'class_name' not in opts.dataset_kwargs:
         raise UserError('--data: this metric needs a data set, and the network file names none')
-    wanted = [n for n in (getattr(opts, 'num', None), opts.dataset_kwargs.get('max_size')) if n is not None]
+    wanted = [n for n in (host.metric_option(opts, 'num'), opts.dataset_kwargs.get('max_size')) if n is not None]
     return {**opts.dataset_kwargs, 'xflip': False, 'max_size': min(wanted, default=None)}
 
 
 def open_dataset(opts: Any, G: Any) -> Any:
     """The data set, checked against the network: UserError for other shapes or labels."""
-    dataset = dnnlib.util.construct_class_by_name(**evaluation_set(opts))
+    dataset = host.open_data_set(**evaluation_set(opts))
     expected = [G.img_channels, G.img_resolution, G.img_resolution]
     if list(dataset.image_shape) != expected:
         raise UserError(f'--data: {dataset.name} has images of (channels, height, width) {list(dataset.image_shape)}, '
@@ -60,7 +59,7 @@ def open_dataset(opts: Any, G: Any) -> Any:
 
 
 def batch_size(opts: Any, resolution: int) -> int:
-    return getattr(opts, 'batch', None) or max(min(64, 64 * 256**2 // resolution**2), 4)
+    return host.metric_option(opts, 'batch') or max(min(64, 64 * 256**2 // resolution**2), 4)
 
 
 def real_batches(opts: Any, G: Any, dataset: Any) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor | None]]:
@@ -147,7 +146,7 @@ def _pass(opts: Any, decode: bool) -> Measured:
 
 def measure(opts: Any, decode: bool) -> Measured:
     """`_pass`, or what an earlier metric of the same call has found, if the host hands round a dict to share."""
-    shared = getattr(opts, 'shared', None)
+    shared = host.metric_option(opts, 'shared')
     if shared is None:
         return _pass(opts, decode)
     kwargs = json.dumps([evaluation_set(opts), opts.G_kwargs], sort_keys=True, default=repr)

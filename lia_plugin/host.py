@@ -1,36 +1,109 @@
-"""Everything that differs between the hosts that the plugin lives in: ours, stylegan2-ada-pytorch, stylegan3."""
+"""Everything that differs between the hosts that the plugin lives in: ours, stylegan2-ada-pytorch, stylegan3.
+
+Inside a checkout of NVIDIA's its dnnlib, torch_utils, training, metrics and legacy come first on the path. The plugin
+uses them as they are, by names that all three hosts have (a test lists them); what they don't share stands here. Hosts
+are told apart by what they have, never by a version.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import glob
+import importlib
+import importlib.util
 import inspect
+import itertools
+import json
+import os
 import pickle
-from collections.abc import Iterable
+import re
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import click
 import torch
 
 import dnnlib
 import legacy
-from lia_plugin.files import atomic_write
+from lia_plugin import files
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which host this is
 
 
 class _UserError(ValueError):
     """An input of the user's is wrong. The message is one line: what, why, and what to do."""
 
 
-# NVIDIA's checkouts have no such class; there the plugin raises its own.
+OURS = hasattr(dnnlib.util, 'UserError')
+# stylegan3's dnnlib differs from stylegan2-ada-pytorch's by this function.
+IS_STYLEGAN3 = not OURS and hasattr(dnnlib.util, 'format_time_brief')
+NAME = 'this project' if OURS else 'stylegan3' if IS_STYLEGAN3 else 'stylegan2-ada-pytorch'
 UserError: type[ValueError] = getattr(dnnlib.util, 'UserError', _UserError)
+atomic_write = getattr(dnnlib.util, 'atomic_write', files.write_then_rename)
+
+# Where each host keeps its Inception; ours says it in the options.
+_ADA_INCEPTION = 'https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt'
+_SG3_INCEPTION = ('https://api.ngc.nvidia.com/v2/models/nvidia/research/stylegan3/versions/1/files/metrics/'
+                  'inception-2015-12-05.pkl')
+
+
+def _check_imports() -> None:
+    """click.UsageError if the checkout's own code can't be imported; no class of this module is known yet."""
+    try:
+        importlib.import_module('torch_utils.ops.conv2d_resample')
+    except ImportError as error:
+        hint = "; pip install 'setuptools<80' brings it" if error.name == 'pkg_resources' else ''
+        raise click.UsageError(f"{NAME}'s own code can't be imported here: {_one_line(error)}{hint}") from error
+
+
+def networks_module() -> str:
+    """The module with the host's StyleGAN2 generator and discriminator."""
+    return 'training.networks' if importlib.util.find_spec('training.networks') else 'training.networks_stylegan2'
+
+
+def _one_line(error: BaseException) -> str:
+    return ' '.join(str(error).split())[:200] or type(error).__name__
+
+
+if not OURS:
+    _check_imports()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def fetch(path_or_url: str) -> str:
+    """The path, or where a URL's file is now. UserError if it can't be had."""
+    if not dnnlib.util.is_url(path_or_url, allow_file_urls=True):
+        return path_or_url
+    try:
+        return dnnlib.util.open_url(path_or_url, return_filename=True, verbose=False)
+    except (OSError, AssertionError) as error:  # NVIDIA's own; requests' errors are OSErrors.
+        raise UserError(f'{path_or_url}: cannot be downloaded ({_one_line(error)})') from error
 
 
 def load_network_pkl(path: str, trust: bool = False) -> dict[str, Any]:
     """Reads a network pickle (path or URL): the snapshot's dict, modules on the CPU.
 
-    Raises UserError for a missing or foreign file, and for one that needs its own code while `trust` is off.
+    In NVIDIA's checkouts their reader does it, which runs the source inside the file, as everything there does.
+    Raises UserError for a missing or foreign file; in our host also for one that needs its own code, unless `trust`.
     """
-    with dnnlib.util.open_url(path, verbose=False) as f:
-        if 'trust' in inspect.signature(legacy.load_network_pkl).parameters:
+    if OURS:
+        with dnnlib.util.open_url(path, verbose=False) as f:
             return legacy.load_network_pkl(f, trust=trust)
-        return legacy.load_network_pkl(f)
+    local = fetch(path)
+    if not os.path.isfile(local):
+        raise UserError(f'{path}: no such file')
+    try:
+        with open(local, 'rb') as f:
+            return legacy.load_network_pkl(f)
+    except Exception as error:  # Damaged pickles raise anything.
+        raise UserError(f'{path}: not a network pickle that this checkout can read ({_one_line(error)})') from error
 
 
 def save_network_pkl(path: str, data: dict[str, Any]) -> None:
@@ -39,16 +112,286 @@ def save_network_pkl(path: str, data: dict[str, Any]) -> None:
         pickle.dump(data, f, protocol=4)
 
 
-def loss_must_sync_gradients() -> bool:
-    """Whether a loss has to average over ranks the gradients of modules that the host didn't wrap in DDP.
+# ---------------------------------------------------------------------------------------------------------------------
+# Data
 
-    stylegan2-ada-pytorch leaves all gradient exchange to DDP; our loop and stylegan3's average them themselves.
+
+def open_data_set(**kwargs: Any) -> Any:
+    """The host's data set of these arguments. UserError, in one line, if it can't be opened."""
+    if OURS:
+        return dnnlib.util.construct_class_by_name(**kwargs)
+    try:
+        return dnnlib.util.construct_class_by_name(**kwargs)
+    except Exception as error:  # NVIDIA's raises OSError, AssertionError, KeyError, BadZipFile …
+        raise UserError(f'--data: {kwargs.get("path")}: {_one_line(error)}; make it with dataset_tool.py') from error
+
+
+def check_images(data_set: Any) -> None:
+    """UserError if an image's header doesn't fit the others. NVIDIA's data sets find that out as they read."""
+    if hasattr(data_set, 'check_headers'):
+        data_set.check_headers()
+
+
+def parse_labels(data: bytes, where: str) -> Mapping[str, int | list[float]] | None:
+    """Content of a dataset.json → image name → class number or vector; None if it has no labels.
+
+    Raises UserError, that begins with `where`, if it is damaged.
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if OURS:
+        from training.image_archive import parse_labels as parse
+
+        return parse(data, where)
+    try:
+        labels = json.loads(data)['labels']
+        return None if labels is None else {name: label for name, label in labels}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{where}: must be {{"labels": [[name, label], …]}} ({_one_line(error)})') from error
+
+
+def convert_data_set() -> tuple[Any, Callable[..., Any]]:
+    """Our converter's options and function. UserError in NVIDIA's checkouts, which have a script of their own."""
+    if not OURS:
+        raise UserError(f'dataset_tool: this is a checkout of {NAME}; use its own dataset_tool.py')
+    from training.dataset_convert import Options, convert
+
+    return Options, convert
+
+
+def augpipe(name: str) -> dict[str, Any]:
+    """Arguments of the augmentation pipe that `--augpipe` stands for."""
+    if OURS:
+        from training.augment import augpipe_specs
+
+        return dict(augpipe_specs[name])
+    # NVIDIA's stand inside a function of its train.py. Each word is a letter of the names: b, g, c, f, n, c.
+    words = dict(
+        blit=['xflip', 'rotate90', 'xint'], geom=['scale', 'rotate', 'aniso', 'xfrac'],
+        color=['brightness', 'contrast', 'lumaflip', 'hue', 'saturation'], filter=['imgfilter'], noise=['noise'],
+        cutout=['cutout'],
+    )  # fmt: skip
+    chosen = [name] if name in words else list(words)[: len(name)]
+    return {keyword: 1 for word in chosen for keyword in words[word]}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training
+
+
+def check_training_options(options: Any) -> None:
+    """UserError for what NVIDIA's loops can't do: they take no more than their own arguments."""
+    if OURS:
+        return
+    no_gpu = options.device not in ('auto', 'cuda') or not torch.cuda.is_available()
+    refused = dict(
+        cfg=(options.cfg != 'lia', "is this checkout's own business: use its train.py"),
+        val=(options.val not in (None, 'none'),
+             'this loop measures on what it trains on; calc_metrics --data=… takes other images'),
+        detector=(options.detector is not None, 'this loop has its own Inception'),
+        allow_tf32=(options.allow_tf32 and IS_STYLEGAN3, "stylegan3's loop has no such switch"),
+        device=(no_gpu, f"{NAME}'s loop needs a CUDA GPU; outside of this checkout ours takes any device"),
+    )
+    for name, (is_wrong, why) in refused.items():
+        if is_wrong:
+            raise UserError(f'--{name.replace("_", "-")}: {why}')
+    _check_loop()
+
+
+def _check_loop() -> None:
+    """UserError if the checkout's loop can't run with what is installed: tried out, for versions tell little."""
+    from torch_utils import misc
+
+    try:
+        misc.InfiniteSampler(dataset=[0])
+    except TypeError as error:
+        raise UserError(f"{NAME}'s InfiniteSampler doesn't work with PyTorch {torch.__version__}; take one below 2.13, "
+                        'or train outside of this checkout') from error
+
+
+def default_val(val: str | None) -> str | None:
+    """What `--val` means if it isn't said: None (a share) in our host, 'none' in those that can't hold out images."""
+    return val if OURS or val is not None else 'none'
+
+
+def adapt_stage(stage: dict[str, Any]) -> dict[str, Any]:
+    """A stage's arguments with this host's names for the networks."""
+    module = networks_module()
+    if module == 'training.networks':
+        return stage
+    renamed = dict(stage)
+    for key in ('G_kwargs', 'D_kwargs'):
+        class_name = stage[key]['class_name']
+        renamed[key] = {**stage[key], 'class_name': re.sub(r'^training\.networks\.', f'{module}.', class_name)}
+    return renamed
+
+
+def place_stage(kwargs: dict[str, Any], state_file: str) -> dict[str, Any]:
+    """The loop's arguments completed: where the stage writes, and what it goes on from.
+
+    Our loop goes on from its exact state. NVIDIA's keep none, and count from 0: the newest snapshot of the stage gives
+    the weights, the kimg that are left are trained in a folder of their own.
+    """
+    if OURS:
+        state = os.path.join(kwargs['run_dir'], state_file)
+        return {**kwargs, 'resume_state': state if os.path.exists(state) else None}
+    base = os.path.join(kwargs['run_dir'], kwargs['stage'])
+    folders = sorted(glob.glob(glob.escape(base) + '-part*'))
+    done: float = 0
+    newest = None
+    for folder in folders:
+        snapshot, kimg = newest_snapshot(folder)
+        if snapshot is not None and kimg > 0:
+            newest, done = snapshot, done + kimg
+    total = kwargs['total_kimg'] - kwargs.get('start_kimg', 0)
+    if newest is not None:
+        print(f'Going on from {newest}: its weights; optimisers start afresh, for {NAME} keeps none', flush=True)
+        kwargs = {**kwargs, 'resume_pkl': newest}
+    return {**kwargs, 'run_dir': f'{base}-part{len(folders):02d}', 'start_kimg': 0, 'total_kimg': max(total - done, 0)}
+
+
+def newest_snapshot(folder: str) -> tuple[str | None, int]:
+    """Path of the newest network-snapshot-KKKKKK.pkl in a folder, and its kimg; (None, 0) if there is none."""
+    names = sorted(name for name in os.listdir(folder) if re.fullmatch(r'network-snapshot-\d{6,}\.pkl', name))
+    if not names:
+        return None, 0
+    return os.path.join(folder, names[-1]), int(re.findall(r'\d+', names[-1])[0])
+
+
+def run_loop(kwargs: dict[str, Any], rank: int, device: torch.device) -> str | None:
+    """Runs the host's training loop on this process's device.
+
+    Gives the path of the last snapshot; None if it was interrupted.
+    """
+    from training.training_loop import training_loop
+
+    if OURS:
+        return training_loop(**kwargs, rank=rank, device=device)
+    known = set(inspect.signature(training_loop).parameters)
+    own = {'stage', 'start_kimg', 'val_set_kwargs', 'snapshot_fns', 'metric_kwargs', 'trust_pickle', 'allow_tf32'}
+    unknown = set(kwargs) - known - own
+    assert not unknown, f'{NAME} has no {unknown}, and check_training_options did not say so'
+    os.makedirs(kwargs['run_dir'], exist_ok=True)
+    with _interruptible() as interrupted:
+        watch = _Watch(kwargs, device) if rank == 0 else None
+        passed = {k: v for k, v in kwargs.items() if k in known}
+        training_loop(**passed, rank=rank, abort_fn=interrupted, progress_fn=watch)
+        return None if interrupted() else newest_snapshot(kwargs['run_dir'])[0]
+
+
+class _Watch:
+    """What NVIDIA's loops tell at each tick: adds the time that is left, and pictures of new snapshots."""
+
+    def __init__(self, kwargs: dict[str, Any], device: torch.device) -> None:
+        self.kwargs, self.device = kwargs, device
+        self.start = time.time()
+        self.seen: str | None = None
+
+    def __call__(self, kimg: float, total: float) -> None:
+        if kimg > 0:
+            left = (time.time() - self.start) * max(total - kimg, 0) / kimg
+            eta = dnnlib.util.format_time(left)
+            print(f'{self.kwargs["stage"]}: {kimg:g} of {total:g} kimg, eta {eta}', flush=True)
+        snapshot, at = newest_snapshot(self.kwargs['run_dir'])
+        if snapshot is None or snapshot == self.seen or not self.kwargs.get('snapshot_fns'):
+            return
+        self.seen = snapshot
+        G = load_network_pkl(snapshot)['G_ema'].to(self.device)
+        for function in self.kwargs['snapshot_fns']:
+            dnnlib.util.call_func_by_name(
+                G=G, run_dir=self.kwargs['run_dir'], kimg=at, device=self.device, **function)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Gives a function that tells, alike on all ranks, whether to stop: NVIDIA's loops ask at the end of a tick.
+
+    The first Ctrl-C asks for it, a second breaks.
+    """
+    asked, me = False, os.getpid()
+
+    def ask(_signum: int, _frame: Any) -> None:
+        nonlocal asked
+        if os.getpid() != me:  # A data loader's worker, which has inherited this and must live on for now.
+            return
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        print('\nStopping at the end of this tick …', flush=True)
+
+    def interrupted() -> bool:
+        if not _is_distributed():
+            return asked
+        flag = torch.tensor(float(asked), device='cuda' if torch.distributed.get_backend() == 'nccl' else 'cpu')
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+        return bool(flag)
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Several processes
+
+
+def spawn(fn: Callable[..., Any], world_size: int, args: tuple[Any, ...], device: str) -> Any:
+    """Runs `fn(rank, world_size, *args)` in that many processes that form a group; gives rank 0's result."""
+    if OURS:
+        from torch_utils import distributed
+
+        return distributed.spawn(fn, world_size, args, device=device)
+    if world_size == 1:
+        return fn(0, 1, *args)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            torch.multiprocessing.start_processes(
+                _run_rank, args=(fn, world_size, args, folder), nprocs=world_size, start_method='spawn')
+        except torch.multiprocessing.ProcessRaisedException as error:
+            told = re.search(r'UserError: (.*)\s*$', str(error))
+            raise UserError(told[1]) if told else error from None
+        with open(os.path.join(folder, 'result.pkl'), 'rb') as f:
+            return pickle.load(f)  # Our own child's, out of our own folder.
+
+
+def _run_rank(rank: int, fn: Callable[..., Any], world_size: int, args: tuple[Any, ...], folder: str) -> None:
+    from torch_utils import training_stats
+
+    meeting = 'file:///' + os.path.join(os.path.abspath(folder), 'group').replace('\\', '/').lstrip('/')
+    backend = 'gloo' if os.name == 'nt' else 'nccl'
+    torch.distributed.init_process_group(backend=backend, init_method=meeting, rank=rank, world_size=world_size)
+    training_stats.init_multiprocessing(rank=rank, sync_device=torch.device('cuda', rank))
+    result = fn(rank, world_size, *args)
+    if rank == 0:
+        with open(os.path.join(folder, 'result.pkl'), 'wb') as f:
+            pickle.dump(result, f)
+    torch.distributed.barrier()  # Nobody leaves while another may still be talking to it.
+    torch.distributed.destroy_process_group()
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def loss_must_sync() -> bool:
+    """Whether a loss has to keep equal on all ranks what the host didn't wrap in DDP: weights and gradients.
+
+    stylegan2-ada-pytorch leaves all exchange to DDP, and reads pickles on rank 0 alone; our loop and stylegan3's send
+    all weights round at the start and average all gradients themselves.
+    """
+    if not _is_distributed():
         return False
     from training import training_loop
 
     return 'DistributedDataParallel' in inspect.getsource(training_loop)
+
+
+@torch.no_grad()
+def broadcast_weights(*modules: Any) -> None:
+    """Gives every rank the parameters and buffers of rank 0."""
+    for module in modules:
+        for tensor in itertools.chain(module.parameters(), module.buffers()):
+            torch.distributed.broadcast(tensor, src=0)
 
 
 @torch.no_grad()
@@ -62,3 +405,99 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     flat /= torch.distributed.get_world_size()
     for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
         grad.copy_(part.view_as(grad))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Metrics
+
+
+_own_metrics: dict[str, Callable[..., Any]] = {}  # Those of the plugin: NVIDIA's registries don't give functions back.
+
+
+def register_metric(fn: Callable[[Any], dict[str, float]]) -> None:
+    """Adds a metric to the host's registry. ValueError if the name is taken."""
+    from metrics import metric_main
+
+    if not OURS and metric_main.is_valid_metric(fn.__name__) and fn.__name__ not in _own_metrics:
+        raise ValueError(f'metric {fn.__name__}: {NAME} has one of that name')
+    _own_metrics[fn.__name__] = metric_main.register_metric(fn)
+
+
+def metric_function(name: str) -> Callable[..., Any]:
+    """The function of a registered metric; of NVIDIA's own ones, a stand-in without traits. UserError if unknown."""
+    from metrics import metric_main
+
+    if OURS:
+        return metric_main.get_metric(name)
+    if not metric_main.is_valid_metric(name):
+        raise UserError(f'--metrics: {name}: unknown; there are {", ".join(metric_main.list_valid_metrics())}')
+    return _own_metrics.get(name, _metric_of_the_checkout)
+
+
+def _metric_of_the_checkout(_opts: Any) -> dict[str, float]:
+    """A metric of this checkout."""
+    raise AssertionError('only asked for its traits')
+
+
+def check_metric_options(metrics: Iterable[str], given: Mapping[str, Any]) -> None:
+    """UserError for options of calc_metrics that NVIDIA's metrics can't take.
+
+    `given` are `num, batch, detector, seed` as the user said them, None = not said.
+    """
+    if OURS:
+        return
+    for name in ('batch', 'detector', 'seed'):
+        if given.get(name):
+            raise UserError(f'--{name}: metrics of {NAME} take no such option; leave it out')
+    wrong = [name for name in metrics if not getattr(metric_function(name), 'held_out', False)]
+    if given.get('num') is not None and wrong:
+        raise UserError(f'--num: {wrong[0]} has a number of images of its own in {NAME}; leave it out')
+
+
+def calc_metric(
+    name: str, dataset_kwargs: Mapping[str, Any], verbose: bool, options: Mapping[str, Any], **common: Any
+) -> dict[str, Any]:
+    """Computes a metric in this host.
+
+    Args:
+        dataset_kwargs: Data set.
+        options: What only our host's metrics take: num, batch, detector, seed, shared.
+        common: G, num_gpus, rank, device.
+    """
+    from metrics import metric_main, metric_utils
+
+    kwargs = dict(dataset_kwargs)
+    if OURS:
+        common = {**common, **options}
+    elif options.get('num') is not None:
+        kwargs['max_size'] = min(options['num'], kwargs.get('max_size') or options['num'])
+    return metric_main.calc_metric(
+        metric=name, dataset_kwargs=kwargs, progress=metric_utils.ProgressMonitor(verbose=verbose), **common)
+
+
+def metric_option(opts: Any, name: str) -> Any:
+    """One of num, batch, seed, shared: options of our host's metrics; None if unsaid, or in NVIDIA's hosts."""
+    return getattr(opts, name, None)
+
+
+def say(opts: Any, results: dict[str, float], n: int, **notes: Any) -> dict[str, float]:
+    """Results with what must stand beside them: as notes where the host takes them, else n as a number of its own."""
+    if hasattr(opts, 'notes'):
+        opts.notes.update(n=n, **notes)
+        return results
+    return {**results, f'{next(iter(results))}_n': n}
+
+
+def fetch_detector(source: str | None) -> None:
+    """Gets the feature network of Fréchet distances, so that it is here when it is needed. UserError if it can't be."""
+    if OURS:
+        from metrics import detectors
+
+        detectors.get_feature_detector(source or detectors.INCEPTION_URL, verbose=True)
+    else:
+        fetch(_SG3_INCEPTION if IS_STYLEGAN3 else _ADA_INCEPTION)
+
+
+def inception_url(opts: Any) -> str:
+    """The feature network of Fréchet distances: the one asked for in our host, each checkout's own in the others."""
+    return getattr(opts, 'detector', None) or (_SG3_INCEPTION if IS_STYLEGAN3 else _ADA_INCEPTION)

@@ -17,9 +17,7 @@ import PIL.ImageFont
 import PIL.ImageOps
 import torch
 
-import dnnlib
-from lia_plugin.files import atomic_write
-from lia_plugin.host import UserError
+from lia_plugin.host import UserError, atomic_write, open_data_set
 
 # What is read, and up to which size, is what `training.image_decode` reads for data sets; it stands here again because
 # NVIDIA's hosts have no such module. A test holds both together.
@@ -323,7 +321,7 @@ def save_reconstruction_grid(
     """
     if getattr(G, 'encoder', None) is None:
         return None
-    dataset = dnnlib.util.construct_class_by_name(**dataset_kwargs)
+    dataset = open_data_set(**dataset_kwargs)
     count = min(num, len(dataset))
     indices = [i * len(dataset) // count for i in range(count)]
     reals, recons = [], []

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 
 import dnnlib
-from lia_plugin import run_dir, stages
+from lia_plugin import host, run_dir, stages
 from lia_plugin.host import UserError
-from torch_utils import distributed
 
 
 def unfinished(run: run_dir.Run, config: dict[str, Any]) -> list[str]:
@@ -52,10 +51,9 @@ def _train_stage(run: run_dir.Run, config: dict[str, Any], stage: str) -> str | 
         kwargs.update(start_kimg=start, total_kimg=start + kwargs['total_kimg'], resume_pkl=init_pkl)
         if kwargs['loss_kwargs']['percep'] == 'disc':
             kwargs['loss_kwargs'] = dict(kwargs['loss_kwargs'], percep_network=init_pkl)
-    state = run.file(run_dir.STATE_FILE)
-    kwargs['resume_state'] = state if os.path.exists(state) else None
+    kwargs = host.place_stage(kwargs, run_dir.STATE_FILE)
     try:
-        return distributed.spawn(_worker, kwargs['num_gpus'], (kwargs, config['device']), device=config['device'])
+        return host.spawn(_worker, kwargs['num_gpus'], (kwargs, config['device'], run.path), device=config['device'])
     except KeyboardInterrupt:  # A second Ctrl-C, or one before the loop could listen: the last saved state stands.
         return None
 
@@ -81,12 +79,11 @@ def _begin_encoder(run: run_dir.Run, config: dict[str, Any]) -> None:
     run.note_begun('encoder')
 
 
-def _worker(rank: int, world_size: int, kwargs: dict[str, Any], device: str) -> str | None:
+def _worker(rank: int, world_size: int, kwargs: dict[str, Any], device: str, run_path: str) -> str | None:
     """One process of a stage: all of them run the loop, the first one keeps the log."""
     import lia_plugin.metrics  # noqa: F401  Registers LIA's metrics in this process.
-    from training.training_loop import training_loop
 
     own = torch.device('cuda', rank) if device == 'cuda' else torch.device(device)
-    log = os.path.join(kwargs['run_dir'], 'log.txt') if rank == 0 else None
+    log = os.path.join(run_path, 'log.txt') if rank == 0 else None
     with dnnlib.util.Logger(file_name=log, file_mode='a', should_flush=True):
-        return training_loop(**kwargs, rank=rank, device=own)
+        return host.run_loop(kwargs, rank=rank, device=own)

@@ -18,7 +18,7 @@ from lia_plugin import host
 from lia_plugin.networks import Encoder, MappingNetwork
 from lia_plugin.perceptual import make_perceptual
 from lia_plugin.stages import code_statistics
-from torch_utils import training_stats
+from torch_utils import misc, training_stats
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -66,6 +66,8 @@ class EncoderLoss:
         self.mapping: MappingNetwork = mapping
         self.encoder: Encoder = mapping.encoder
         self.synthesis: Any = G.synthesis if G is not None else G_synthesis
+        if host.loss_must_sync():  # Frozen weights are buffers, which DDP leaves alone.
+            host.broadcast_weights(mapping, self.synthesis)
         self.D = D
         self.augment_pipe = augment_pipe
         self.pixel_weight = pixel_weight
@@ -100,11 +102,11 @@ class EncoderLoss:
         if phase in ('Gmain', 'Gboth'):
             loss = self._encoder_loss(real_img, real_c, gen_z, gen_c)
         elif phase in ('Dmain', 'Dreg', 'Dboth') and self.adv_weight:
-            loss = self._discriminator_loss(phase, real_img, real_c)
+            loss = self._discriminator_loss(phase, real_img, real_c, sync)
         else:
             return None
         loss.mul(gain).backward()
-        if phase.startswith('G') and sync and host.loss_must_sync_gradients():
+        if phase.startswith('G') and sync and host.loss_must_sync():
             host.average_gradients(self.encoder.parameters())
         return loss.detach()
 
@@ -122,7 +124,7 @@ class EncoderLoss:
         if self.percep is not None:
             terms['percep'] = self.percep_weight * self.percep.distance(real_img, recon).mean()
         if self.adv_weight:
-            logits = self._run_D(recon, real_c)
+            logits = self._run_D(recon, real_c, sync=False)
             training_stats.report('Loss/scores/recon', logits)
             terms['adv'] = self.adv_weight * F.softplus(-logits).mean()
         if fake_y is not None:
@@ -155,20 +157,27 @@ class EncoderLoss:
         factor = 2.0 ** round(math.log2(pixels) / 2)
         return _ScaleGradient.apply(self._decode(_ScaleGradient.apply(y, 1 / factor), c), factor)
 
-    def _run_D(self, img: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    def _run_D(self, img: torch.Tensor, c: torch.Tensor, sync: bool) -> torch.Tensor:
+        """Logits. Where D is wrapped in DDP, one pass a step, the last one, waits for the other ranks' gradients."""
         assert self.D is not None, 'the host constructs every loss with its D'
-        return self.D(self.augment_pipe(img) if self.augment_pipe is not None else img, c)
+        with misc.ddp_sync(self.D, sync):
+            return self.D(self.augment_pipe(img) if self.augment_pipe is not None else img, c)
 
-    def _discriminator_loss(self, phase: str, real_img: torch.Tensor, real_c: torch.Tensor) -> torch.Tensor:
-        real_img = real_img.detach().requires_grad_(phase in ('Dreg', 'Dboth') and self.r1_gamma != 0)
-        real_logits = self._run_D(real_img, real_c)
-        training_stats.report('Loss/scores/real', real_logits)
-        training_stats.report('Loss/signs/real', real_logits.sign())
-        loss = real_logits.new_zeros([])
-        if phase in ('Dmain', 'Dboth'):
+    def _discriminator_loss(
+        self, phase: str, real_img: torch.Tensor, real_c: torch.Tensor, sync: bool
+    ) -> torch.Tensor:
+        judges_recon = phase in ('Dmain', 'Dboth')
+        if judges_recon:
             with torch.no_grad():
                 recon = self._decode(self.mapping.encode(real_img, real_c), real_c)
-            main = F.softplus(self._run_D(recon, real_c)).mean() + F.softplus(-real_logits).mean()
+            recon_logits = self._run_D(recon, real_c, sync=False)
+        real_img = real_img.detach().requires_grad_(phase in ('Dreg', 'Dboth') and self.r1_gamma != 0)
+        real_logits = self._run_D(real_img, real_c, sync)
+        training_stats.report('Loss/scores/real', real_logits)
+        training_stats.report('Loss/signs/real', real_logits.sign())
+        loss = real_logits.sum() * 0  # R1 alone leaves the last bias without a gradient, for which DDP would wait.
+        if judges_recon:
+            main = F.softplus(recon_logits).mean() + F.softplus(-real_logits).mean()
             training_stats.report('Loss/D/loss', main)
             loss = loss + main
         if real_img.requires_grad:

@@ -14,18 +14,15 @@ import numpy as np
 import torch
 
 import dnnlib
-from lia_plugin import evaluation, images, similarity
+from lia_plugin import evaluation, host, images, similarity
 from lia_plugin.evaluation import Array
 from lia_plugin.host import UserError
-from metrics import metric_main, metric_utils
+from metrics import metric_utils
 
 MetricFunction = TypeVar('MetricFunction', bound=Callable[[Any], dict[str, float]])
 
 CYCLE_IMAGES = 1000
 MIN_MSE = 1e-10  # Perfect images have an infinite PSNR, which no mean survives: it ends at 106 dB.
-# Where each host keeps its Inception; ours says it in the options.
-ADA_INCEPTION = 'https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt'
-SG3_INCEPTION = 'https://api.ngc.nvidia.com/v2/models/nvidia/research/stylegan3/versions/1/files/metrics/inception-2015-12-05.pkl'
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -44,17 +41,10 @@ def register(held_out: bool, labels_only: bool = False) -> Callable[[MetricFunct
         fn.held_out = held_out  # type: ignore[attr-defined]
         fn.labels_only = labels_only  # type: ignore[attr-defined]
         fn.needs_encoder = True  # type: ignore[attr-defined]
-        return metric_main.register_metric(fn)
+        host.register_metric(fn)
+        return fn
 
     return decorate
-
-
-def _say(opts: Any, results: dict[str, float], n: int, **notes: Any) -> dict[str, float]:
-    """Results with what must stand beside them: as notes where the host takes them, else n as a number of its own."""
-    if hasattr(opts, 'notes'):
-        opts.notes.update(n=n, **notes)
-        return results
-    return {**results, f'{next(iter(results))}_n': n}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -65,7 +55,7 @@ def _say(opts: Any, results: dict[str, float], n: int, **notes: Any) -> dict[str
 def recon_mse(opts: Any) -> dict[str, float]:
     """Mean squared error of reconstructions, images in [-1, 1] (4 times that of images in [0, 1])."""
     measured = evaluation.measure(opts, decode=True)
-    return _say(opts, dict(recon_mse=float(measured.mse.mean())), measured.n, value_range='[-1, 1]')
+    return host.say(opts, dict(recon_mse=float(measured.mse.mean())), measured.n, value_range='[-1, 1]')
 
 
 @register(held_out=True)
@@ -75,7 +65,7 @@ def recon_psnr(opts: Any) -> dict[str, float]:
     errors = torch.from_numpy(np.append(measured.mse, measured.mse.mean())).clamp(min=MIN_MSE)
     decibels = similarity.psnr_from_mse(errors).numpy()
     results = dict(recon_psnr=float(decibels[:-1].mean()), recon_psnr_of_mean_mse=float(decibels[-1]))
-    return _say(opts, results, measured.n, value_range='[-1, 1]')
+    return host.say(opts, results, measured.n, value_range='[-1, 1]')
 
 
 @register(held_out=True)
@@ -85,7 +75,7 @@ def recon_ssim(opts: Any) -> dict[str, float]:
         raise UserError(f'--metrics: recon_ssim needs images of at least {similarity.SSIM_WINDOW} pixels a side, '
                         f'the network makes {opts.G.img_resolution}')
     measured = evaluation.measure(opts, decode=True)
-    return _say(opts, dict(recon_ssim=float(measured.ssim.mean())), measured.n, value_range='[-1, 1]')
+    return host.say(opts, dict(recon_ssim=float(measured.ssim.mean())), measured.n, value_range='[-1, 1]')
 
 
 def _sqrt_product_trace(a: Array, b: Array) -> float:
@@ -93,11 +83,6 @@ def _sqrt_product_trace(a: Array, b: Array) -> float:
     values, vectors = np.linalg.eigh(a)
     root = vectors * np.sqrt(values.clip(min=0))
     return float(np.sqrt(np.linalg.eigvalsh(root.T @ b @ root).clip(min=0)).sum())
-
-
-def _inception_url() -> str:
-    # stylegan3's detectors are pickles; its dnnlib differs from stylegan2-ada-pytorch's by this function.
-    return SG3_INCEPTION if hasattr(dnnlib.util, 'format_time_brief') else ADA_INCEPTION
 
 
 @torch.no_grad()
@@ -123,7 +108,7 @@ def _reconstruction_moments(opts: Any, detector: Any) -> tuple[int, Array, Array
 @register(held_out=True)
 def recon_fid(opts: Any) -> dict[str, float]:
     """Fréchet Inception distance of reconstructions to the very images they reconstruct; biased upward at small n."""
-    url = getattr(opts, 'detector', None) or _inception_url()
+    url = host.inception_url(opts)
     evaluation.check_encoder(opts.G)  # Before anything is downloaded.
     detector = metric_utils.get_feature_detector(
         url=url, device=opts.device, num_gpus=opts.num_gpus, rank=opts.rank, verbose=opts.progress.verbose)
@@ -137,7 +122,7 @@ def recon_fid(opts: Any) -> dict[str, float]:
         cross = _sqrt_product_trace(cov, real_cov)
         distance = float(np.square(mean - real_mean).sum() + np.trace(cov) + np.trace(real_cov) - 2 * cross)
     name = metric_utils.get_feature_detector_name(url)
-    return _say(opts, dict(recon_fid=distance), n, detector=name, value_range='uint8 0..255')
+    return host.say(opts, dict(recon_fid=distance), n, detector=name, value_range='uint8 0..255')
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -176,11 +161,11 @@ def latent_fd(opts: Any) -> dict[str, float]:
         distance, figures = float('nan'), (float('nan'), float('nan'))
     results = dict(
         latent_fd=distance,
-        latent_fd_floor=frechet_floor(measured.n, dim, getattr(opts, 'seed', 0)),
+        latent_fd_floor=frechet_floor(measured.n, dim, host.metric_option(opts, 'seed') or 0),
         latent_fd_ks=float(figures[0]),
         latent_fd_ks_p=float(figures[1]),
     )
-    return _say(opts, results, measured.n, value_range='[-1, 1]')
+    return host.say(opts, results, measured.n, value_range='[-1, 1]')
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -189,7 +174,7 @@ def latent_fd(opts: Any) -> dict[str, float]:
 
 def _draw(opts: Any, G: Any, dataset: Any, items: range) -> tuple[torch.Tensor, torch.Tensor | None]:
     """z ~ N(0, I) and labels of random images: item i has a stream of its own, whatever the batch it falls into."""
-    seed = getattr(opts, 'seed', 0)
+    seed = host.metric_option(opts, 'seed') or 0
     streams = [np.random.default_rng([seed, item]) for item in items]
     z = torch.from_numpy(np.stack([stream.standard_normal(G.z_dim) for stream in streams]).astype(np.float32))
     c = None
@@ -224,8 +209,8 @@ def _cycle_pass(opts: Any, n: int) -> tuple[Array, Array]:
 
 
 def _cycle(opts: Any, name: str) -> dict[str, float]:
-    n = getattr(opts, 'num', None) or CYCLE_IMAGES
-    shared = getattr(opts, 'shared', None)
+    n = host.metric_option(opts, 'num') or CYCLE_IMAGES
+    shared = host.metric_option(opts, 'shared')
     key = ('lia_plugin.metrics', id(opts.G), 'cycle', n)
     if shared is None or key not in shared:
         errors = _cycle_pass(opts, n)
@@ -234,7 +219,7 @@ def _cycle(opts: Any, name: str) -> dict[str, float]:
     else:
         errors = shared[key][1]
     value = float(errors[0 if name == 'cycle_y' else 1].mean())
-    return _say(opts, {name: value}, n, data='generated images', value_range='[-1, 1]')
+    return host.say(opts, {name: value}, n, data='generated images', value_range='[-1, 1]')
 
 
 @register(held_out=False, labels_only=True)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from lia_plugin.files import atomic_write
+from lia_plugin.host import atomic_write
 from lia_plugin.images import png_bytes
 
 STYLE = """

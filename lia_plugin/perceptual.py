@@ -269,12 +269,15 @@ def load_torchscript(source: str) -> torch.nn.Module:
     Raises:
         UserError: no such file, no download, or not a TorchScript archive.
     """
-    with dnnlib.util.open_url(source) as file:
-        try:
+    path = host.fetch(source)
+    if not os.path.isfile(path):
+        raise host.UserError(f'{path}: no such file')
+    try:
+        with open(path, 'rb') as file:
             script = torch.jit.load(file, map_location='cpu')
-        except (RuntimeError, ValueError, OSError) as error:
-            reason = str(error).strip().splitlines()
-            raise host.UserError(f'{source}: not a TorchScript file ({reason[0] if reason else "empty"})') from None
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = str(error).strip().splitlines()
+        raise host.UserError(f'{source}: not a TorchScript file ({reason[0] if reason else "empty"})') from None
     return script.eval()
 
 

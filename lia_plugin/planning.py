@@ -16,7 +16,6 @@ import lia_plugin.metrics  # noqa: F401  Registers LIA's metrics.
 from lia_plugin import __version__, config, host, inversion, run_dir, stages
 from lia_plugin.options import TRANSFER_SOURCES, Options, changed
 from lia_plugin.perceptual import make_perceptual
-from metrics import detectors, metric_main
 
 # Modules whose `--detector` is needed are known by these names; other metrics look at no features.
 FEATURE_METRICS = ('fid', 'kid', 'recon_fid')
@@ -30,8 +29,9 @@ def plan(options: Options, run: run_dir.Run | None = None, dry: bool = False) ->
 
     Raises click.UsageError or UserError, in one line, for whatever can't be trained.
     """
+    host.check_training_options(options)
     device = resolve_device(options.device, options.gpus)
-    said, options = options, dataclasses.replace(options, device=device)
+    said, options = options, dataclasses.replace(options, device=device, val=host.default_val(options.val))
     info = describe_data(options)
     gan_metrics, all_metrics = split_metrics(options)
     result: dict[str, Any] = dict(
@@ -39,12 +39,12 @@ def plan(options: Options, run: run_dir.Run | None = None, dry: bool = False) ->
         gan=None, encoder=None, encoder_source=None,
     )  # fmt: skip
     if options.has_gan_stage:
-        result['gan'] = config.gan_stage(options, info, augpipe(options), gan_metrics)
+        result['gan'] = host.adapt_stage(config.gan_stage(options, info, augpipe(options), gan_metrics))
         check_batch(result['gan'], '--batch')
         if options.transfers and run is None:
             _check_transfer(result['gan'], options, info)
     if options.has_encoder_stage:
-        result['encoder'] = config.encoder_stage(options, info)
+        result['encoder'] = host.adapt_stage(config.encoder_stage(options, info))
         check_batch(result['encoder'], '--enc-batch')
         if options.stage == 'encoder':
             result['encoder_source'] = resume_source(options)
@@ -82,7 +82,7 @@ def resume_source(options: Options) -> str:
 
 def describe_data(options: Options) -> config.DataInfo:
     """Opens the data set and checks that it can be trained on."""
-    data_set = dnnlib.util.construct_class_by_name(
+    data_set = host.open_data_set(
         class_name='training.dataset.ImageFolderDataset', path=options.data, use_labels=options.cond
     )
     resolution = data_set.resolution
@@ -93,7 +93,7 @@ def describe_data(options: Options) -> config.DataInfo:
         )
     if options.cond and not data_set.has_labels:
         raise UsageError(f'--cond: {options.data} has no labels (in its dataset.json); leave --cond out')
-    data_set.check_headers()
+    host.check_images(data_set)
     info = config.DataInfo(data_set.name, len(data_set), resolution, data_set.num_channels, data_set.label_dim)
     data_set.close()
     return info
@@ -102,14 +102,14 @@ def describe_data(options: Options) -> config.DataInfo:
 def check_splits(result: dict[str, Any]) -> None:
     """Opens both sets as the loop will: enough images for --subset, and a held-out set that fits the networks."""
     stage = result['gan'] or result['encoder']
-    training_set = dnnlib.util.construct_class_by_name(**dict(stage['training_set_kwargs'], max_size=None, xflip=False))
+    training_set = host.open_data_set(**dict(stage['training_set_kwargs'], max_size=None, xflip=False))
     subset = stage['training_set_kwargs']['max_size']
     if subset is not None and subset > len(training_set):
         raise UsageError(f'--subset: {subset} images asked for, there are {len(training_set)} to train on')
     if stage['val_set_kwargs'] is None:
         return
-    val_set = dnnlib.util.construct_class_by_name(**stage['val_set_kwargs'])
-    val_set.check_headers()
+    val_set = host.open_data_set(**stage['val_set_kwargs'])
+    host.check_images(val_set)
     for fact in ('image_shape', 'label_shape'):
         got, expected = getattr(val_set, fact), getattr(training_set, fact)
         if got != expected:
@@ -131,11 +131,7 @@ def check_batch(stage: dict[str, Any], flag: str) -> None:
 
 def augpipe(options: Options) -> dict[str, Any]:
     """Arguments that `--augpipe` stands for."""
-    if options.aug == 'noaug':
-        return {}
-    from training.augment import augpipe_specs
-
-    return dict(augpipe_specs[options.augpipe or 'bgc'])
+    return {} if options.aug == 'noaug' else host.augpipe(options.augpipe or 'bgc')
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -198,7 +194,7 @@ def check_network(G: Any, source: str, info: config.DataInfo) -> None:
 def split_metrics(options: Options) -> tuple[list[str], list[str]]:
     """The metrics of stage 1 and those of stage 2. UserError for an unknown one, or one that has no stage to be in."""
     names = config.metric_names(options)
-    needing = [name for name in names if getattr(metric_main.get_metric(name), 'needs_encoder', False)]
+    needing = [name for name in names if getattr(host.metric_function(name), 'needs_encoder', False)]
     if needing and not options.has_encoder_stage and options.metrics is not None:
         raise UsageError(f'--metrics: {needing[0]} needs an encoder, which this command doesn\'t train')
     return [name for name in names if name not in needing], names
@@ -212,6 +208,6 @@ def check_downloads(options: Options, result: dict[str, Any], metrics: list[str]
             make_perceptual(loss['percep'])
     if any(name.startswith(FEATURE_METRICS) for name in metrics):
         try:
-            detectors.get_feature_detector(options.detector or detectors.INCEPTION_URL, verbose=True)
+            host.fetch_detector(options.detector)
         except host.UserError as error:
             raise host.UserError(f'{error}; or --metrics=none') from None

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from lia_plugin import page
-from lia_plugin.files import atomic_write
+from lia_plugin.host import atomic_write
 from lia_plugin.images import LoadedImage, reconstruction_rows, save_png, side_by_side, to_uint8
 from lia_plugin.inversion import UNITS, InvertedBatch, mean_figures
 from lia_plugin.similarity import psnr_from_mse

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import glob
 import json
 import os
 import re
@@ -17,8 +18,7 @@ from typing import Any
 
 import psutil
 
-from dnnlib.util import atomic_write
-from lia_plugin.host import UserError
+from lia_plugin.host import UserError, atomic_write
 
 OPTIONS_FILE = 'training_options.json'
 PROGRESS_FILE = 'progress.json'
@@ -57,7 +57,7 @@ class Run:
 
     def note_finished(self, stage: str, kimg: float, snapshot: str) -> None:
         """`kimg` is the length of this stage alone."""
-        entry = dict(kimg=kimg, snapshot=os.path.basename(snapshot))
+        entry = dict(kimg=kimg, snapshot=os.path.relpath(snapshot, self.path))
         _write(self.file(PROGRESS_FILE), {**self.progress, stage: entry})
 
     def has_begun(self, stage: str) -> bool:
@@ -74,8 +74,8 @@ class Run:
 
     def has_trained(self) -> bool:
         """Whether a tick has ended here: then there is something to look at, or to go on from."""
-        stats = self.file('stats.jsonl')
-        return os.path.exists(stats) and os.path.getsize(stats) > 0
+        stats = glob.glob(os.path.join(glob.escape(self.path), '**', 'stats.jsonl'), recursive=True)
+        return any(os.path.getsize(path) > 0 for path in stats)
 
     def snapshot(self, stage: str) -> str:
         """Path of the last snapshot of a finished stage."""

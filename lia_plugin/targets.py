@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lia_plugin.host import UserError
+from lia_plugin.host import UserError, parse_labels
 from lia_plugin.images import LoadedImage, has_image_extension, read_image
 
 MAX_MEMBER_BYTES = 256 * 1024**2  # No image file of a sane size is larger unpacked; a zip bomb is.
@@ -95,11 +95,7 @@ def _label_table(root: str) -> dict[str, int | list[float]]:
     data = _label_file(root)
     if data is None:
         return {}
-    try:
-        from training.image_archive import parse_labels
-    except ImportError:  # NVIDIA's checkouts have no such module.
-        raise UserError(f'{root}: its {LABEL_FILE} cannot be read in this checkout; use --class=N') from None
-    return parse_labels(data, f'{root}: {LABEL_FILE}') or {}
+    return dict(parse_labels(data, f'{root}: {LABEL_FILE}') or {})
 
 
 def _label_file(root: str) -> bytes | None:

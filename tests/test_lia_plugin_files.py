@@ -10,10 +10,10 @@ from lia_plugin import files
 
 def test_a_file_takes_its_place_only_when_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / 'network.pkl'
-    with files._write_then_rename(str(path)) as file:
+    with files.write_then_rename(str(path)) as file:
         file.write(b'old')
         assert not path.exists()
-    with pytest.raises(RuntimeError), files._write_then_rename(str(path)) as file:
+    with pytest.raises(RuntimeError), files.write_then_rename(str(path)) as file:
         file.write(b'half of the new')
         raise RuntimeError
     assert path.read_bytes() == b'old' and os.listdir(tmp_path) == ['network.pkl']
@@ -23,7 +23,7 @@ def test_a_file_takes_its_place_only_when_it_is_whole(tmp_path: Path) -> None:
 def test_permissions_follow_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
-        with files._write_then_rename(str(tmp_path / 'network.pkl')) as file:
+        with files.write_then_rename(str(tmp_path / 'network.pkl')) as file:
             file.write(b'content')
     finally:
         os.umask(before)

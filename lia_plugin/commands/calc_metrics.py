@@ -85,36 +85,27 @@ def calc_metrics(
         return
     if network is None:
         raise click.UsageError('--network: missing; name a network pickle')
-    import dnnlib
-    from torch_utils import distributed
+    from lia_plugin import host
 
     job = prepare(
-        fetch(network), None if data is None else fetch(data), mirror, device, gpus, metrics=metrics,
+        host.fetch(network), None if data is None else host.fetch(data), mirror, device, gpus, metrics=metrics,
         trust=trust_pickle, num=num, batch=batch, detector=detector, seed=seed, verbose=verbose, snapshot=network,
     )
-    results = distributed.spawn(evaluate, gpus, (job,), device=job.device)
+    results = host.spawn(evaluate, gpus, (job,), device=job.device)
     if json_path is not None:
-        with dnnlib.util.atomic_write(json_path, 'w', encoding='utf-8') as f:
+        with host.atomic_write(json_path, 'w', encoding='utf-8') as f:
             json.dump(results, f, indent=2)
 
 
 def list_metrics() -> None:
     """Prints every metric's name and what it is."""
+    from lia_plugin import host
     from lia_plugin import metrics as _registers_ours  # noqa: F401
     from metrics import metric_main
 
     for name in metric_main.list_valid_metrics():
-        summary = (metric_main.get_metric(name).__doc__ or '').strip().splitlines()
+        summary = (host.metric_function(name).__doc__ or '').strip().splitlines()
         click.echo(f'{name:<14} {summary[0] if summary else ""}')
-
-
-def fetch(path_or_url: str) -> str:
-    """The path, or where a URL's file is now."""
-    import dnnlib
-
-    if not dnnlib.util.is_url(path_or_url, allow_file_urls=True):
-        return path_or_url
-    return dnnlib.util.open_url(path_or_url, return_filename=True)
 
 
 def load_generator(path: str, trust: bool) -> tuple[Any, dict[str, Any]]:
@@ -198,10 +189,9 @@ def recorded_data(kwargs: Any) -> dict[str, Any]:
 
 def check_data(G: Any, kwargs: dict[str, Any]) -> None:
     """UserError now, not after minutes of work, if the data set can't be read or doesn't fit the network."""
-    import dnnlib
-    from lia_plugin.host import UserError
+    from lia_plugin.host import UserError, open_data_set
 
-    dataset = dnnlib.util.construct_class_by_name(**kwargs)
+    dataset = open_data_set(**kwargs)
     if dataset.num_channels != G.img_channels:
         raise UserError(f'--data: {kwargs.get("path")}: images of {dataset.num_channels} channels, but the network '
                         f'makes {G.img_channels}')
@@ -216,13 +206,13 @@ def prepare(
     **plain: Any,
 ) -> Job:
     """Looks at everything that can be wrong before the work begins."""
-    from lia_plugin import evaluation, planning
+    from lia_plugin import evaluation, host, planning
     from lia_plugin import metrics as _registers_ours  # noqa: F401
-    from metrics import metric_main
 
-    wanted = [metric_main.get_metric(name) for name in metrics]
+    wanted = [host.metric_function(name) for name in metrics]
     if not wanted:
         raise click.UsageError('--metrics: none given; --metrics=list tells all')
+    host.check_metric_options(metrics, plain)
     run_device = planning.resolve_device(device, gpus)
     G, contents = load_generator(path, trust)
     if any(getattr(fn, 'needs_encoder', False) for fn in wanted):
@@ -244,26 +234,26 @@ def evaluate(rank: int, world_size: int, job: Job) -> list[dict[str, Any]]:
     """One process's part: all metrics in turn. Rank 0 prints and records them."""
     import torch
 
+    from lia_plugin import host
     from lia_plugin import metrics as _registers_ours  # noqa: F401
-    from metrics import metric_main, metric_utils
+    from metrics import metric_main
 
     # TF32 would change features in the third digit.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     device = torch.device('cuda', rank) if job.device == 'cuda' else torch.device(job.device)
     G, _contents = load_generator(job.network, job.trust)
     G = G.eval().requires_grad_(False).to(device)
-    shared: dict[Any, Any] = {}
+    options: dict[str, Any] = dict(
+        detector=job.detector, num=job.num, batch=job.batch, seed=job.seed, shared={})  # fmt: skip
     results = []
     for name in job.metrics:
         if rank == 0 and job.verbose:
             print(f'{name} …', file=sys.stderr, flush=True)
-        held_out = getattr(metric_main.get_metric(name), 'held_out', False)
-        result = metric_main.calc_metric(
-            name, G=G, dataset_kwargs=job.held_out_set if held_out else job.training_set, num_gpus=world_size,
-            rank=rank, device=device, progress=metric_utils.ProgressMonitor(verbose=job.verbose),
-            detector=job.detector, num=job.num, batch=job.batch, seed=job.seed, shared=shared,
-        )
+        held_out = getattr(host.metric_function(name), 'held_out', False)
+        data = job.held_out_set if held_out else job.training_set
+        result = host.calc_metric(
+            name, data, job.verbose, options, G=G, num_gpus=world_size, rank=rank, device=device)
         if rank == 0:
             metric_main.report_metric(result, run_dir=job.run_dir, snapshot_pkl=job.snapshot)
-        results.append({**result, 'results': dict(result.results)})
+        results.append({**result, 'results': dict(result['results'])})
     return results

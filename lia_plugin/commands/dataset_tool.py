@@ -85,12 +85,13 @@ def dataset_tool(
 
     Exit codes: 0 done; 1 done, but images were skipped; 2 nothing written.
     """
-    from training.dataset_convert import Options, convert
+    from lia_plugin.host import convert_data_set
 
+    make_settings, convert = convert_data_set()
     resolution_width, resolution_height = parse_resolution(resolution)
     if resolution is not None and (width is not None or height is not None):
         raise click.UsageError('--resolution: give it, or --width and --height, but not both')
-    settings = Options(
+    settings = make_settings(
         width=width if resolution is None else resolution_width,
         height=height if resolution is None else resolution_height,
         **options,  # type: ignore[arg-type]

@@ -152,12 +152,12 @@ def train(ctx: click.Context, outdir: str, dry_run: bool, new_run: bool, **given
 
 def normalise(given: dict[str, Any]) -> dict[str, Any]:
     """Values as they are compared and kept: data sets on the disk, and absolute paths, the same from any folder."""
-    from dnnlib.util import is_url, open_url
+    from lia_plugin import host
 
     values = dict(given)
     for name in ('data', 'val'):
-        if is_url(values[name]):
-            values[name] = open_url(values[name], return_filename=True)
+        if values[name] is not None:
+            values[name] = host.fetch(values[name])
     for name in ('data', 'val', 'resume', 'detector'):
         value = values[name]
         if value is not None and os.path.exists(value):

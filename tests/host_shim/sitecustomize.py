@@ -2,10 +2,12 @@
 
 - `cuda` devices are the CPU, CUDA's events and memory counters do nothing, process groups use gloo, DDP has no GPU;
 - `Sampler.__init__` takes the data source that it took before torch 2.13;
+- DDP sends buffers round when it wraps a module, as it did before it followed `broadcast_buffers` there too;
 - `pkg_resources.parse_version`, which setuptools no longer brings, is packaging's.
 
 Python runs this file first if its folder is on PYTHONPATH, in spawned processes too. `LIA_PLUGIN` names the folder of
-our distribution, which then comes behind the checkout on the path; without it there is no plugin.
+our distribution, which then comes behind the checkout on the path; without it there is no plugin. With
+`LIA_LEAVE_BREAKS` only devices are replaced.
 """
 
 import os
@@ -75,6 +77,8 @@ def _swap_distributed() -> None:
         start(backend='gloo', **kwargs)
 
     def wrap_on_cpu(self: Any, module: torch.nn.Module, device_ids: Any = None, **kwargs: Any) -> None:
+        for buffer in module.buffers():
+            torch.distributed.broadcast(buffer, src=0)
         wrap(self, module, **kwargs)
 
     torch.distributed.init_process_group = start_gloo
@@ -90,4 +94,5 @@ def _mend_breaks() -> None:
 
 _swap_device()
 _swap_distributed()
-_mend_breaks()
+if not os.environ.get('LIA_LEAVE_BREAKS'):
+    _mend_breaks()

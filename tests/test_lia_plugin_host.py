@@ -1,0 +1,78 @@
+"""What lia_plugin.host does in NVIDIA's checkouts, as far as it shows outside of them; test_host_inside is inside."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+
+import pytest
+
+from lia_plugin import host, options
+from training.augment import augpipe_specs
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a checkout of stylegan2-ada-pytorch."""
+    monkeypatch.setattr(host, 'OURS', False)
+
+
+def test_a_stage_starts_in_a_folder_of_its_own_and_goes_on_from_what_it_left(
+    elsewhere: None, tmp_path: pathlib.Path
+) -> None:
+    kwargs = dict(run_dir=str(tmp_path), stage='gan', total_kimg=10, resume_pkl='theirs.pkl')
+    (tmp_path / 'gan-init.pkl').touch()
+    first = host.place_stage(kwargs, 'state.pt')
+    assert first == {**kwargs, 'run_dir': f'{tmp_path}/gan-part00', 'start_kimg': 0}
+    for part, names in enumerate([['000000', '000004', '000002'], ['000000', '000001'], ['000000']]):
+        (tmp_path / f'gan-part{part:02d}').mkdir()
+        for name in names:
+            (tmp_path / f'gan-part{part:02d}' / f'network-snapshot-{name}.pkl').touch()
+    # The last part came to nothing: its kimg 0 is older than the second's 1.
+    newest = f'{tmp_path}/gan-part01/network-snapshot-000001.pkl'
+    assert host.place_stage(kwargs, 'state.pt') == dict(
+        run_dir=f'{tmp_path}/gan-part03', stage='gan', total_kimg=5, resume_pkl=newest, start_kimg=0)
+    # Stage 2's count begins where stage 1 ended in our loop, at 0 in NVIDIA's.
+    later = host.place_stage(dict(kwargs, stage='encoder', start_kimg=10, total_kimg=13), 'state.pt')
+    assert (later['start_kimg'], later['total_kimg'], later['resume_pkl']) == (0, 3, 'theirs.pkl')
+
+
+def test_in_our_host_the_exact_state_is_named(tmp_path: pathlib.Path) -> None:
+    kwargs = dict(run_dir=str(tmp_path), stage='gan', total_kimg=10)
+    assert host.place_stage(kwargs, 'state.pt')['resume_state'] is None
+    (tmp_path / 'state.pt').touch()
+    assert host.place_stage(kwargs, 'state.pt') == {**kwargs, 'resume_state': f'{tmp_path}/state.pt'}
+
+
+@pytest.mark.parametrize('name', options.AUGPIPES)
+def test_augmentation_pipes_are_named_alike(name: str, elsewhere: None) -> None:
+    assert host.augpipe(name) == dict(augpipe_specs[name])
+
+
+def test_labels_are_read_alike(elsewhere: None) -> None:
+    assert host.parse_labels(b'{"labels": [["a.png", 1], ["b.png", [0.5, 2]]]}', 'x') == {'a.png': 1, 'b.png': [0.5, 2]}
+    assert host.parse_labels(b'{"labels": null}', 'x') is None
+    for damaged in (b'', b'[]', b'{}', b'{"labels": [1]}', b'{"labels": [["a"]]}'):
+        with pytest.raises(host.UserError, match='^x: must be'):
+            host.parse_labels(damaged, 'x')
+
+
+def test_networks_get_the_names_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = dict(G_kwargs=dict(class_name='lia_plugin.networks.Generator'),
+                 D_kwargs=dict(class_name='training.networks.Discriminator', channel_max=8))
+    assert host.adapt_stage(stage) == stage
+    monkeypatch.setattr(host, 'networks_module', lambda: 'training.networks_stylegan2')
+    assert host.adapt_stage(stage) == dict(
+        G_kwargs=stage['G_kwargs'],
+        D_kwargs=dict(class_name='training.networks_stylegan2.Discriminator', channel_max=8))
+
+
+def test_the_first_ctrl_c_asks_and_the_second_breaks(capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), host._interruptible() as interrupted:
+        assert not interrupted()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupted() and 'Stopping at the end of this tick' in capsys.readouterr().out
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
