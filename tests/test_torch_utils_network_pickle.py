@@ -20,7 +20,7 @@ import torch
 
 import dnnlib
 from dnnlib.util import UserError
-from torch_utils import network_pickle, persistence, pickle_machine
+from torch_utils import host_dialects, network_pickle, persistence, pickle_machine
 from training import networks_stylegan3
 
 HINT = '--trust-pickle'
@@ -515,11 +515,11 @@ def test_alias_free_networks_are_told_apart() -> None:
 
 
 def test_stylegan3_options_are_translated() -> None:
-    result = network_pickle._sg3_kwargs('Generator', dict(
+    result = host_dialects.sg3_kwargs('Generator', dict(
         z_dim=1, img_channels=3, mapping_kwargs=dict(num_layers=2), channel_base=64, fused_modconv_default='x'))
     assert result == dict(z_dim=1, img_channels=3, mapping_kwargs=dict(num_layers=2, w_avg_beta=0.998),
                           synthesis_kwargs=dict(channel_base=64, num_fp16_res=4, conv_clamp=256))
-    assert network_pickle._sg3_kwargs('Discriminator', dict(conv_clamp=None)) == dict(num_fp16_res=4, conv_clamp=None)
+    assert host_dialects.sg3_kwargs('Discriminator', dict(conv_clamp=None)) == dict(num_fp16_res=4, conv_clamp=None)
 
 
 def test_the_file_is_left_as_it_is() -> None:
