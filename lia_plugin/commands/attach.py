@@ -33,7 +33,8 @@ POSITIVE = click.IntRange(min=1)
 @click.option('--trust-pickle', is_flag=True, help='Run the code inside the network pickle; only for files you trust')
 def attach(
     network: str, out: str | None, outdir: str, mode: str, data: str | None, steps: int, batch: int, couplings: int,
-    hidden: int | None, noise: float, lr: float, detector: str | None, num: int, seed: int, device: str, trust_pickle: bool,
+    hidden: int | None, noise: float, lr: float, detector: str | None, num: int, seed: int, device: str,
+    trust_pickle: bool,
 ) -> None:
     """Give an existing StyleGAN generator its invertible φ, so that stage 1 can be skipped.
 
