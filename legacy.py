@@ -47,7 +47,8 @@ def _with_fp16(network: Any, is_generator: bool) -> Any:
     options = {'num_fp16_res': 4, 'conv_clamp': 256}
     kwargs = network.init_kwargs
     if is_generator:
-        kwargs['synthesis_kwargs'] = {**kwargs.get('synthesis_kwargs', {}), **options}
+        loose = {key: kwargs.pop(key) for key in options if key in kwargs}  # Where StyleGAN3 has them.
+        kwargs['synthesis_kwargs'] = {**loose, **kwargs.get('synthesis_kwargs', {}), **options}
     else:
         kwargs.update(options)
     if kwargs == network.init_kwargs:

@@ -514,3 +514,33 @@ def fetch_detector(source: str | None) -> None:
 def inception_url(opts: Any) -> str:
     """The feature network of Fréchet distances: the one asked for in our host, each checkout's own in the others."""
     return getattr(opts, 'detector', None) or (_SG3_INCEPTION if IS_STYLEGAN3 else _ADA_INCEPTION)
+
+
+def plain(value: Any) -> Any:
+    """EasyDict → dict, all the way down: what goes into JSON and pickles must need no class of a host."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def feature_detector(url: str, device: torch.device | str) -> tuple[Any, str]:
+    """A detector as metrics have it, uint8 NCHW → [N, features], and its name. UserError if it can't be had."""
+    from metrics import metric_utils
+
+    if url.startswith('random:') and not OURS:
+        raise UserError(f"--detector: {url}: NVIDIA's checkouts have none of random weights; give a file or a URL")
+    return metric_utils.get_feature_detector(url, torch.device(device)), metric_utils.get_feature_detector_name(url)
+
+
+def local_detector() -> str | None:
+    """A detector that needs no download; None where there is none."""
+    return 'random:0' if OURS else None
+
+
+def describe_transfer(network: str, wanted: Iterable[str], there: Iterable[str], fresh: str) -> list[str]:
+    """Which tensors of a pickle a network takes over, as lines for people; none where the host can't tell."""
+    if not OURS:
+        return []
+    from training.transfer import describe
+
+    return [describe(network, wanted, there, fresh)]

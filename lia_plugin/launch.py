@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 import dnnlib
-from lia_plugin import host, run_dir, stages
+from lia_plugin import attach_files, attach_report, host, run_dir, stages
 from lia_plugin.host import UserError
+from lia_plugin.phi_fit import Fit
 
 
 def unfinished(run: run_dir.Run, config: dict[str, Any]) -> list[str]:
@@ -51,6 +52,8 @@ def _train_stage(run: run_dir.Run, config: dict[str, Any], stage: str) -> str | 
         kwargs.update(start_kimg=start, total_kimg=start + kwargs['total_kimg'], resume_pkl=init_pkl)
         if kwargs['loss_kwargs']['percep'] == 'disc':
             kwargs['loss_kwargs'] = dict(kwargs['loss_kwargs'], percep_network=init_pkl)
+    elif config.get('attach'):
+        kwargs['resume_pkl'] = _attached(run, config)
     kwargs = host.place_stage(kwargs, run_dir.STATE_FILE)
     try:
         return host.spawn(_worker, kwargs['num_gpus'], (kwargs, config['device'], run.path), device=config['device'])
@@ -63,6 +66,8 @@ def _begin_encoder(run: run_dir.Run, config: dict[str, Any]) -> None:
     if run.has_begun('encoder'):
         return
     source = config['encoder_source'] or run.snapshot('gan')
+    if config.get('attach') and config['encoder_source']:
+        source = _attached(run, config)
     print(f'Stage encoder begins from {source}', flush=True)
     kwargs = config['encoder']
     stages.prepare_encoder_stage(
@@ -72,11 +77,26 @@ def _begin_encoder(run: run_dir.Run, config: dict[str, Any]) -> None:
         device=config['device'],
         seed=kwargs['random_seed'],
         trust=config['options']['trust_pickle'],
+        D_kwargs=kwargs['D_kwargs'],
     )
     # The state in the directory is stage 1's, which stage 2 must not go on from; it writes its own.
     with contextlib.suppress(FileNotFoundError):
         os.remove(run.file(run_dir.STATE_FILE))
     run.note_begun('encoder')
+
+
+def _attached(run: run_dir.Run, config: dict[str, Any]) -> str:
+    """Path of the network of --resume with φ attached, which is done once in a run."""
+    path = run.file(run_dir.ATTACHED_FILE)
+    if not os.path.exists(path):
+        wanted = dict(config['attach'])
+        print(f'Fitting φ to the mapping network of {wanted["network"]}', flush=True)
+        wanted['fit'] = Fit(**wanted['fit'])
+        report = attach_files.attach_file(
+            out=path, device=config['device'], trust=config['options']['trust_pickle'], **wanted
+        )
+        print('\n'.join([*attach_files.notes(report), *attach_report.lines(report)]), flush=True)
+    return path
 
 
 def _worker(rank: int, world_size: int, kwargs: dict[str, Any], device: str, run_path: str) -> str | None:

@@ -117,7 +117,7 @@ class EncoderLoss:
         # One pass for both halves: a batch norm in the encoder then sees, and counts, one batch a step.
         code = self.encoder(real_img if fake_img is None else torch.cat([real_img, fake_img]))
         code, fake_code = code[: len(real_img)], code[len(real_img) :]
-        y = self.mapping.z_to_y(code, real_c) if self.encoder.space == 'z' else code
+        y = self.mapping.code_to_y(code, real_c)
         recon = self._decode_amplified(y, real_c)
 
         terms = {'pixel': self.pixel_weight * F.mse_loss(recon, real_img)}

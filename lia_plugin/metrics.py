@@ -78,7 +78,7 @@ def recon_ssim(opts: Any) -> dict[str, float]:
     return host.say(opts, dict(recon_ssim=float(measured.ssim.mean())), measured.n, value_range='[-1, 1]')
 
 
-def _sqrt_product_trace(a: Array, b: Array) -> float:
+def sqrt_product_trace(a: Array, b: Array) -> float:
     """tr (A B)^½ of covariances. The host may be one that has no such function to share."""
     values, vectors = np.linalg.eigh(a)
     root = vectors * np.sqrt(values.clip(min=0))
@@ -119,7 +119,7 @@ def recon_fid(opts: Any) -> dict[str, float]:
         opts=same, detector_url=url, detector_kwargs=dict(return_features=True), capture_mean_cov=True).get_mean_cov()
     distance = float('nan')
     if opts.rank == 0:
-        cross = _sqrt_product_trace(cov, real_cov)
+        cross = sqrt_product_trace(cov, real_cov)
         distance = float(np.square(mean - real_mean).sum() + np.trace(cov) + np.trace(real_cov) - 2 * cross)
     name = metric_utils.get_feature_detector_name(url)
     return host.say(opts, dict(recon_fid=distance), n, detector=name, value_range='uint8 0..255')

@@ -20,7 +20,9 @@ import dnnlib
 from torch_utils import persistence
 from torch_utils.ops import bias_act, conv2d_resample, upfirdn2d
 
-SYNTHESIS_CLASSES = ('training.networks.SynthesisNetwork', 'training.networks_stylegan2.SynthesisNetwork')
+# Where the hosts keep their StyleGAN2: ours and stylegan2-ada-pytorch, stylegan3.
+HOST_MODULES = ('training.networks', 'training.networks_stylegan2')
+LRELU_SLOPE, LRELU_GAIN = 0.2, math.sqrt(2)  # Of the activation after each layer of the hosts' mapping networks.
 
 
 class Inversion(NamedTuple):
@@ -156,6 +158,8 @@ class Coupling(torch.nn.Module):
         hidden_features: int = 512,
         coupling: str = 'additive',  # 'additive' or 'affine'.
         lr_multiplier: float = 0.01,
+        shift_activation: str = 'lrelu',
+        zero_init: bool = False,  # Start as nothing but the reversal.
         max_log_scale: float = 2.0,
     ) -> None:
         super().__init__()
@@ -166,7 +170,8 @@ class Coupling(torch.nn.Module):
         in_features, out_features = self.split + cond_features, features - self.split
         self.hidden = Dense(in_features, hidden_features, activation='lrelu', lr_multiplier=lr_multiplier)
         # The reference code ends τ with a second leaky ReLU; kept, for it gives y its skewed, disentangled start.
-        self.shift = Dense(hidden_features, out_features, activation='lrelu', lr_multiplier=lr_multiplier)
+        shift_init = 0.0 if zero_init else 1.0
+        self.shift = Dense(hidden_features, out_features, shift_activation, lr_multiplier, weight_init=shift_init)
         self.log_scale = None
         if coupling == 'affine':
             self.log_scale = Dense(hidden_features, out_features, lr_multiplier=lr_multiplier, weight_init=0)
@@ -192,8 +197,70 @@ class Coupling(torch.nn.Module):
         return self.shift(hidden), self.max_log_scale * torch.tanh(self.log_scale(hidden) / self.max_log_scale)
 
 
+def _undo_lrelu(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The inverse of lrelu(x)·√2, and its log|det J|."""
+    negative = y < 0
+    log_det = -math.log(LRELU_GAIN) * y.shape[1] - math.log(LRELU_SLOPE) * negative.sum(dim=1).to(y.dtype)
+    return torch.where(negative, y / LRELU_SLOPE, y) / LRELU_GAIN, log_det
+
+
 def _log_det(log_scale: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
     return like.new_zeros([like.shape[0]]) if log_scale is None else log_scale.sum(1)
+
+
+@persistence.persistent_class
+class Standardize(torch.nn.Module):
+    """A fixed affine step that makes a Gaussian a standard one.
+
+    y → z:  h = (x − mean − c·label_mean)·white
+    z → y:  x = h·color + mean + c·label_mean,  color = white⁻¹
+
+    The identity until it is given a Gaussian. All its numbers are buffers: measured, not trained.
+    """
+
+    mean: torch.Tensor
+    label_mean: torch.Tensor | None
+    white: torch.Tensor
+    color: torch.Tensor
+    log_det: torch.Tensor
+
+    def __init__(self, features: int, c_dim: int = 0) -> None:
+        super().__init__()
+        self.register_buffer('mean', torch.zeros([features]))
+        self.register_buffer('label_mean', torch.zeros([c_dim, features]) if c_dim > 0 else None)
+        self.register_buffer('white', torch.eye(features))
+        self.register_buffer('color', torch.eye(features))
+        self.register_buffer('log_det', torch.zeros([]))
+
+    def forward(self, x: torch.Tensor, c: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        return (x - self._center(c)) @ self.white, self.log_det.expand(x.shape[0])
+
+    def inverse(self, h: torch.Tensor, c: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        return h @ self.color + self._center(c), -self.log_det.expand(h.shape[0])
+
+    def _center(self, c: torch.Tensor | None) -> torch.Tensor:
+        if self.label_mean is None or c is None:
+            return self.mean
+        return self.mean + c.to(self.mean.dtype) @ self.label_mean
+
+    @torch.no_grad()
+    def set_gaussian(self, mean: torch.Tensor, cov: torch.Tensor, label_mean: torch.Tensor | None = None) -> None:
+        """Takes the Gaussian N(mean + c·label_mean, cov): [features], [features, features], [c_dim, features].
+
+        The new axes are the principal ones, the widest first: halves of them are what couplings tell apart.
+        Raises ValueError if `cov` is not positive definite, or too nearly so for float32.
+        """
+        variances, axes = torch.linalg.eigh(cov.detach().cpu().double())
+        if not variances[0] > 1e-12 * variances[-1]:
+            ends = f'{float(variances[0]):g} to {float(variances[-1]):g}'
+            raise ValueError(f'cov: expected positive definite, its eigenvalues go from {ends}')
+        self.mean.copy_(mean)
+        if self.label_mean is not None and label_mean is not None:
+            self.label_mean.copy_(label_mean)
+        self.white.copy_((axes / variances.sqrt()).flip(1))
+        rounded = self.white.cpu().double()  # The inverse of what is stored, not of what was measured.
+        self.color.copy_(torch.linalg.inv(rounded))
+        self.log_det.copy_(torch.linalg.slogdet(rounded)[1])
 
 
 @persistence.persistent_class
@@ -203,6 +270,10 @@ class Phi(torch.nn.Module):
     Both directions take [N, features] and labels [N, c_dim] (None if c_dim is 0) and give (output, log|det J|) of that
     direction, [N, features] and [N]. φ is computed in float32 whatever the input or autocast says, for in half
     precision the round trip is off by 1e-2; float64 weights give float64 results.
+
+    The options from `shift_activation` on are for a y that is given: one that an existing mapping network makes. Then φ
+    is, from y on: that network's last activation undone (W becomes nearly Gaussian, Wulff and Torralba, arXiv
+    2009.06529), the Gaussian standardised, and couplings that start without effect and learn what is left.
     """
 
     def __init__(
@@ -213,17 +284,28 @@ class Phi(torch.nn.Module):
         hidden_features: int = 512,
         coupling: str = 'additive',
         lr_multiplier: float = 0.01,
+        shift_activation: str = 'lrelu',  # At the end of each τ; 'linear' learns faster.
+        zero_init: bool = False,  # Couplings start without effect; an even number of them is the identity.
+        y_activation: str = 'linear',  # 'lrelu' = undo the leaky ReLU that y has gone through.
+        standardize: bool = False,  # A Standardize step before the couplings.
     ) -> None:
         super().__init__()
+        if y_activation not in ('linear', 'lrelu'):
+            raise ValueError(f"phi: y_activation is 'linear' or 'lrelu', got {y_activation!r}")
         if features < 2 or num_couplings < 1:
             raise ValueError(f'phi: needs 2 features and 1 coupling at least, got {features} and {num_couplings}')
         self.features = features
         self.c_dim = c_dim
         self.num_couplings = num_couplings
+        self.lr_multiplier = float(lr_multiplier)
+        self.y_activation = y_activation
+        self.standardize = Standardize(features, c_dim) if standardize else None
         cond_features = min(features, 128) if c_dim > 0 else 0
         self.embed = Dense(c_dim, cond_features) if c_dim > 0 else None
         for i in range(num_couplings):
-            step = Coupling(features, cond_features, hidden_features, coupling, lr_multiplier)
+            step = Coupling(
+                features, cond_features, hidden_features, coupling, lr_multiplier, shift_activation, zero_init
+            )
             setattr(self, f'coupling{i}', step)
 
     @property
@@ -233,7 +315,7 @@ class Phi(torch.nn.Module):
     def forward(self, y: torch.Tensor, c: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.autocast(y.device.type, enabled=False):
             h, cond = self._prepare(y, c)
-            log_det = h.new_zeros([h.shape[0]])
+            h, log_det = self.to_gaussian(h, c)
             for step in self.couplings:
                 h, change = step(h, cond)
                 log_det = log_det + change
@@ -246,6 +328,26 @@ class Phi(torch.nn.Module):
             for step in reversed(self.couplings):
                 h, change = step.inverse(h, cond)
                 log_det = log_det + change
+            h, change = self._from_gaussian(h, c)
+        return h, log_det + change
+
+    def to_gaussian(self, y: torch.Tensor, c: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """What comes before the couplings: the activation undone, the Gaussian standardised; (h, log|det J|)."""
+        log_det = y.new_zeros([y.shape[0]])
+        if self.y_activation == 'lrelu':
+            y, log_det = _undo_lrelu(y)
+        if self.standardize is not None:
+            y, change = self.standardize(y, c)
+            log_det = log_det + change
+        return y, log_det
+
+    def _from_gaussian(self, h: torch.Tensor, c: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        log_det = h.new_zeros([h.shape[0]])
+        if self.standardize is not None:
+            h, log_det = self.standardize.inverse(h, c)
+        if self.y_activation == 'lrelu':
+            h = torch.where(h < 0, h * LRELU_SLOPE, h) * LRELU_GAIN
+            log_det = log_det - _undo_lrelu(h)[1]
         return h, log_det
 
     def _prepare(self, h: torch.Tensor, c: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -412,12 +514,15 @@ class Encoder(torch.nn.Module):
 class MappingNetwork(torch.nn.Module):
     """All that stands between latents: z ↔ y by φ, y → w by the host's kind of dense layers, image → y by the encoder.
 
-    With `num_layers=0`, as in the paper, y is w. Called as the host calls its mapping network: z [N, z_dim], labels
-    [N, c_dim] or None → ws [N, num_ws, w_dim]. z is not normalised, because that could not be inverted.
+    With `num_layers=0`, as in the paper, y is w. With `base_kwargs` a whole mapping network of the host's stands
+    between y and w. That one begins by scaling its input to a fixed length, so the length of y is free: an encoder's y
+    is given unit mean square, which is what N(0, I) has. Called as the host calls its mapping network: z [N, z_dim],
+    labels [N, c_dim] or None → ws [N, num_ws, w_dim]. z is not normalised, because that could not be inverted.
     """
 
     w_avg: torch.Tensor
     encoder: Encoder | None
+    base: Any
 
     def __init__(
         self,
@@ -431,9 +536,12 @@ class MappingNetwork(torch.nn.Module):
         w_avg_beta: float | None = 0.995,  # Decay of the tracked mean of w. None = don't track.
         phi_kwargs: dict[str, Any] = {},  # noqa: B006  Arguments of Phi; a mutable default as hosts have them.
         encoder_kwargs: dict[str, Any] | None = None,  # Arguments of Encoder. None = stage 1, no encoder yet.
+        base_kwargs: dict[str, Any] | None = None,  # Arguments of the host's mapping network y → w. None = none.
     ) -> None:
         super().__init__()
-        if num_layers == 0 and z_dim != w_dim:
+        if num_layers and base_kwargs is not None:
+            raise ValueError(f'mapping: base_kwargs bring layers of their own; num_layers must be 0, not {num_layers}')
+        if num_layers == 0 and base_kwargs is None and z_dim != w_dim:
             raise ValueError(f'mapping: without dense layers y is w, so z_dim must be w_dim; got {z_dim} and {w_dim}')
         self.z_dim, self.c_dim, self.w_dim, self.num_ws = z_dim, c_dim, w_dim, num_ws
         self.num_layers = num_layers
@@ -443,6 +551,11 @@ class MappingNetwork(torch.nn.Module):
         for i in range(num_layers):
             layer = Dense(widths[i], widths[i + 1], activation='lrelu', lr_multiplier=lr_multiplier)
             setattr(self, f'fc{i}', layer)
+        self.base = None
+        if base_kwargs is not None:  # Truncation, w_avg and the copies of w are this network's own.
+            shape = dict(z_dim=z_dim, c_dim=c_dim, w_dim=w_dim, num_ws=1, w_avg_beta=None)
+            base_kwargs = {'class_name': _host_class('MappingNetwork'), **base_kwargs, **shape}
+            self.base = dnnlib.util.construct_class_by_name(**base_kwargs)
         self.register_buffer('w_avg', torch.zeros([w_dim]))
         self.encoder = None
         if encoder_kwargs is not None:
@@ -458,7 +571,7 @@ class MappingNetwork(torch.nn.Module):
         skip_w_avg_update: bool = False,  # stylegan2-ada-pytorch's keyword: in training, don't track w.
         update_emas: bool | None = None,  # stylegan3's keyword: track w. None = decide by the line above.
     ) -> torch.Tensor:
-        w = self.y_to_w(self.z_to_y(z, c))
+        w = self.y_to_w(self.z_to_y(z, c), c)
         track = (self.training and not skip_w_avg_update) if update_emas is None else update_emas
         if track and self.w_avg_beta is not None and self.encoder is None:
             self.w_avg.copy_(w.detach().mean(dim=0).lerp(self.w_avg, self.w_avg_beta))
@@ -472,7 +585,10 @@ class MappingNetwork(torch.nn.Module):
         """φ: [N, z_dim] → [N, z_dim]."""
         return self.phi(y, c)[0]
 
-    def y_to_w(self, y: torch.Tensor) -> torch.Tensor:
+    def y_to_w(self, y: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:
+        """[N, z_dim] → [N, w_dim]; labels matter only to a mapping network of the host's."""
+        if self.base is not None:
+            return self.base(y, c)[:, 0]
         for i in range(self.num_layers):
             y = getattr(self, f'fc{i}')(y)
         return y
@@ -480,12 +596,12 @@ class MappingNetwork(torch.nn.Module):
     def y_to_ws(
         self,
         y: torch.Tensor,
-        c: torch.Tensor | None = None,  # Unused: labels enter through φ. Kept so that all latent paths look alike.
+        c: torch.Tensor | None = None,
         truncation_psi: float = 1,
         truncation_cutoff: int | None = None,
     ) -> torch.Tensor:
         """y [N, z_dim] → ws [N, num_ws, w_dim], truncated towards the mean of w."""
-        return self.broadcast(self.y_to_w(y), truncation_psi, truncation_cutoff)
+        return self.broadcast(self.y_to_w(y, c), truncation_psi, truncation_cutoff)
 
     def broadcast(self, w: torch.Tensor, truncation_psi: float, truncation_cutoff: int | None) -> torch.Tensor:
         """w [N, w_dim] → one copy for each layer, the first `truncation_cutoff` (None = all) pulled to w_avg."""
@@ -499,8 +615,13 @@ class MappingNetwork(torch.nn.Module):
         """f: images NCHW in [-1, 1] → y [N, z_dim]. Labels are needed only by an encoder towards z."""
         if self.encoder is None:
             raise ValueError('this network has no encoder: it comes from stage 1')
-        code = self.encoder(img)
-        return self.z_to_y(code, c) if self.encoder.space == 'z' else code
+        return self.code_to_y(self.encoder(img), c)
+
+    def code_to_y(self, code: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:
+        """What the encoder gives, y or z → y, [N, z_dim]."""
+        if self.encoder is not None and self.encoder.space == 'z':
+            return self.z_to_y(code, c)
+        return code if self.base is None else _normalize(code)
 
     def log_prob(self, y: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:
         """log p(y | c) = log N(φ(y); 0, I) + log|det ∂φ/∂y|, in nats, [N]."""
@@ -534,7 +655,7 @@ class Generator(torch.nn.Module):
         self.z_dim, self.c_dim, self.w_dim = z_dim, c_dim, w_dim
         self.img_resolution, self.img_channels = img_resolution, img_channels
         image = dict(img_resolution=img_resolution, img_channels=img_channels)
-        synthesis = dict(class_name=_host_synthesis_class(), w_dim=w_dim, **image)
+        synthesis = dict(class_name=_host_class('SynthesisNetwork'), w_dim=w_dim, **image)
         self.synthesis = dnnlib.util.construct_class_by_name(**{**synthesis, **synthesis_kwargs})
         self.num_ws = self.synthesis.num_ws
         if encoder_kwargs is not None:
@@ -593,11 +714,12 @@ def freeze(module: torch.nn.Module) -> None:
                 part.register_buffer(name, parameter.detach())
 
 
-def _host_synthesis_class() -> str:
-    for name in SYNTHESIS_CLASSES:
+def _host_class(name: str) -> str:
+    """Full name of a network class of the host that this runs in."""
+    for module in HOST_MODULES:
         try:
-            dnnlib.util.get_obj_by_name(name)
-            return name
+            dnnlib.util.get_obj_by_name(f'{module}.{name}')
+            return f'{module}.{name}'
         except (ImportError, AttributeError):
             continue
-    raise ImportError(f'no StyleGAN2 host is importable: looked for {" and ".join(SYNTHESIS_CLASSES)}')
+    raise ImportError(f'no StyleGAN2 host is importable: looked for {name} in {" and ".join(HOST_MODULES)}')

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from click import UsageError
 
-import dnnlib
 import lia_plugin.metrics  # noqa: F401  Registers LIA's metrics.
-from lia_plugin import __version__, config, host, inversion, run_dir, stages
-from lia_plugin.options import TRANSFER_SOURCES, Options, changed
+from lia_plugin import __version__, config, host, inversion, run_dir, transfer
+from lia_plugin.options import TRANSFER_SOURCES, Options
 from lia_plugin.perceptual import make_perceptual
 
 # Modules whose `--detector` is needed are known by these names; other metrics look at no features.
@@ -36,24 +35,30 @@ def plan(options: Options, run: run_dir.Run | None = None, dry: bool = False) ->
     gan_metrics, all_metrics = split_metrics(options)
     result: dict[str, Any] = dict(
         version=__version__, options=dataclasses.asdict(said), data=dataclasses.asdict(info), device=device,
-        gan=None, encoder=None, encoder_source=None,
+        gan=None, encoder=None, encoder_source=None, attach=None, notes=[], transfer=[],
     )  # fmt: skip
     if options.has_gan_stage:
         result['gan'] = host.adapt_stage(config.gan_stage(options, info, augpipe(options), gan_metrics))
         check_batch(result['gan'], '--batch')
-        if options.transfers and run is None:
-            _check_transfer(result['gan'], options, info)
     if options.has_encoder_stage:
         result['encoder'] = host.adapt_stage(config.encoder_stage(options, info))
         check_batch(result['encoder'], '--enc-batch')
         if options.stage == 'encoder':
             result['encoder_source'] = resume_source(options)
-            begun = run is not None and run.has_begun('encoder')
-            source = run.file(run_dir.ENCODER_INIT_FILE) if run is not None and begun else resume_source(options)
-            _take_networks(result['encoder'], source, options, info)
+            source = (None if run is None else run.encoder_source()) or resume_source(options)
+            transfer.plan_encoder(result, source, options, info)
         if run is not None and run.has_begun('encoder'):
-            # It follows --enc-kimg, which may change; the average that has begun goes on as it was.
-            result['encoder']['ema_kimg'] = run.recorded['encoder']['ema_kimg']
+            # It follows --enc-kimg, which may change; the average that has begun goes on as it was. So does the loss,
+            # which depends on what the pickle of --resume held.
+            for key in ('ema_kimg', 'loss_kwargs'):
+                result['encoder'][key] = run.recorded['encoder'][key]
+    if options.has_gan_stage and options.transfers:
+        if run is None:
+            transfer.plan_gan(result, options, info, resume_source(options))
+        else:
+            transfer.keep_networks(result, run.recorded)
+    if run is not None:
+        result['attach'] = run.recorded.get('attach')
     check_splits(result)
     if not dry:
         check_downloads(options, result, all_metrics)
@@ -132,59 +137,6 @@ def check_batch(stage: dict[str, Any], flag: str) -> None:
 def augpipe(options: Options) -> dict[str, Any]:
     """Arguments that `--augpipe` stands for."""
     return {} if options.aug == 'noaug' else host.augpipe(options.augpipe or 'bgc')
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Networks.
-
-
-def _take_networks(stage: dict[str, Any], source: str, options: Options, info: config.DataInfo) -> None:
-    """Puts into a stage's arguments the networks that the pickle has, which it must be able to go on with."""
-    data = host.load_network_pkl(source, trust=options.trust_pickle)
-    check_network(data['G_ema'], source, info)
-    if data.get('D') is None or getattr(data['G_ema'].mapping, 'phi', None) is None:
-        raise host.UserError(f'{source}: no training snapshot of --cfg=lia, whose generator has φ and whose D is there')
-    D_kwargs = {k: v for k, v in data['D'].init_kwargs.items() if k not in ('c_dim', 'img_resolution', 'img_channels')}
-    # What isn't said is as the pickle's encoder has it, or else as wide as its discriminator.
-    wanted, there = stage['G_kwargs']['encoder_kwargs'], data['G_ema'].init_kwargs.get('encoder_kwargs') or D_kwargs
-    for key, field in dict(arch='enc_arch', space='enc_space', channel_base='cbase', channel_max='cmax').items():
-        if changed(options, (field,)) is None:
-            wanted[key] = there.get(key, wanted[key])
-    G_kwargs = stages.generator_kwargs(data['G_ema'], wanted, source)
-    if options.fp32:  # Precision alone: conv_clamp belongs to the function that the networks were trained to be.
-        G_kwargs['synthesis_kwargs'] = dict(G_kwargs.get('synthesis_kwargs', {}), num_fp16_res=0)
-        D_kwargs['num_fp16_res'] = 0
-    stage['G_kwargs'] = dict(class_name=stage['G_kwargs']['class_name'], **G_kwargs)
-    stage['D_kwargs'] = dict(class_name=stage['D_kwargs']['class_name'], **D_kwargs)
-
-
-def _check_transfer(stage: dict[str, Any], options: Options, info: config.DataInfo) -> None:
-    """What the pickle and the stage's networks both have must have one shape; what only one has may differ."""
-    source = resume_source(options)
-    data = host.load_network_pkl(source, trust=options.trust_pickle)
-    check_network(data['G_ema'], source, info)
-    made_for: dict[str, Any] = dict(
-        c_dim=info.label_dim, img_resolution=info.resolution, img_channels=info.num_channels
-    )
-    for name, kwargs in (('G_ema', stage['G_kwargs']), ('D', stage['D_kwargs'])):
-        if data.get(name) is None:
-            raise host.UserError(f'--resume: {source}: holds no {name}; give a training snapshot')
-        wanted = dnnlib.util.construct_class_by_name(**kwargs, **made_for).state_dict()
-        for key, tensor in data[name].state_dict().items():
-            if key in wanted and wanted[key].shape != tensor.shape:
-                raise host.UserError(
-                    f'--resume: {source}: {name}.{key} is {list(tensor.shape)}, these options make it '
-                    f'{list(wanted[key].shape)}; give those (--cbase, --cmax, …) that the pickle was trained with'
-                )
-
-
-def check_network(G: Any, source: str, info: config.DataInfo) -> None:
-    """A network to go on from must be made for such images and labels."""
-    made_for = (G.img_resolution, G.img_channels, G.c_dim)
-    wanted = (info.resolution, info.num_channels, info.label_dim)
-    for what, got, expected in zip(('pixels a side', 'channels', 'label dimensions'), made_for, wanted, strict=True):
-        if got != expected:
-            raise host.UserError(f'--resume: {source}: made for {got} {what}, the data set has {expected}')
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ PROGRESS_FILE = 'progress.json'
 RUNNING_FILE = 'running.json'
 STATE_FILE = 'training-state.pt'
 ENCODER_INIT_FILE = 'encoder-init.pkl'
+ATTACHED_FILE = 'attached.pkl'  # What --resume named, with φ attached.
 
 # Options that may differ when a run goes on: they change how long it runs and what it reports, not what it computes.
 MAY_CHANGE = ('kimg', 'enc_kimg', 'snap', 'tick', 'metrics', 'workers')
@@ -80,6 +81,11 @@ class Run:
     def snapshot(self, stage: str) -> str:
         """Path of the last snapshot of a finished stage."""
         return self.file(self.progress[stage]['snapshot'])
+
+    def encoder_source(self) -> str | None:
+        """The network in this directory that stage 2 of --resume goes on from; None if it still needs the original."""
+        own = self.file(ENCODER_INIT_FILE if self.has_begun('encoder') else ATTACHED_FILE)
+        return own if os.path.exists(own) else None
 
     def worker(self) -> int | None:
         """Number of the process that is at work in this run on this machine, or None."""

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from lia_plugin import host
+import dnnlib
+from lia_plugin import attach, host
 from lia_plugin.networks import Generator, MappingNetwork
 from torch_utils import misc
 
@@ -20,11 +21,13 @@ def prepare_encoder_stage(
     device: torch.device | str = 'cpu',
     seed: int = 0,
     trust: bool = False,
+    D_kwargs: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes the pickle that stage 2 starts from; gives the keyword arguments of its generator.
 
     The generator is stage 1's exponential average, its weights frozen as buffers, plus a new encoder whose output has
-    the mean and spread of the latent space. D goes on from stage 1. A network that has an encoder already keeps it,
+    the mean and spread of the latent space. D goes on from stage 1; a pickle without one gets a new one if `D_kwargs`
+    (class_name and arguments) say which. A network that has an encoder already keeps it,
     so that its training continues, if `encoder_kwargs` describe the same one.
 
     Raises UserError if the network has no φ, or another encoder than asked for.
@@ -36,7 +39,7 @@ def prepare_encoder_stage(
             f'{network_pkl}: its generator has no φ, so an encoder would have no z to lead to; '
             'train stage 1 with --cfg=lia --stage=gan, or give a pickle of such a run'
         )
-    if data.get('D') is None:
+    if data.get('D') is None and D_kwargs is None:
         raise host.UserError(f'{network_pkl}: holds no discriminator, which stage 2 needs; give a training snapshot')
     G_kwargs = generator_kwargs(source, encoder_kwargs, network_pkl)
     torch.manual_seed(seed)
@@ -48,13 +51,18 @@ def prepare_encoder_stage(
         assert G.encoder is not None, 'encoder_kwargs were given'
         G.encoder.set_output_statistics(mean.cpu(), std.cpu())
     G = G.cpu().eval().requires_grad_(False)
-    host.save_network_pkl(out_pkl, {**data, 'G': G, 'G_ema': G})
+    D = data.get('D')
+    if D is None and D_kwargs is not None:
+        D = dnnlib.util.construct_class_by_name(**D_kwargs, c_dim=source.c_dim, **image).eval().requires_grad_(False)
+    host.save_network_pkl(out_pkl, {**data, 'G': G, 'D': D, 'G_ema': G})
     return G_kwargs
 
 
 def generator_kwargs(source: Any, encoder_kwargs: dict[str, Any], name: str) -> dict[str, Any]:
     """Constructor arguments of a stage-1 generator's stage-2 self, without what a training loop adds from its data."""
-    kwargs = {k: v for k, v in dict(source.init_kwargs).items() if k not in ('c_dim', 'img_resolution', 'img_channels')}
+    own = attach.has_phi(source)
+    kwargs = dict(source.init_kwargs) if own else attach.lia_kwargs(source)  # What it will be with φ attached.
+    kwargs = {k: v for k, v in kwargs.items() if k not in ('c_dim', 'img_resolution', 'img_channels')}
     old = kwargs.get('encoder_kwargs')
     if old is not None and any(old.get(k) != v for k, v in encoder_kwargs.items()):
         changed = next(k for k, v in encoder_kwargs.items() if old.get(k) != v)
@@ -62,14 +70,7 @@ def generator_kwargs(source: Any, encoder_kwargs: dict[str, Any], name: str) -> 
             f'{name}: its encoder has {changed}={old.get(changed)!r}, asked for is {encoder_kwargs[changed]!r}; '
             'leave the option out, or start from the stage-1 pickle'
         )
-    return _plain({**kwargs, 'encoder_kwargs': {**(old or {}), **encoder_kwargs}})
-
-
-def _plain(value: Any) -> Any:
-    """EasyDict → dict, all the way down: what goes into JSON and pickles must need no class of a host."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+    return host.plain({**kwargs, 'encoder_kwargs': {**(old or {}), **encoder_kwargs}})
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from lia_plugin import networks as lia_networks
 from lia_plugin.loss import EncoderLoss
 from lia_plugin.perceptual import DiscriminatorFeatures
 from metrics.detectors import RandomFeatures
-from torch_utils.ops import bias_act, conv2d_resample, grid_sample_gradfix, upfirdn2d
+from torch_utils.ops import bias_act, conv2d_resample, filtered_lrelu, grid_sample_gradfix, upfirdn2d
 from training import networks
 from training.augment import AugmentPipe, augpipe_specs
 from training.loss import StyleGAN2Loss
@@ -77,6 +77,8 @@ OPERATORS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     'conv down': lambda x, w: conv2d_resample.conv2d_resample(x, w, setup_filter(x), down=2, padding=1),
     'modulated conv': lambda x, w: networks.modulated_conv2d(x, w, x.mean(dim=(2, 3)) + 1, padding=1),
     'grid sample': sample,
+    'filtered lrelu': lambda x, w: filtered_lrelu.filtered_lrelu(
+        x, setup_filter(x), setup_filter(x), w[0, :, 0, 0], up=2, down=2, padding=3, clamp=2),
 }
 
 

@@ -11,7 +11,7 @@ import zuko
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lia_plugin.networks import BatchNorm, Encoder, Generator, Phi
+from lia_plugin.networks import BatchNorm, Encoder, Generator, Phi, Standardize
 
 SYNTHESIS = dict(channel_base=256, channel_max=16)
 ENCODER = dict(channel_base=256, channel_max=16)
@@ -20,10 +20,18 @@ ENCODER = dict(channel_base=256, channel_max=16)
 def make_phi(features=6, c_dim=0, coupling='affine', seed=0, dtype=torch.float64, **kwargs):
     torch.manual_seed(seed)
     phi = Phi(features, c_dim, hidden_features=16, coupling=coupling, **kwargs).to(dtype)
+    if phi.standardize is not None:
+        phi.standardize.set_gaussian(*random_gaussian(features, c_dim))
     for name, p in phi.named_parameters():
         if 'log_scale' in name:  # Affine steps start as additive ones; that would prove nothing here.
             p.data = torch.randn_like(p) * 50
     return phi
+
+
+def random_gaussian(features, c_dim):
+    factor = torch.randn([features, features], dtype=torch.float64)
+    cov = factor @ factor.t() + 0.1 * torch.eye(features)
+    return torch.randn([features]), cov, torch.randn([c_dim, features]) if c_dim else None
 
 
 def make_generator(encoder=None, c_dim=0, **kwargs):
@@ -49,6 +57,9 @@ phis = st.builds(
     coupling=st.sampled_from(['additive', 'affine']),
     seed=st.integers(0, 100),
     num_couplings=st.integers(1, 5),
+    shift_activation=st.sampled_from(['lrelu', 'linear']),
+    y_activation=st.sampled_from(['linear', 'lrelu']),
+    standardize=st.booleans(),
 )
 
 
@@ -85,6 +96,67 @@ def test_phi_round_trip_in_float32_at_full_width(seed, coupling):
     phi = Phi(512, coupling=coupling)
     z = torch.randn([64, 512])
     assert (phi(phi.inverse(z)[0])[0] - z).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize('coupling', ['additive', 'affine'])
+def test_phi_with_zero_init_is_the_identity(coupling):
+    torch.manual_seed(0)
+    phi, z = Phi(9, 2, coupling=coupling, zero_init=True), torch.randn([5, 9])
+    c = torch.eye(2)[[0, 1, 1, 0, 1]]
+    for direction in (phi, phi.inverse):
+        h, log_det = direction(z, c)
+        assert torch.equal(h, z) and not log_det.any()
+    flipped = Phi(9, coupling=coupling, zero_init=True, num_couplings=3)
+    assert torch.equal(flipped(z)[0], z.flip(1))
+
+
+def test_standardize_makes_its_gaussian_a_standard_one():
+    torch.manual_seed(0)
+    step = Standardize(3, 2).double()
+    mean, cov, label_mean = random_gaussian(3, 2)
+    step.set_gaussian(mean, cov, label_mean)
+    c = torch.eye(2, dtype=torch.float64)[[0, 1]]
+    oracle = torch.distributions.MultivariateNormal((mean + label_mean).double(), cov)
+    x = oracle.sample()
+    h, log_det = step(x, c)
+    prior = torch.distributions.Normal(0, 1).log_prob(h).sum(1)
+    assert torch.allclose(prior + log_det, oracle.log_prob(x), atol=1e-8)
+    assert torch.allclose(step.white.t() @ cov @ step.white, torch.eye(3, dtype=torch.float64), atol=1e-10)
+    widest = (cov @ step.white)[:, 0] / step.white[:, 0]
+    assert torch.allclose(widest, torch.linalg.eigvalsh(cov)[-1].expand(3), rtol=1e-8), 'the widest axis is first'
+    with pytest.raises(ValueError, match='positive definite'):
+        step.set_gaussian(mean, torch.ones([3, 3]))
+
+
+def test_standardize_round_trip_in_float32_at_full_width():
+    torch.manual_seed(0)
+    axes = torch.linalg.qr(torch.randn([512, 512], dtype=torch.float64))[0]
+    cov = axes @ torch.diag(torch.logspace(1, -4, 512, dtype=torch.float64)) @ axes.t()
+    phi = Phi(512, zero_init=True, standardize=True, y_activation='lrelu', coupling='affine')
+    phi.standardize.set_gaussian(torch.randn([512]), cov)
+    z = torch.randn([64, 512])
+    assert (phi(phi.inverse(z)[0])[0] - z).abs().max() < 5e-4
+
+
+@pytest.mark.parametrize('c_dim', [0, 3])
+def test_a_mapping_network_of_the_hosts_stands_between_y_and_w(c_dim):
+    from training.networks import MappingNetwork as HostMapping
+
+    base = dict(num_layers=2, lr_multiplier=0.1)
+    G = make_generator(c_dim=c_dim, mapping_kwargs=dict(base_kwargs=base, phi_kwargs=dict(hidden_features=16))).eval()
+    oracle = HostMapping(8, c_dim, 8, None, **base)
+    oracle.load_state_dict(G.mapping.base.state_dict())
+    z, c = torch.randn([3, 8]), torch.eye(3) if c_dim else None
+    y = G.mapping.z_to_y(z, c)
+    assert torch.equal(G.mapping(z, c)[:, 4], oracle(y, c))
+    assert torch.equal(G.mapping.y_to_ws(5 * y, c)[:, 0], oracle(5 * y, c)), 'the length of y is free'
+    assert torch.equal(pickle.loads(pickle.dumps(G))(z, c, noise_mode='const'), G(z, c, noise_mode='const'))
+    with pytest.raises(ValueError, match='num_layers must be 0'):
+        make_generator(mapping_kwargs=dict(base_kwargs=base, num_layers=1))
+    stage2 = make_generator(dict(**ENCODER), c_dim, mapping_kwargs=dict(base_kwargs=base)).eval()
+    assert all(name.startswith('mapping.encoder.') for name, _ in stage2.named_parameters())
+    y = stage2.encode(torch.rand([2, 1, 16, 16]), None if c is None else c[:2])
+    assert torch.allclose(y.square().mean(dim=1), torch.ones(2), atol=1e-4)
 
 
 def test_phi_agrees_with_zuko():

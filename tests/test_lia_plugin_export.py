@@ -146,6 +146,16 @@ def test_nothing_is_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.skipif(os.name == 'nt', reason='permissions')
+def test_all_files_follow_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        network_folder.save(str(tmp_path / 'net'), make_snapshot())
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / 'net').iterdir()} == {0o640}
+
+
 def test_existing_folders_are_left_alone(tmp_path: Path, folder: Path) -> None:
     for path in (folder, folder / 'config.json'):
         with pytest.raises(UserError, match='exists already'):

@@ -4,14 +4,16 @@ import dataclasses
 import pathlib
 from typing import Any
 
+import click
 import numpy as np
 import PIL.Image
 import pytest
 
 import dnnlib
-from lia_plugin import config, planning, stages
-from lia_plugin.host import UserError
+from lia_plugin import attach_files, config, planning, stages
+from lia_plugin.host import UserError, load_network_pkl, save_network_pkl
 from lia_plugin.options import Options
+from lia_plugin.phi_fit import Fit
 from torch_utils import network_pickle
 
 SMALL = dict(cbase=64, cmax=8, latent_dim=8, batch=4, aug='noaug', device='cpu')
@@ -42,7 +44,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     pickles = {cfg: _snapshot(folder, cfg) for cfg in ('lia', 'auto')}
     encoder = dict(arch='resnet', space='y', channel_base=32, channel_max=4)
     stages.prepare_encoder_stage(pickles['lia'], str(folder / 'encoder.pkl'), encoder)
-    return {**sets, **pickles, 'encoder': str(folder / 'encoder.pkl')}
+    auto = load_network_pkl(pickles['auto'])
+    save_network_pkl(str(folder / 'slim.pkl'), dict(G_ema=auto['G_ema']))
+    attach_files.attach_file(pickles['auto'], str(folder / 'attached.pkl'), fit=Fit(steps=2, batch=8), num=4)
+    more = {name: str(folder / f'{name}.pkl') for name in ('encoder', 'slim', 'attached')}
+    return {**sets, **pickles, **more}
 
 
 def _encoder(files: dict[str, str], source: str, **said: Any) -> dict[str, Any]:
@@ -85,26 +91,67 @@ def test_fp32_in_stage_2_changes_precision_alone(source: str, files: dict[str, s
 
 
 @pytest.mark.parametrize('said, message', [
-    (dict(stage='encoder', resume='auto'), 'no training snapshot of --cfg=lia'),
     (dict(stage='encoder', resume='lia', data='large'), '16 pixels a side, the data set has 32'),
     (dict(stage='encoder', resume='lia', data='grey'), '3 channels, the data set has 1'),
     (dict(SMALL, resume='lia', data='large'), '16 pixels a side'),
     (dict(SMALL, resume='lia', cbase=32), r'synthesis.* is \[8, .*, these options make it'),
     (dict(SMALL, resume='auto', cmax=4), r'is \[8, .* make it \[4, '),
+    (dict(SMALL, resume='auto', map_depth=2), '--map-depth: 2 contradicts --resume'),
+    (dict(SMALL, resume='auto', latent_dim=16), '--latent-dim: 16 contradicts --resume: .* has 8'),
+    (dict(SMALL, resume='lia', coupling='affine'), '--coupling: affine contradicts --resume: .* has additive'),
+    (dict(SMALL, resume='lia', phi_layers=6), '--phi-layers: 6 contradicts'),
+    (dict(SMALL, cfg='auto', resume='lia'), 'would start at random; give --cfg=lia'),
+    (dict(SMALL, cfg='auto', resume='auto', map_depth=3), '--map-depth: 3 contradicts .* has 2'),
+    (dict(stage='encoder', resume='slim', percep='disc'), '--percep=disc: .* no discriminator'),
+    (dict(SMALL, resume='slim'), 'holds no D'),
 ])
 def test_pickles_that_do_not_fit(said: dict[str, Any], message: str, files: dict[str, str]) -> None:
     said = {'data': 'data', 'device': 'cpu', **said}
     options = Options(**{**said, 'data': files[said['data']], 'resume': files[said['resume']]})
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises((UserError, click.UsageError), match=message) as caught:
         planning.plan(options)
     assert '\n' not in str(caught.value) and '.pkl' in str(caught.value)
 
 
-@pytest.mark.parametrize('source', ['lia', 'auto'])
-def test_transfer_takes_what_fits(source: str, files: dict[str, str]) -> None:
-    """A plain StyleGAN2 lends its synthesis and discriminator to LIA; φ is new."""
+@pytest.mark.parametrize('source', ['lia', 'auto', 'attached'])
+def test_transfer_leaves_no_part_of_the_mapping_at_random(source: str, files: dict[str, str]) -> None:
+    """The network of the plan has exactly the tensors of the pickle that the loop is given."""
     plan = planning.plan(Options(files['data'], resume=files[source], **SMALL))
+    size = dict(c_dim=0, img_resolution=16, img_channels=3)
+    wanted = dnnlib.util.construct_class_by_name(**plan['gan']['G_kwargs'], **size).state_dict()
+    given = 'attached' if source == 'auto' else source
+    assert wanted.keys() == load_network_pkl(files[given])['G_ema'].state_dict().keys()
+    assert plan['encoder']['G_kwargs'].items() >= plan['gan']['G_kwargs'].items()
     assert plan['gan']['resume_pkl'] == files[source]
+    told = ' '.join(plan['notes'] + plan['transfer'])
+    if source == 'auto':
+        assert plan['attach']['network'] == files['auto'] and 'has no φ' in told
+        assert 'new, fitted to the old mapping network: mapping.phi' in told
+        assert 'not taken over: mapping.fc0 (2)' in told
+    else:
+        assert plan['attach'] is None and 'G_ema: all' in told and 'new' not in told
+
+
+def test_a_plain_mapping_is_as_deep_as_the_pickles(files: dict[str, str]) -> None:
+    plan = planning.plan(Options(files['data'], cfg='paper256', resume=files['auto'], metrics='none', **SMALL))
+    assert plan['gan']['G_kwargs']['mapping_kwargs']['num_layers'] == 2
+    assert any('2 mapping layers' in note for note in plan['notes'])
+
+
+def test_stage_2_of_a_plain_pickle_plans_to_attach(files: dict[str, str]) -> None:
+    options = Options(files['data'], stage='encoder', resume=files['auto'], device='cpu', batch=4)
+    plan = planning.plan(options)
+    attached = planning.plan(dataclasses.replace(options, resume=files['attached']))
+    assert plan['attach']['mode'] == 'replace' and attached['attach'] is None
+    assert plan['encoder']['G_kwargs'] == attached['encoder']['G_kwargs']
+    assert plan['encoder']['D_kwargs'] == attached['encoder']['D_kwargs']
+
+
+def test_without_a_discriminator_stage_2_says_what_it_does(files: dict[str, str]) -> None:
+    plan = planning.plan(Options(files['data'], stage='encoder', resume=files['slim'], device='cpu', batch=4))
+    assert plan['encoder']['loss_kwargs']['percep'] == 'none' and plan['encoder']['loss_kwargs']['percep_weight'] == 0
+    assert (plan['encoder']['D_kwargs']['channel_base'], plan['encoder']['D_kwargs']['channel_max']) == (64, 8)
+    assert any('makes a new one' in note and 'no perceptual features' in note for note in plan['notes'])
 
 
 def test_a_plan_is_a_function_of_its_options(files: dict[str, str]) -> None:

@@ -23,7 +23,8 @@ _SET_BY_GENERATOR = ('w_dim', 'img_resolution', 'img_channels')
 
 def is_sg3(record: Record) -> bool:
     """Whether a record's source is StyleGAN3's networks_stylegan2, as released or edited."""
-    return 'update_emas' in record.source and 'skip_w_avg_update' not in record.source
+    words = 'update_emas', 'skip_w_avg_update', 'magnitude_ema'     # The last stands in networks_stylegan3 alone.
+    return [word in record.source for word in words] == [True, False, False]
 
 
 def sg3_kwargs(class_name: str, kwargs: dict[str, Any]) -> dict[str, Any]:

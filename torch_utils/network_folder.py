@@ -45,6 +45,8 @@ def save(folder: str, data: dict[str, Any], texts: dict[str, str] | None = None)
         for name, content in {CONFIG: json.dumps(config, indent=2, allow_nan=False) + '\n', **(texts or {})}.items():
             with open(os.path.join(draft, name), 'w', encoding='utf-8') as file:
                 file.write(content)
+        # The library closes its file to everybody else, whatever the umask says.
+        shutil.copymode(os.path.join(draft, CONFIG), os.path.join(draft, WEIGHTS))
         for name in os.listdir(draft):
             _sync(os.path.join(draft, name))
         if os.path.isdir(folder):

@@ -2,7 +2,7 @@
 
 Reading takes the pickle apart into plain data and records (`safe_unpickler`), builds each network from this project's
 own class of that name with the recorded constructor arguments, and gives it the file's weights: strictly, by name and
-shape. NVIDIA's ADA pickles and those of StyleGAN3's networks_stylegan2 load the same way.
+shape. NVIDIA's ADA pickles and those of StyleGAN3, alias-free or not, load the same way.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from .allocation_guard import AllocationGuard, check_arguments
 from .pickle_records import derived_buffers, tensors_of, walk_modules
 from .safe_unpickler import Array, Record
 
-KNOWN_MODULES = ('training.networks', 'training.augment', 'lia_plugin.networks')
+KNOWN_MODULES = ('training.networks', 'training.networks_stylegan3', 'training.augment', 'lia_plugin.networks')
 KNOWN_DATASETS = ('training.dataset.ImageFolderDataset',)
 
 # NVIDIA's own sources; another one under the same names may compute something else with the same weights.
@@ -32,6 +32,7 @@ NVIDIA_SOURCES = {
     '53b4e1ec457171d4e2c1454d48013765ab626141c35cdd383b020950effe11a5': 'StyleGAN2-ADA networks',
     '77eb17876bc7ba87cdc9281caf925daf507ce0937b84d0f32134d4d08e13061e': 'StyleGAN2-ADA augment',
     'b6f14e8fa2a95de4d38218fef31380c6a70de770f585107e209ff83075c307ef': 'StyleGAN3 networks_stylegan2',
+    '06082fb3e8929e477f58fb8bc78e7ecb9a9209eb01444272d1d153c85a6a89f7': 'StyleGAN3 networks_stylegan3',
     '43c6b98bc68d5d214dd2e2775a10eb007dee034c005766fbc310005147bfb788': 'StyleGAN3 augment',
 }
 
@@ -273,10 +274,10 @@ class Rebuilder:
     def _guess_module(self, record: Record, tensors: dict[str, torch.Tensor]) -> str:
         if not record.source:   # A plain torch module, not a persistent object.
             raise self.fail(f'holds a {record.class_name} where a network is expected; {TRUST_HINT}')
-        if any(name.startswith('synthesis.input.') or name.startswith('input.') for name in tensors):
-            raise self.fail('is an alias-free StyleGAN3 network, which this project does not have; ' + TRUST_HINT)
         if any('phi' in name.split('.') for name in tensors):
             return 'lia_plugin.networks'    # LIA trained in a host's own loop.
+        if 'magnitude_ema' in record.source:
+            return 'training.networks_stylegan3'
         return 'training.augment' if record.class_name == 'AugmentPipe' else 'training.networks'
 
     def _construct(self, cls: type[torch.nn.Module], args: Any, kwargs: dict[str, Any],

@@ -20,6 +20,7 @@ import dnnlib
 import legacy
 from torch_utils import distributed, misc, training_stats
 from training import checkpoint, reports
+from training.transfer import describe
 
 
 @dataclasses.dataclass
@@ -186,10 +187,14 @@ def _construct_augment(args: dnnlib.EasyDict) -> torch.nn.Module | None:
 
 
 def _transfer(args: dnnlib.EasyDict, modules: dict[str, torch.nn.Module]) -> None:
-    """Copies what the pickle has by name, and says on rank 0 what it hadn't."""
+    """Copies what the pickle has by name, and says on rank 0 what was copied and what was not."""
     data = legacy.load_network_pkl(args.resume_pkl, trust=args.trust_pickle)
+    distributed.print0(f'Weights from {args.resume_pkl}:')
     for name, module in modules.items():
-        source = dict(misc.named_params_and_buffers(data[name]))
+        given = data['G_ema'] if name == 'G' and data['G'] is None else data[name]
+        if given is None:
+            raise dnnlib.util.UserError(f'{args.resume_pkl}: holds no {name}; give a training snapshot')
+        source = dict(misc.named_params_and_buffers(given))
         wanted = dict(misc.named_params_and_buffers(module))
         clash = next((k for k, v in wanted.items() if k in source and source[k].shape != v.shape), None)
         if clash is not None:
@@ -197,10 +202,9 @@ def _transfer(args: dnnlib.EasyDict, modules: dict[str, torch.nn.Module]) -> Non
                 f'{args.resume_pkl}: {name}.{clash} is {list(source[clash].shape)}, this configuration has '
                 f'{list(wanted[clash].shape)}; give the options that the pickle was trained with'
             )
-        misc.copy_params_and_buffers(data[name], module, require_all=False)
-        fresh = [k for k in wanted if k not in source]
-        new = f'; new, at random: {", ".join(fresh[:4])}{" …" if len(fresh) > 4 else ""}' if fresh else ''
-        distributed.print0(f'{name}: {len(wanted) - len(fresh)} of {len(wanted)} tensors from {args.resume_pkl}{new}')
+        misc.copy_params_and_buffers(given, module, require_all=False)
+        label = name if given is data[name] else f'{name} (from G_ema)'
+        distributed.print0(describe(label, wanted, source))
 
 
 def _phases(name: str, module: torch.nn.Module, opt_kwargs: dict[str, Any], reg_interval: int | None) -> list[Phase]:

@@ -130,6 +130,8 @@ def train(ctx: click.Context, outdir: str, dry_run: bool, new_run: bool, **given
         check_same_data(run, plan)
     print(json.dumps({k: v for k, v in plan.items() if k != 'options'}, indent=2, ensure_ascii=False))
     say_metrics(plan)
+    for line in [*plan['notes'], *plan['transfer']]:
+        print(line)
     if dry_run:
         print(f'Dry run: would train in {run.path if run else run_dir.next_path(outdir, description(plan))}')
         return 0
