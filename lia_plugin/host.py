@@ -88,11 +88,14 @@ def fetch(path_or_url: str) -> str:
 
 
 def load_network_pkl(path: str, trust: bool = False) -> dict[str, Any]:
-    """Reads a network pickle (path or URL): the snapshot's dict, modules on the CPU.
+    """Reads a network pickle (path or URL) or an exported folder: the snapshot's dict, modules on the CPU.
 
     In NVIDIA's checkouts their reader does it, which runs the source inside the file, as everything there does.
     Raises UserError for a missing or foreign file; in our host also for one that needs its own code, unless `trust`.
     """
+    if os.path.isdir(path):
+        network_folders()   # Which says so where there are none.
+        return legacy.load_network_pkl(path)
     if OURS:
         with dnnlib.util.open_url(path, verbose=False) as f:
             return legacy.load_network_pkl(f, trust=trust)
@@ -104,6 +107,16 @@ def load_network_pkl(path: str, trust: bool = False) -> dict[str, Any]:
             return legacy.load_network_pkl(f)
     except Exception as error:  # Damaged pickles raise anything.
         raise UserError(f'{path}: not a network pickle that this checkout can read ({_one_line(error)})') from error
+
+
+def network_folders() -> Any:
+    """The module that writes and reads networks without pickles. UserError in NVIDIA's checkouts, which have none."""
+    try:
+        return importlib.import_module('torch_utils.network_folder')
+    except ModuleNotFoundError as error:
+        if error.name == 'safetensors':
+            raise UserError('safetensors is missing: pip install safetensors') from None
+        raise UserError('folders without pickles need our own torch_utils: run this outside of the checkout') from None
 
 
 def save_network_pkl(path: str, data: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""benchmarks/iteration.py: its arithmetic in closed form, and one small run of the whole."""
+"""The benchmarks: iteration.py's arithmetic in closed form, and one small run of each as a whole."""
 
 import importlib.util
 import os
@@ -8,13 +8,18 @@ import sys
 from types import ModuleType
 
 import pytest
+from click.testing import CliRunner
 
 SCRIPT = pathlib.Path(__file__).parents[1] / 'benchmarks' / 'iteration.py'
 
 
 @pytest.fixture(scope='module')
 def iteration() -> ModuleType:
-    spec = importlib.util.spec_from_file_location('benchmarks_iteration', SCRIPT)
+    return load(SCRIPT)
+
+
+def load(script: pathlib.Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f'benchmarks_{script.stem}', script)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -60,3 +65,15 @@ def test_a_folder_that_is_no_checkout_is_refused(tmp_path: pathlib.Path) -> None
     command = [sys.executable, str(SCRIPT), f'--host={tmp_path}']
     run = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert run.returncode == 2 and 'no checkout of stylegan2-ada-pytorch' in run.stderr
+
+
+def test_alias_free_networks_are_compared_with_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = load(SCRIPT.with_name('stylegan3.py'))
+    small = dict(img_resolution=16, channel_base=64, channel_max=4, num_layers=4)
+    monkeypatch.setattr(script, 'OPTIONS', {'small': small})
+    monkeypatch.setattr(script, 'SPEEDS', {'small, batch 2': (2, small)})
+    run = CliRunner().invoke(script.main, [f'--host={SCRIPT.parents[1]}', '--rounds=2'])
+    assert run.exit_code == 0, run.output
+    rows = [line for line in run.output.splitlines() if line.startswith('| small')]
+    assert rows[0] == '| small | 0.0e+00 | 0.0e+00 | 0.0e+00 |' and rows[1].startswith('| small, batch 2 | ')
+    assert CliRunner().invoke(script.main, [f'--host={SCRIPT.parent}']).exit_code == 2

@@ -10,7 +10,9 @@ import hosts
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 
+import legacy
 from lia_plugin import cli
 
 NARROW = ['--cbase=256', '--cmax=8', '--latent-dim=16', '--batch=4', '--gamma=0.1', '--aug=noaug', '--workers=0',
@@ -78,6 +80,47 @@ def test_both_stages_metrics_inversion(
     code, table, err = lia(host, 'invert', f'--network={snapshot}', f'--target={data}', f'--outdir={tmp_path / "out"}')
     assert code == 0 and 'mean of 12' in table, err
     assert len(json.loads((tmp_path / 'out' / 'results.json').read_text())['images']) == 12
+
+
+# A narrow network of the checkout's own classes, as it pickles itself.
+MAKE_NETWORK = """
+import importlib.util, pickle, sys
+import dnnlib, torch
+make = dnnlib.util.construct_class_by_name
+is_ada = importlib.util.find_spec('training.networks') is not None
+module = 'training.networks' if is_ada else 'training.networks_stylegan2'
+torch.manual_seed(0)
+image = dict(c_dim=0, img_resolution=16, img_channels=3)
+widths = dict(channel_base=256, channel_max=8)
+common = dict(z_dim=16, w_dim=16, mapping_kwargs=dict(num_layers=2), **image)
+if sys.argv[2] == 'alias-free':
+    G = make(class_name='training.networks_stylegan3.Generator', num_layers=6, margin_size=4, **widths, **common)
+else:
+    G = make(class_name=module + '.Generator', **(dict(synthesis_kwargs=widths) if is_ada else widths), **common)
+D = make(class_name=module + '.Discriminator', **widths, **image)
+for network in (G, D):
+    network.eval().requires_grad_(False)
+with open(sys.argv[1], 'wb') as f:
+    pickle.dump(dict(G=G, D=D, G_ema=G, augment_pipe=None, training_set_kwargs=None), f)
+"""
+
+
+@pytest.mark.parametrize('host, kind', [
+    ('stylegan2-ada-pytorch', 'plain'), ('stylegan3', 'plain'), ('stylegan3', 'alias-free'),
+])  # fmt: skip
+def test_stage_2_with_their_frozen_generator(host: str, kind: str, data: str, tmp_path: pathlib.Path) -> None:
+    """A network of theirs without φ gets one on the way; its synthesis network comes out as it went in."""
+    source = tmp_path / 'theirs.pkl'
+    hosts.check(hosts.run(host, '-c', MAKE_NETWORK, str(source), kind))
+    args = ['train', '--stage=encoder', f'--resume={source}', f'--data={data}', f'--outdir={tmp_path / "runs"}']
+    short = ['--enc-kimg=0.02', '--tick=0.01', '--snap=1', '--batch=4', '--workers=0', '--metrics=recon_mse']
+    code, out, err = lia(host, *args, *short)
+    assert code == 0 and 'has no φ' in out, out[-1500:] + err[-3000:]
+    (snapshot,) = tmp_path.glob('runs/*/encoder-part00/network-snapshot-*.pkl')
+    before, after = (legacy.load_network_pkl(str(path))['G_ema'] for path in (source, snapshot))
+    assert after.encoder is not None and after.mapping.phi is not None
+    own, theirs = after.synthesis.state_dict(), before.synthesis.state_dict()
+    assert own.keys() == theirs.keys() and all(torch.equal(own[name], theirs[name]) for name in own)
 
 
 @pytest.mark.slow

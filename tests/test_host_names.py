@@ -61,6 +61,7 @@ OURS_ONLY = {
     'training.dataset_convert.Options',
     'training.dataset_convert.convert',
     'training.image_archive.parse_labels',
+    'training.transfer.describe',
 }
 
 # These modules are asked for by one name here and another there: `host.networks_module`, `networks.SYNTHESIS_CLASSES`.

@@ -3,19 +3,38 @@
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
 MAX_INT = 1 << 20   # Of an argument. Sizes, counts and channel bases of networks stay far below.
+MAX_TEXT = 1000     # Characters of an argument: errors quote what they didn't expect ...
+MAX_VALUES = 10_000     # ... and may quote all of it.
 
 
 def check_arguments(value: Any) -> None:
-    """Raises ValueError for an integer that would already be too much as the length of a plain list."""
-    if isinstance(value, int) and abs(value) > MAX_INT:
-        raise ValueError(f'an argument is beyond {MAX_INT:,}')
-    if isinstance(value, (list, tuple, dict)):
-        for item in value.values() if isinstance(value, dict) else value:
-            check_arguments(item)
+    """Raises ValueError for arguments that no network has, before a constructor can stumble over them.
+
+    Those are integers that would already be too much as the length of a plain list, and text or collections that would
+    be too much to quote in an error.
+    """
+    todo, count = [value], 0
+    while todo:
+        item = todo.pop()
+        count += 1
+        if isinstance(item, int) and not -MAX_INT <= item <= MAX_INT:
+            raise ValueError(f'an argument is beyond {MAX_INT:,}')
+        if isinstance(item, (str, bytes, bytearray)) and len(item) > MAX_TEXT:
+            raise ValueError(f'an argument is a text of more than {MAX_TEXT:,} characters')
+        if isinstance(item, (np.ndarray, torch.Tensor)) and math.prod(item.shape) > MAX_VALUES:
+            raise ValueError(f'an argument is an array of more than {MAX_VALUES:,} numbers')
+        if isinstance(item, torch.nn.Module):
+            raise ValueError('an argument is a network')
+        if isinstance(item, (list, tuple, set, dict)):
+            if count + len(todo) + 2 * len(item) > MAX_VALUES:
+                raise ValueError(f'they are more than {MAX_VALUES:,} values')
+            todo.extend(item)
+            todo.extend(item.values() if isinstance(item, dict) else ())
 
 
 class AllocationGuard(TorchFunctionMode):
@@ -30,7 +49,7 @@ class AllocationGuard(TorchFunctionMode):
     def __init__(self, num_elements: int, num_tensors: int) -> None:
         super().__init__()
         self.largest = 2 * num_elements + (1 << 20)
-        self.elements_left = 64 * self.largest
+        self.elements_left = 16 * self.largest
         self.calls_left = 200 * (num_tensors + 10)  # Our constructors need some 5 for each tensor.
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

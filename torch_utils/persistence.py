@@ -21,6 +21,7 @@ import torch
 import dnnlib
 
 FORMAT_VERSION = 6
+_ANONYMOUS = '_imported_module_'     # How modules begin that exist only as a source out of a pickle; as in the hosts.
 
 _T = TypeVar('_T')
 _Hook = Callable[[dnnlib.EasyDict], dnnlib.EasyDict]
@@ -43,7 +44,8 @@ def persistent_class(cls: type[_T]) -> type[_T]:
         return cls
     module = sys.modules[cls.__module__]
     source = _get_source(module)
-    module_name = _recorded_name_of.get(module, module.__name__)
+    # None = from a file that didn't say: the name that it has here would mean nothing to the next reader.
+    module_name = _recorded_name_of.get(module, None if _is_anonymous(module) else module.__name__)
 
     class Persistent(cls):  # type: ignore[valid-type,misc]
         _orig_module_src = source
@@ -80,6 +82,10 @@ def persistent_class(cls: type[_T]) -> type[_T]:
     Persistent.__doc__ = cls.__doc__
     _persistent_classes.add(Persistent)
     return Persistent
+
+
+def _is_anonymous(module: types.ModuleType) -> bool:
+    return module.__name__.startswith(_ANONYMOUS)
 
 
 def is_persistent(obj: Any) -> bool:
@@ -141,7 +147,7 @@ def _src_to_module(source: str, module_name: str | None = None) -> types.ModuleT
     """
     if source in _module_of:
         return _module_of[source]
-    module = types.ModuleType(f'_imported_module_{uuid.uuid4().hex}')
+    module = types.ModuleType(f'{_ANONYMOUS}{uuid.uuid4().hex}')
     sys.modules[module.__name__] = module   # Before it runs: its classes look themselves up there.
     _source_of[module], _module_of[source] = source, module
     if module_name is not None:

@@ -16,6 +16,8 @@ import numpy as np
 import dnnlib
 
 MAX_OPCODES = 2_000_000     # A snapshot of 1024² networks has some 300,000.
+MAX_BITS = 8192     # Of an integer: longer ones can make any arithmetic last for minutes.
+MAX_INT_KEY = (1 << 61) - 2     # Beyond it, integers can be chosen so that they all have the same hash.
 PERSISTENT_ID = ''  # The name of what loads persistent ids: no file can spell it.
 _PLAIN_KEYS = (str, int, float, bool, bytes, type(None))    # Nested keys could overflow the stack when hashed.
 
@@ -86,11 +88,18 @@ class Source:
         return self.position
 
 
+# What an instruction of one or two bytes can make, if more than a small object's 64 bytes.
+_OBJECT_BYTES = {
+    'EMPTY_SET': 220, 'EMPTY_DICT': 250, 'DICT': 250, 'EMPTY_LIST': 120, 'LIST': 120, 'SETITEM': 150, 'APPEND': 80,
+    'REDUCE': 1000, 'NEWOBJ': 1000, 'MEMOIZE': 100, 'PUT': 100, 'BINPUT': 100, 'LONG_BINPUT': 100,
+}
+
+
 class Budget:
     """What one file may cost, over all the streams inside it."""
 
     def __init__(self, num_bytes: int) -> None:
-        self.bytes_left = 2 * num_bytes + (16 << 20)
+        self.bytes_left = 2 * num_bytes + (32 << 20)
         self.opcodes_left = MAX_OPCODES
 
     def spend(self, num_bytes: int) -> None:
@@ -98,10 +107,11 @@ class Budget:
         if self.bytes_left < 0:
             raise Refused('unpacks to much more than its own size')
 
-    def count(self) -> None:
+    def count(self, opcode_name: str) -> None:
         self.opcodes_left -= 1
         if self.opcodes_left < 0:
             raise Refused(f'has more than {MAX_OPCODES:,} instructions')
+        self.spend(_OBJECT_BYTES.get(opcode_name, 64))
 
 
 class Machine:
@@ -115,7 +125,9 @@ class Machine:
 
     def run(self) -> Any:
         for opcode, arg, _ in pickletools.genops(self.source):  # type: ignore[arg-type]
-            self.budget.count()
+            self.budget.count(opcode.name)
+            if type(arg) is int and arg.bit_length() > MAX_BITS:
+                raise Refused(f'has a number of more than {MAX_BITS:,} bits')
             if opcode.name == 'STOP':
                 return self.stack.pop()
             if opcode.name in _PUSH:
@@ -146,8 +158,8 @@ class Machine:
 
     def look_up_pair(self, _arg: Any) -> None:
         module, name = self.pop_many(2)
-        if len(module) > 200 or len(name) > 200:
-            raise Refused('asks for a very long name')
+        if type(module) is not str or type(name) is not str or len(module) > 200 or len(name) > 200:
+            raise Refused('asks for something that is no name, or a very long one')
         self.look_up(f'{module} {name}')
 
     def call(self, _arg: Any = None) -> None:
@@ -172,6 +184,7 @@ class Machine:
             target.order = state[1]
         elif type(target) is Array and type(state) is tuple:
             _version, shape, dtype, fortran, content = state
+            self.budget.spend(len(content))
             target.value = to_array(content, dtype, shape, 'F' if fortran else 'C')
         elif type(target) not in (OrderedDict, dnnlib.EasyDict):    # Their attributes, if any, mean nothing here.
             raise Refused(f'sets the state of a {type(target).__name__}')
@@ -193,7 +206,7 @@ class Machine:
         self.stack[-1].update(map(plain_key, items))
 
     def memoize(self, index: int | None) -> None:
-        self.memo[len(self.memo) if index is None else int(index)] = self.stack[-1]
+        self.memo[plain_key(len(self.memo) if index is None else int(index))] = self.stack[-1]
 
     def recall(self, index: int) -> None:
         self.stack.append(self.memo[int(index)])
@@ -202,6 +215,8 @@ class Machine:
 def plain_key(key: Any) -> Any:
     if type(key) not in _PLAIN_KEYS:
         raise Refused(f'has a {type(key).__name__} as a key')
+    if type(key) is int and not -MAX_INT_KEY <= key <= MAX_INT_KEY:
+        raise Refused('has a very large number as a key')
     return key
 
 

@@ -34,6 +34,7 @@ from .pickle_machine import (
 
 __all__ = ['Array', 'ForbiddenName', 'Record', 'Refused', 'loads']
 
+_MAX_SOURCE = 1 << 20   # Characters of a network's source; NVIDIA's longest has 40,000.
 _STORAGE_MAGIC = 0x1950A86A20F9469CFC6C     # torch.save before version 1.6, which the pickling of storages still uses.
 _STORAGE_DTYPES = {
     'torch FloatStorage': torch.float32, 'torch DoubleStorage': torch.float64, 'torch HalfStorage': torch.float16,
@@ -99,11 +100,14 @@ def _rebuild_record(meta: Any) -> Record:
     if type(meta) not in (dict, dnnlib.EasyDict) or meta.get('type') != 'class' or meta.get('version') != 6:
         raise Refused('has a persistent object of an unknown version')
     record = Record(meta['class_name'], meta.get('module_name'), meta['module_src'], meta['state'])
-    if not isinstance(record.source, str) or not isinstance(record.state, dict):
-        raise Refused('has a persistent object without source or state')
+    if not isinstance(record.source, str) or not isinstance(record.state, dict) or len(record.source) > _MAX_SOURCE:
+        raise Refused('has a persistent object without state, or without a source of reasonable length')
     names = [record.class_name, *([] if record.module_name is None else [record.module_name])]
-    if not all(isinstance(name, str) and re.fullmatch(r'[\w.]{1,100}', name) for name in names):
+    # ASCII: no name that merely looks like another one.
+    if not all(isinstance(name, str) and re.fullmatch(r'[\w.]{1,100}', name, re.ASCII) for name in names):
         raise Refused('has a persistent object of no proper class')
+    if str(record.module_name).startswith('_imported_module_'):
+        record.module_name = None   # It was unpickled from its source before, in a process that didn't know its name.
     return record
 
 
@@ -148,8 +152,11 @@ def _rebuild_array(content: Any, dtype: DType, shape: Any, order: Any, budget: B
 def _rebuild_tensor(storage: Any, offset: int, size: Any, stride: Any, requires_grad: Any = False,
                     *_hooks: Any) -> torch.Tensor:
     flat = storage.flat
+    numbers = [*size, *stride, offset]
+    if len(numbers) > 33 or not all(type(number) is int and 0 <= number < 1 << 48 for number in numbers):
+        raise Refused('has a tensor of no proper size')
     # Broadcast views exist, but not beyond all measure.
-    if len(size) > 16 or math.prod(size) > max(flat.numel(), 1 << 24):
+    if math.prod(size) > max(flat.numel(), 1 << 24):
         raise Refused('has a tensor larger than its data')
     return torch.as_strided(flat, size, stride, offset).requires_grad_(bool(requires_grad))
 
@@ -178,8 +185,8 @@ class _Storage:
 class _StorageKey:
     """A storage's persistent id; older files leave out its last entry."""
 
-    def __init__(self, kind: str, dtype: Any, key: str, _device: str, length: int, _view: None = None) -> None:
-        if kind != 'storage' or type(dtype) is not Global:
+    def __init__(self, kind: str, dtype: Any, key: str, _device: str, length: int, view: None = None) -> None:
+        if kind != 'storage' or type(dtype) is not Global or view is not None:
             raise Refused('has a tensor of an unknown kind')
         self.dtype: torch.dtype = dtype.call()
         self.key, self.length = key, length

@@ -188,8 +188,7 @@ def _construct_augment(args: dnnlib.EasyDict) -> torch.nn.Module | None:
 
 def _transfer(args: dnnlib.EasyDict, modules: dict[str, torch.nn.Module]) -> None:
     """Copies what the pickle has by name, and says on rank 0 what was copied and what was not."""
-    with dnnlib.util.open_url(args.resume_pkl) as f:
-        data = legacy.load_network_pkl(f, trust=args.trust_pickle)
+    data = legacy.load_network_pkl(args.resume_pkl, trust=args.trust_pickle)
     distributed.print0(f'Weights from {args.resume_pkl}:')
     for name, module in modules.items():
         given = data['G_ema'] if name == 'G' and data['G'] is None else data[name]

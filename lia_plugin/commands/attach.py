@@ -25,15 +25,16 @@ POSITIVE = click.IntRange(min=1)
 @click.option('--hidden', type=POSITIVE, metavar='INT', help="Width of the networks in them  [default: w's]")
 @click.option('--noise', type=FiniteRange(min=0), default=0.03, help="Noise while fitting, in units of w's own spread")
 @click.option('--lr', type=FiniteRange(min=0, min_open=True), default=2e-3, help='Learning rate of the fit')
-@click.option('--detector', metavar='FILE|URL|random:SEED|none', default='random:0',
-              help='Feature network of the Fréchet distance')
+@click.option('--detector', metavar='FILE|URL|random:SEED|none',
+              help='Feature network of the Fréchet distance  [default: random:0; none in a checkout of NVIDIA\'s]')
 @click.option('--num', type=click.IntRange(min=2), default=1000, help='Pictures that the report compares')
 @click.option('--seed', type=click.IntRange(0, 2**31 - 1), default=0, help='Random seed')
 @click.option('--device', default='auto', metavar='NAME', help='cpu, cuda, cuda:1, mps …; auto = the best there is')
 @click.option('--trust-pickle', is_flag=True, help='Run the code inside the network pickle; only for files you trust')
 def attach(
     network: str, out: str | None, outdir: str, mode: str, data: str | None, steps: int, batch: int, couplings: int,
-    hidden: int | None, noise: float, lr: float, detector: str, num: int, seed: int, device: str, trust_pickle: bool,
+    hidden: int | None, noise: float, lr: float, detector: str | None, num: int, seed: int, device: str,
+    trust_pickle: bool,
 ) -> None:
     """Give an existing StyleGAN generator its invertible φ, so that stage 1 can be skipped.
 
@@ -44,14 +45,14 @@ def attach(
     python -m lia_plugin attach --network=theirs.pkl
     python -m lia_plugin train --stage=encoder --resume=theirs-phi.pkl --data=faces.zip
     """
-    from lia_plugin import attach_files, attach_report, inversion
+    from lia_plugin import attach_files, attach_report, host, inversion
     from lia_plugin.phi_fit import Fit
 
     path = out or os.path.join(outdir, default_name(network))
     check_paths(path, network)
     report = attach_files.attach_file(
         network, path, mode, Fit(steps, batch, couplings, hidden, noise, lr, seed), data=data,
-        detector=None if detector == 'none' else detector, num=num, trust=trust_pickle,
+        detector=None if detector == 'none' else detector or host.local_detector(), num=num, trust=trust_pickle,
         device=inversion.pick_device(None if device == 'auto' else device),
     )  # fmt: skip
     for line in [*attach_files.notes(report), *attach_report.lines(report)]:

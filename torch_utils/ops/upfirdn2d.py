@@ -138,7 +138,8 @@ def _upfirdn2d_ref(x: torch.Tensor, f: torch.Tensor, axis_x: _Axis, axis_y: _Axi
     sparse = x.new_zeros(n, channels, height * axis_y.up, width * axis_x.up)
     sparse[:, :, ::axis_y.up, ::axis_x.up] = x
     padded = functional.pad(sparse, [axis_x.before, axis_x.after, axis_y.before, axis_y.after])
-    plane = ((f if f.ndim == 2 else torch.outer(f.double(), f.double())) * gain).to(x.dtype)
+    exact = f.double()
+    plane = ((exact if f.ndim == 2 else torch.outer(exact, exact)) * gain).to(x.dtype)
     plane = plane if flip_filter else plane.flip(0, 1)  # conv2d correlates
     dense = functional.conv2d(padded, plane.expand(channels, 1, -1, -1), groups=channels)
     return dense[:, :, ::axis_y.down, ::axis_x.down]
@@ -154,7 +155,7 @@ class _UpFirDn(torch.autograd.Function):
         width, height = filter_size(f)
         ctx.transposed = (axis_x.transposed(x.shape[3], width), axis_y.transposed(x.shape[2], height),
                           not flip_filter, gain)
-        taps = f if flip_filter else f.flip(*range(f.ndim))
+        taps = (f if flip_filter else f.flip(*range(f.ndim))).to(torch.promote_types(f.dtype, x.dtype))
         if f.ndim == 2:
             return _correlate(x, taps * gain, axis_x, axis_y)
         passes = [(taps[None, :] * gain, axis_x, _IDLE), (taps[:, None], _IDLE, axis_y)]

@@ -1,0 +1,86 @@
+"""Networks in the form that model hubs take: safetensors, config.json and a model card, and no pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import torch
+
+from lia_plugin import host
+
+CARD = 'README.md'
+TAGS = ('gan', 'stylegan2')
+LIA_TAGS = ('gan-inversion', 'lia', 'invertible')
+
+
+def to_folder(network: str, outdir: str, license_name: str = 'other', title: str | None = None,
+              trust: bool = False) -> list[str]:
+    """Writes `network` (pickle, URL or folder) as the new folder `outdir`. Returns what had to be left out.
+
+    Raises UserError if `network` can't be read, or `outdir` exists and isn't empty.
+    """
+    folders = host.network_folders()
+    data = host.load_network_pkl(network, trust=trust)
+    name = title or os.path.basename(os.path.abspath(outdir))
+    return folders.save(outdir, data, {CARD: model_card(data, name, license_name)})
+
+
+def to_pickle(network: str, path: str, trust: bool = False) -> None:
+    """Writes `network` (an exported folder, or a pickle) as the network pickle `path`, which NVIDIA's tools open."""
+    host.network_folders()
+    data = host.load_network_pkl(network, trust=trust)
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    host.save_network_pkl(path, data)
+
+
+def model_card(data: dict[str, Any], title: str, license_name: str) -> str:
+    """README.md: metadata that hubs read, what the networks are, and how to use them."""
+    G = data['G_ema']
+    is_lia = getattr(G.mapping, 'phi', None) is not None
+    tags = [*TAGS, *(LIA_TAGS if is_lia else ())]
+    # JSON is YAML, too, with quotes wherever they are needed.
+    head = ['---', f'license: {json.dumps(license_name)}', 'library_name: lia-plugin',
+            'pipeline_tag: unconditional-image-generation', 'tags:', *(f'- {tag}' for tag in tags), '---']
+    body = [f'# {_plain(title)}', '', _summary(G, is_lia), '', *_facts(data, is_lia), '', *_usage(G)]
+    return '\n'.join([*head, '', *body, ''])
+
+
+def _summary(G: Any, is_lia: bool) -> str:
+    size = f'{G.img_resolution}×{G.img_resolution}'
+    if not is_lia:
+        return f'A StyleGAN2 generator of {size} images.'
+    text = (f'A generator of {size} images with an invertible mapping φ, after "Disentangled Inference for GANs with '
+            'Latently Invertible Autoencoder" (Zhu et al., arXiv 1906.08090).')
+    return text + (' Its encoder finds the latents y and z of real images.' if G.encoder is not None else '')
+
+
+def _facts(data: dict[str, Any], is_lia: bool) -> list[str]:
+    G = data['G_ema']
+    rows = {
+        'resolution, channels': f'{G.img_resolution}×{G.img_resolution}, {G.img_channels}',
+        'z, w, labels': f'{G.z_dim}, {G.w_dim}, {G.c_dim or "none"}',
+        'networks': ', '.join(f'{key} ({_count(net):,} weights)' for key, net in data.items()
+                              if isinstance(net, torch.nn.Module)),
+    }
+    if is_lia:
+        rows['encoder'] = 'none' if G.encoder is None else f'{G.encoder.arch}, to {G.encoder.space}'
+    return ['| | |', '| --- | --- |', *(f'| {key} | {value} |' for key, value in rows.items())]
+
+
+def _usage(G: Any) -> list[str]:
+    lines = ['## Use', '', '    python -m lia_plugin calc_metrics --network=FOLDER']
+    if getattr(G, 'encoder', None) is not None:
+        lines.append('    python -m lia_plugin invert --network=FOLDER --target=IMAGES')
+    return [*lines, '    python -m lia_plugin export --network=FOLDER --to-pickle=network.pkl', '',
+            'The last line gives the network pickle that stylegan2-ada-pytorch and stylegan3 open.', '',
+            '## To be added', '', 'What the networks were trained on, what they are good and not good for.']
+
+
+def _count(net: torch.nn.Module) -> int:
+    return sum(tensor.numel() for tensor in net.state_dict().values())
+
+
+def _plain(title: str) -> str:
+    return ' '.join(title.split())
