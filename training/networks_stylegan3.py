@@ -25,7 +25,7 @@ from torch_utils import persistence
 from torch_utils.ops import bias_act, conv2d_gradfix, filtered_lrelu, fma
 
 NOISE_MODES = ('random', 'const', 'none')  # Of other hosts' networks. These have no noise, so they all mean the same.
-MAX_TAPS = 1024  # Of a filter: some 20 times what any published network has.
+MAX_TAPS, MAX_LAYERS = 1024, 1024  # Far more than any published network has, and still soon refused if a file asks.
 
 # ---------------------------------------------------------------------------------------------------------- helpers
 
@@ -112,6 +112,8 @@ def layer_bands(
     Cutoff and stopband grow geometrically from layer to layer and stay at their last values in the critically sampled
     layers, whose stopband exceeds half the sampling rate.
     """
+    if num_layers > MAX_LAYERS:
+        raise ValueError(f'num_layers: expected at most {MAX_LAYERS}, got {num_layers}')
     if not 0 <= num_critical < num_layers:
         raise ValueError(f'num_critical: expected 0 to num_layers - 1 = {num_layers - 1}, got {num_critical}')
     nyquist = img_resolution / 2
