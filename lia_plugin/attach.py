@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-import dnnlib
 from lia_plugin import host
 from lia_plugin.host import UserError
 from lia_plugin.networks import Generator
@@ -33,6 +32,11 @@ SAME_PICTURE = 1e-3  # Of a picture's standard deviation: what two implementatio
 def has_phi(G: Any) -> bool:
     """Whether a generator is LIA's."""
     return getattr(getattr(G, 'mapping', None), 'phi', None) is not None
+
+
+def is_alias_free(G: Any) -> bool:
+    """Whether a generator's synthesis network is StyleGAN3's, which begins with Fourier features."""
+    return hasattr(G.synthesis, 'input')
 
 
 def check_network(G: Any, name: str) -> None:
@@ -60,7 +64,7 @@ def lia_kwargs(G: Any, mode: str = 'replace', fit: Fit | None = None) -> dict[st
     """Arguments of lia_plugin.networks.Generator for a network with φ attached, without those of a loop's data."""
     fit = fit or Fit()
     synthesis = synthesis_kwargs(G)
-    alias_free = hasattr(G.synthesis, 'input')
+    alias_free = is_alias_free(G)
     if alias_free:
         synthesis['class_name'] = f'{ALIAS_FREE}.SynthesisNetwork'
     phi: dict[str, Any] = dict(
@@ -85,7 +89,8 @@ def synthesis_kwargs(G: Any) -> dict[str, Any]:
     """Arguments of a generator's synthesis network, which hosts keep in a dict of their own or among G's."""
     said = host.plain(dict(G.init_kwargs))
     loose = {k: v for k, v in said.items() if k not in (*GENERATOR_KEYS, 'mapping_kwargs', 'synthesis_kwargs')}
-    return {**loose, **(said.get('synthesis_kwargs') or {})}
+    kwargs = {**loose, **(said.get('synthesis_kwargs') or {})}
+    return kwargs if is_alias_free(G) else host.said_precision(G.synthesis, kwargs)
 
 
 def _last_activation(mapping: Any, kwargs: dict[str, Any]) -> str:
@@ -95,15 +100,22 @@ def _last_activation(mapping: Any, kwargs: dict[str, Any]) -> str:
 
 
 def build(G: Any, kwargs: dict[str, Any], name: str, seed: int = 0) -> Generator:
-    """The same generator with a φ that has learned nothing yet, of arguments that `lia_kwargs` gave."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        new = Generator(c_dim=G.c_dim, img_resolution=G.img_resolution, img_channels=G.img_channels, **kwargs)
-    new = new.eval().requires_grad_(False)
-    misc.copy_params_and_buffers(G.synthesis, new.synthesis, require_all=True)
-    new.mapping.w_avg.copy_(G.mapping.w_avg)
-    if new.mapping.base is not None:
-        misc.copy_params_and_buffers(G.mapping, new.mapping.base, require_all=True)
+    """The same generator with a φ that has learned nothing yet, of arguments that `lia_kwargs` gave.
+
+    UserError if this host's classes don't take the arguments and weights: the file's code is another.
+    """
+    image = dict(img_resolution=G.img_resolution, img_channels=G.img_channels)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            new = Generator(c_dim=G.c_dim, **image, **kwargs).eval().requires_grad_(False)
+        misc.copy_params_and_buffers(G.synthesis, new.synthesis, require_all=True)
+        new.mapping.w_avg.copy_(G.mapping.w_avg)
+        if new.mapping.base is not None:
+            misc.copy_params_and_buffers(G.mapping, new.mapping.base, require_all=True)
+    except Exception as error:  # Foreign arguments can fail anywhere, and each host says so in its own way.
+        reason = ' '.join(str(error).split())[:200]
+        raise UserError(f'{name}: cannot be rebuilt from the classes of {host.NAME} ({reason})') from error
     _check_pictures(G, new, name)
     return new
 
@@ -113,7 +125,7 @@ def _check_pictures(G: Any, new: Generator, name: str) -> None:
     """UserError if the synthesis network isn't what the class of that name here computes."""
     noise = torch.randn([1, 1, G.w_dim], generator=torch.Generator().manual_seed(0))
     ws = (G.mapping.w_avg + noise).repeat([1, G.num_ws, 1])
-    theirs, ours = (net.synthesis(ws, noise_mode='const') for net in (G, new))
+    theirs, ours = (net.synthesis(ws, noise_mode='const', force_fp32=True) for net in (G, new))
     if not (theirs - ours).abs().max() <= SAME_PICTURE * theirs.std():
         raise UserError(f'{name}: its synthesis network computes something else than {type(G.synthesis).__name__} here')
 
@@ -181,9 +193,7 @@ def choose_labels(G: Any, path: str | None, recorded: Any = None) -> tuple[Label
 
 
 def _labels_of(G: Any, path: Any) -> tuple[Labels, str]:
-    data_set = dnnlib.util.construct_class_by_name(
-        class_name='training.dataset.ImageFolderDataset', path=path, use_labels=True
-    )
+    data_set = host.open_data_set(class_name='training.dataset.ImageFolderDataset', path=path, use_labels=True)
     if data_set.label_dim != G.c_dim:
         raise UserError(f'--data: {path}: labels of {data_set.label_dim} dimensions, but the network takes {G.c_dim}')
     table = torch.stack([torch.from_numpy(data_set.get_label(i)) for i in range(len(data_set))]).to(torch.float32)

@@ -11,7 +11,7 @@ import torch
 from lia_plugin import host
 
 CARD = 'README.md'
-TAGS = ('gan', 'stylegan2')
+TAGS = ('gan',)
 LIA_TAGS = ('gan-inversion', 'lia', 'invertible')
 
 
@@ -39,7 +39,7 @@ def model_card(data: dict[str, Any], title: str, license_name: str) -> str:
     """README.md: metadata that hubs read, what the networks are, and how to use them."""
     G = data['G_ema']
     is_lia = getattr(G.mapping, 'phi', None) is not None
-    tags = [*TAGS, *(LIA_TAGS if is_lia else ())]
+    tags = [*TAGS, 'stylegan3' if _is_alias_free(G) else 'stylegan2', *(LIA_TAGS if is_lia else ())]
     # JSON is YAML, too, with quotes wherever they are needed.
     head = ['---', f'license: {json.dumps(license_name)}', 'library_name: lia-plugin',
             'pipeline_tag: unconditional-image-generation', 'tags:', *(f'- {tag}' for tag in tags), '---']
@@ -50,10 +50,14 @@ def model_card(data: dict[str, Any], title: str, license_name: str) -> str:
 def _summary(G: Any, is_lia: bool) -> str:
     size = f'{G.img_resolution}×{G.img_resolution}'
     if not is_lia:
-        return f'A StyleGAN2 generator of {size} images.'
+        return f'A {"StyleGAN3" if _is_alias_free(G) else "StyleGAN2"} generator of {size} images.'
     text = (f'A generator of {size} images with an invertible mapping φ, after "Disentangled Inference for GANs with '
             'Latently Invertible Autoencoder" (Zhu et al., arXiv 1906.08090).')
     return text + (' Its encoder finds the latents y and z of real images.' if G.encoder is not None else '')
+
+
+def _is_alias_free(G: Any) -> bool:
+    return hasattr(G.synthesis, 'input')
 
 
 def _facts(data: dict[str, Any], is_lia: bool) -> list[str]:
@@ -73,8 +77,9 @@ def _usage(G: Any) -> list[str]:
     lines = ['## Use', '', '    python -m lia_plugin calc_metrics --network=FOLDER']
     if getattr(G, 'encoder', None) is not None:
         lines.append('    python -m lia_plugin invert --network=FOLDER --target=IMAGES')
+    hosts = 'stylegan3 opens' if _is_alias_free(G) else 'stylegan2-ada-pytorch and stylegan3 open'
     return [*lines, '    python -m lia_plugin export --network=FOLDER --to-pickle=network.pkl', '',
-            'The last line gives the network pickle that stylegan2-ada-pytorch and stylegan3 open.', '',
+            f'The last line gives the network pickle that {hosts}.', '',
             '## To be added', '', 'What the networks were trained on, what they are good and not good for.']
 
 

@@ -62,7 +62,9 @@ def _check_imports() -> None:
 
 def networks_module() -> str:
     """The module with the host's StyleGAN2 generator and discriminator."""
-    return 'training.networks' if importlib.util.find_spec('training.networks') else 'training.networks_stylegan2'
+    from lia_plugin.networks import HOST_MODULES
+
+    return next(module for module in HOST_MODULES if importlib.util.find_spec(module) is not None)
 
 
 def _one_line(error: BaseException) -> str:
@@ -168,6 +170,19 @@ def convert_data_set() -> tuple[Any, Callable[..., Any]]:
     from training.dataset_convert import Options, convert
 
     return Options, convert
+
+
+def said_precision(network: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a synthesis network or discriminator, with what its own host has by default and this one otherwise.
+
+    NVIDIA's two hosts differ in `num_fp16_res` and `conv_clamp`, which pickles may leave unsaid. Our reader says them.
+    """
+    if OURS:
+        return dict(kwargs)
+    blocks = [getattr(network, f'b{res}') for res in network.block_resolutions]
+    built = dict(num_fp16_res=sum(block.use_fp16 for block in blocks), conv_clamp=blocks[-1].conv1.conv_clamp)
+    foreign = () if IS_STYLEGAN3 else ('fused_modconv_default',)  # It changes no picture.
+    return {**built, **{key: value for key, value in kwargs.items() if key not in foreign}}
 
 
 def augpipe(name: str) -> dict[str, Any]:
@@ -356,24 +371,49 @@ def spawn(fn: Callable[..., Any], world_size: int, args: tuple[Any, ...], device
         return distributed.spawn(fn, world_size, args, device=device)
     if world_size == 1:
         return fn(0, 1, *args)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _first_ctrl_c_is_the_childrens():
         try:
             torch.multiprocessing.start_processes(
-                _run_rank, args=(fn, world_size, args, folder), nprocs=world_size, start_method='spawn')
+                _run_rank, args=(fn, world_size, args, device, folder), nprocs=world_size, start_method='spawn')
         except torch.multiprocessing.ProcessRaisedException as error:
             told = re.search(r'UserError: (.*)\s*$', str(error))
             raise UserError(told[1]) if told else error from None
-        with open(os.path.join(folder, 'result.pkl'), 'rb') as f:
+        result = os.path.join(folder, 'result.pkl')
+        if not os.path.exists(result):  # Stopped before there was anything to save.
+            raise KeyboardInterrupt
+        with open(result, 'rb') as f:
             return pickle.load(f)  # Our own child's, out of our own folder.
 
 
-def _run_rank(rank: int, fn: Callable[..., Any], world_size: int, args: tuple[Any, ...], folder: str) -> None:
+@contextlib.contextmanager
+def _first_ctrl_c_is_the_childrens() -> Iterator[None]:
+    """They get it too, and need their time to finish. The second one breaks here."""
+    count = 0
+
+    def ask(_signum: int, _frame: Any) -> None:
+        nonlocal count
+        count += 1
+        if count > 1:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _run_rank(
+    rank: int, fn: Callable[..., Any], world_size: int, args: tuple[Any, ...], device: str, folder: str
+) -> None:
     from torch_utils import training_stats
 
     meeting = 'file:///' + os.path.join(os.path.abspath(folder), 'group').replace('\\', '/').lstrip('/')
-    backend = 'gloo' if os.name == 'nt' else 'nccl'
+    on_gpu = device.startswith('cuda')
+    backend = 'nccl' if on_gpu and os.name != 'nt' else 'gloo'
     torch.distributed.init_process_group(backend=backend, init_method=meeting, rank=rank, world_size=world_size)
-    training_stats.init_multiprocessing(rank=rank, sync_device=torch.device('cuda', rank))
+    own = torch.device('cuda', rank) if on_gpu else torch.device('cpu')
+    training_stats.init_multiprocessing(rank=rank, sync_device=own)
     result = fn(rank, world_size, *args)
     if rank == 0:
         with open(os.path.join(folder, 'result.pkl'), 'wb') as f:
@@ -484,8 +524,14 @@ def calc_metric(
         common = {**common, **options}
     elif options.get('num') is not None:
         kwargs['max_size'] = min(options['num'], kwargs.get('max_size') or options['num'])
-    return metric_main.calc_metric(
-        metric=name, dataset_kwargs=kwargs, progress=metric_utils.ProgressMonitor(verbose=verbose), **common)
+    progress = metric_utils.ProgressMonitor(verbose=verbose)
+    try:
+        return metric_main.calc_metric(metric=name, dataset_kwargs=kwargs, progress=progress, **common)
+    except OSError as error:
+        if OURS:
+            raise
+        # Most often a detector that NVIDIA's code can't download.
+        raise UserError(f'--metrics: {name}: {_one_line(error)}') from error
 
 
 def metric_option(opts: Any, name: str) -> Any:
@@ -529,7 +575,13 @@ def feature_detector(url: str, device: torch.device | str) -> tuple[Any, str]:
 
     if url.startswith('random:') and not OURS:
         raise UserError(f"--detector: {url}: NVIDIA's checkouts have none of random weights; give a file or a URL")
-    return metric_utils.get_feature_detector(url, torch.device(device)), metric_utils.get_feature_detector_name(url)
+    try:
+        found = metric_utils.get_feature_detector(url if OURS else fetch(url), torch.device(device))
+    except UserError:
+        raise
+    except Exception as error:  # NVIDIA's: no file, no TorchScript, no pickle, …
+        raise UserError(f'--detector: {url}: cannot be used in {NAME} ({_one_line(error)})') from error
+    return found, metric_utils.get_feature_detector_name(url)
 
 
 def local_detector() -> str | None:

@@ -20,8 +20,9 @@ import dnnlib
 from torch_utils import persistence
 from torch_utils.ops import bias_act, conv2d_resample, upfirdn2d
 
-# Where the hosts keep their StyleGAN2: ours and stylegan2-ada-pytorch, stylegan3.
-HOST_MODULES = ('training.networks', 'training.networks_stylegan2')
+# Where the hosts keep their StyleGAN2: stylegan3; ours and stylegan2-ada-pytorch. In this order, for an editable
+# install of ours lends its modules to packages of the same name: stylegan3's `training` would get our `networks`.
+HOST_MODULES = ('training.networks_stylegan2', 'training.networks')
 LRELU_SLOPE, LRELU_GAIN = 0.2, math.sqrt(2)  # Of the activation after each layer of the hosts' mapping networks.
 
 

@@ -219,7 +219,7 @@ def _measure(old: OldMapping, dim: int, activation: str, noise: float) -> tuple[
 @torch.no_grad()
 def log_likelihood(phi: Phi, w: torch.Tensor, c: torch.Tensor | None) -> float:
     """Mean log p(w) in nats per dimension."""
-    return float(_log_prob(phi, w, c).double().mean()) / phi.features
+    return float(_log_prob(phi, w, c).cpu().double().mean()) / phi.features
 
 
 def _log_prob(phi: Phi, w: torch.Tensor, c: torch.Tensor | None) -> torch.Tensor:

@@ -67,7 +67,7 @@ def _discriminator(result: dict[str, Any], data: dict[str, Any], source: str, op
     """Arguments of the pickle's discriminator; of a new one, with what that changes, if it has none."""
     stage = result['encoder']
     if data.get('D') is not None:
-        return {k: v for k, v in data['D'].init_kwargs.items() if k not in LOOP_KEYS}
+        return host.said_precision(data['D'], {k: v for k, v in data['D'].init_kwargs.items() if k not in LOOP_KEYS})
     loss = stage['loss_kwargs']
     told = f'{source} holds no discriminator: stage 2 makes a new one, which has learned nothing'
     if loss['percep'] == 'disc' and loss['percep_weight']:
@@ -102,6 +102,9 @@ def plan_gan(result: dict[str, Any], options: Options, info: config.DataInfo, so
     data = host.load_network_pkl(source, trust=options.trust_pickle)
     G = data['G_ema']
     check_network(G, source, info)
+    if attach.is_alias_free(G):
+        raise host.UserError(f'--resume: {source}: is alias-free, and stage 1 trains StyleGAN2 alone; '
+                             '--stage=encoder takes it')
     if options.cfg != 'lia':
         _take_plain_mapping(result, G, options, source)
     elif attach.has_phi(G):
@@ -174,9 +177,6 @@ def _take_phi(result: dict[str, Any], G: Any, options: Options, source: str) -> 
 
 def _fit_phi(result: dict[str, Any], G: Any, options: Options, source: str) -> None:
     """φ is fitted to a plain network's mapping first; the run trains that φ."""
-    if hasattr(G.synthesis, 'input'):
-        raise host.UserError(f'--resume: {source}: is alias-free, and stage 1 trains StyleGAN2 alone; '
-                             '--stage=encoder takes it')
     if options.map_depth:
         raise host.UserError(f'--map-depth: {options.map_depth} contradicts --resume: {source} has no φ, and the one '
                              'that is fitted to its mapping network stands in its place; leave it out')

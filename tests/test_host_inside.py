@@ -67,6 +67,8 @@ def test_both_stages_metrics_inversion(
     source = hosts.find(host).joinpath('training', 'training_loop.py').read_text()
     assert 'Training for' in source and 'Training for' in out  # Their loop's own words.
 
+    assert b'Copyright (c) 2021, NVIDIA' in snapshot.read_bytes()  # The source of their networks, not of ours.
+
     # Measured afterwards, there and here, the network gives the same number.
     arguments = [f'--network={snapshot}', '--metrics=recon_mse', f'--data={data}']
     code, there, err = lia(host, 'calc_metrics', *arguments)
@@ -87,16 +89,17 @@ MAKE_NETWORK = """
 import importlib.util, pickle, sys
 import dnnlib, torch
 make = dnnlib.util.construct_class_by_name
-is_ada = importlib.util.find_spec('training.networks') is not None
+is_ada = importlib.util.find_spec('training.networks_stylegan2') is None
 module = 'training.networks' if is_ada else 'training.networks_stylegan2'
 torch.manual_seed(0)
-image = dict(c_dim=0, img_resolution=16, img_channels=3)
+image = dict(c_dim=3 if sys.argv[2] == 'labels' else 0, img_resolution=16, img_channels=3)
 widths = dict(channel_base=256, channel_max=8)
 common = dict(z_dim=16, w_dim=16, mapping_kwargs=dict(num_layers=2), **image)
 if sys.argv[2] == 'alias-free':
     G = make(class_name='training.networks_stylegan3.Generator', num_layers=6, margin_size=4, **widths, **common)
 else:
-    G = make(class_name=module + '.Generator', **(dict(synthesis_kwargs=widths) if is_ada else widths), **common)
+    options = dict(synthesis_kwargs=widths) if is_ada else dict(widths, fused_modconv_default='inference_only')
+    G = make(class_name=module + '.Generator', **options, **common)
 D = make(class_name=module + '.Discriminator', **widths, **image)
 for network in (G, D):
     network.eval().requires_grad_(False)
@@ -121,6 +124,31 @@ def test_stage_2_with_their_frozen_generator(host: str, kind: str, data: str, tm
     assert after.encoder is not None and after.mapping.phi is not None
     own, theirs = after.synthesis.state_dict(), before.synthesis.state_dict()
     assert own.keys() == theirs.keys() and all(torch.equal(own[name], theirs[name]) for name in own)
+
+
+def test_a_pickle_of_the_other_host_keeps_its_options(tmp_path: pathlib.Path) -> None:
+    """stylegan3's defaults differ from stylegan2-ada-pytorch's: they must not change on the way."""
+    theirs, ours = tmp_path / 'theirs.pkl', tmp_path / 'phi.pkl'
+    hosts.check(hosts.run('stylegan3', '-c', MAKE_NETWORK, str(theirs), 'plain'))
+    code, _out, err = lia('stylegan2-ada-pytorch', 'attach', f'--network={theirs}', f'--out={ours}', '--steps=0')
+    assert code == 0, err[-3000:]
+    before, after = (legacy.load_network_pkl(str(path))['G_ema'].synthesis for path in (theirs, ours))
+    assert after.b16.conv1.conv_clamp == before.b16.conv1.conv_clamp == 256
+    assert after.num_fp16_res == sum(getattr(before, f'b{res}').use_fp16 for res in before.block_resolutions) == 2
+    assert torch.equal(before.b16.conv1.weight, after.b16.conv1.weight)
+
+
+@pytest.mark.parametrize('host', hosts.NAMES)
+def test_detectors_and_data_that_attach_cannot_use(host: str, data: str, tmp_path: pathlib.Path) -> None:
+    source, junk = tmp_path / 'theirs.pkl', tmp_path / 'junk.zip'
+    junk.write_bytes(b'PK junk')
+    hosts.check(hosts.run(host, '-c', MAKE_NETWORK, str(source), 'labels'))
+    bad = ['--detector=none-there.pkl', f'--detector={junk}', f'--data={junk}']
+    for args in bad:
+        code, _out, err = lia(host, 'attach', f'--network={source}', f'--out={tmp_path / "x.pkl"}', '--steps=0', args)
+        said = [line for line in err.splitlines() if line.startswith('Error: ')]
+        assert code == 2 and len(said) == 1 and args.split('=')[0] in said[0] and 'Traceback' not in err, err[-2000:]
+    assert not (tmp_path / 'x.pkl').exists()
 
 
 @pytest.mark.slow

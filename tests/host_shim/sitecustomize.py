@@ -23,6 +23,9 @@ if PLUGIN:
 else:
     sys.modules['lia_plugin'] = None  # type: ignore[assignment]  # `import lia_plugin` raises ImportError.
 
+# An editable install of ours would lend its modules to the checkout's packages of the same name.
+sys.meta_path[:] = [finder for finder in sys.meta_path if '__editable__' not in getattr(finder, '__module__', '')]
+
 import torch  # noqa: E402
 
 REAL_DEVICE = torch.device
