@@ -6,6 +6,7 @@ FOLDER/good.pkl, an honest file, is read first, so that whatever reading imports
 notes what no reading should do, and the address space may grow by little more than a multiple of the largest file.
 """
 
+import codecs
 import contextlib
 import json
 import os
@@ -87,6 +88,8 @@ def main(folder: str) -> None:
     paths = [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.endswith('.pkl')]
     for name in ('good.pkl', 'refused.pkl'):
         read(os.path.join(folder, name))
+    for codec in ('ascii', 'latin-1', 'utf-8', 'raw-unicode-escape', 'unicode-escape'):
+        codecs.lookup(codec)  # Python imports a codec as it meets the first text in it: old text opcodes have some.
     limit_memory(folder)
     sys.addaudithook(watch)
     results = {os.path.basename(path): read(path) for path in paths}

@@ -15,6 +15,7 @@ from lia_plugin.host import UserError, load_network_pkl, save_network_pkl
 from lia_plugin.options import Options
 from lia_plugin.phi_fit import Fit
 from torch_utils import network_pickle
+from training import networks_stylegan3
 
 SMALL = dict(cbase=64, cmax=8, latent_dim=8, batch=4, aug='noaug', device='cpu')
 
@@ -47,13 +48,24 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     auto = load_network_pkl(pickles['auto'])
     save_network_pkl(str(folder / 'slim.pkl'), dict(G_ema=auto['G_ema']))
     attach_files.attach_file(pickles['auto'], str(folder / 'attached.pkl'), fit=Fit(steps=2, batch=8), num=4)
-    more = {name: str(folder / f'{name}.pkl') for name in ('encoder', 'slim', 'attached')}
+    alias_free = networks_stylegan3.Generator(8, 0, 8, 16, 3, channel_base=64, channel_max=8, num_layers=4).eval()
+    save_network_pkl(str(folder / 'free.pkl'), dict(auto, G=alias_free, G_ema=alias_free))
+    attach_files.attach_file(str(folder / 'free.pkl'), str(folder / 'free-phi.pkl'), fit=Fit(steps=2, batch=8), num=4)
+    more = {name: str(folder / f'{name}.pkl') for name in ('encoder', 'slim', 'attached', 'free', 'free-phi')}
     return {**sets, **pickles, **more}
 
 
 def _encoder(files: dict[str, str], source: str, **said: Any) -> dict[str, Any]:
     options = Options(files['data'], stage='encoder', resume=files[source], device='cpu', batch=4, **said)
     return planning.plan(options)['encoder']
+
+
+@pytest.mark.parametrize('cfg, source', [('auto', 'free'), ('lia', 'free'), ('lia', 'free-phi')])
+def test_stage_1_refuses_alias_free_networks(cfg: str, source: str, files: dict[str, str]) -> None:
+    """It would copy the discriminator, and leave the synthesis network at random."""
+    stage = 'gan' if cfg == 'lia' else 'both'
+    with pytest.raises(UserError, match='is alias-free, and stage 1 trains StyleGAN2 alone'):
+        planning.plan(Options(files['data'], cfg=cfg, stage=stage, resume=files[source], device='cpu', batch=4))
 
 
 def test_an_encoder_is_as_wide_as_its_discriminator(files: dict[str, str]) -> None:
