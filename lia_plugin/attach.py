@@ -114,7 +114,7 @@ def build(G: Any, kwargs: dict[str, Any], name: str, seed: int = 0) -> Generator
         if new.mapping.base is not None:
             misc.copy_params_and_buffers(G.mapping, new.mapping.base, require_all=True)
     except Exception as error:  # Foreign arguments can fail anywhere, and each host says so in its own way.
-        reason = ' '.join(str(error).split())[:200]
+        reason = host.one_line(error)
         raise UserError(f'{name}: cannot be rebuilt from the classes of {host.NAME} ({reason})') from error
     _check_pictures(G, new, name)
     return new

@@ -57,7 +57,7 @@ def _check_imports() -> None:
         importlib.import_module('torch_utils.ops.conv2d_resample')
     except ImportError as error:
         hint = "; pip install 'setuptools<80' brings it" if error.name == 'pkg_resources' else ''
-        raise click.UsageError(f"{NAME}'s own code can't be imported here: {_one_line(error)}{hint}") from error
+        raise click.UsageError(f"{NAME}'s own code can't be imported here: {one_line(error)}{hint}") from error
 
 
 def networks_module() -> str:
@@ -67,7 +67,8 @@ def networks_module() -> str:
     return next(module for module in HOST_MODULES if importlib.util.find_spec(module) is not None)
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """What an error says, short and without line breaks."""
     return ' '.join(str(error).split())[:200] or type(error).__name__
 
 
@@ -84,9 +85,9 @@ def fetch(path_or_url: str) -> str:
     if not dnnlib.util.is_url(path_or_url, allow_file_urls=True):
         return path_or_url
     try:
-        return dnnlib.util.open_url(path_or_url, return_filename=True, verbose=False)
+        return dnnlib.util.open_url(path_or_url, return_filename=True)
     except (OSError, AssertionError) as error:  # NVIDIA's own; requests' errors are OSErrors.
-        raise UserError(f'{path_or_url}: cannot be downloaded ({_one_line(error)})') from error
+        raise UserError(f'{path_or_url}: cannot be downloaded ({one_line(error)})') from error
 
 
 def load_network_pkl(path: str, trust: bool = False) -> dict[str, Any]:
@@ -108,7 +109,7 @@ def load_network_pkl(path: str, trust: bool = False) -> dict[str, Any]:
         with open(local, 'rb') as f:
             return legacy.load_network_pkl(f)
     except Exception as error:  # Damaged pickles raise anything.
-        raise UserError(f'{path}: not a network pickle that this checkout can read ({_one_line(error)})') from error
+        raise UserError(f'{path}: not a network pickle that this checkout can read ({one_line(error)})') from error
 
 
 def network_folders() -> Any:
@@ -133,12 +134,12 @@ def save_network_pkl(path: str, data: dict[str, Any]) -> None:
 
 def open_data_set(**kwargs: Any) -> Any:
     """The host's data set of these arguments. UserError, in one line, if it can't be opened."""
-    if OURS:
-        return dnnlib.util.construct_class_by_name(**kwargs)
     try:
         return dnnlib.util.construct_class_by_name(**kwargs)
     except Exception as error:  # NVIDIA's raises OSError, AssertionError, KeyError, BadZipFile …
-        raise UserError(f'--data: {kwargs.get("path")}: {_one_line(error)}; make it with dataset_tool.py') from error
+        if OURS:
+            raise
+        raise UserError(f'--data: {kwargs.get("path")}: {one_line(error)}; make it with dataset_tool.py') from error
 
 
 def check_images(data_set: Any) -> None:
@@ -160,7 +161,7 @@ def parse_labels(data: bytes, where: str) -> Mapping[str, int | list[float]] | N
         labels = json.loads(data)['labels']
         return None if labels is None else {name: label for name, label in labels}
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f'{where}: must be {{"labels": [[name, label], …]}} ({_one_line(error)})') from error
+        raise UserError(f'{where}: must be {{"labels": [[name, label], …]}} ({one_line(error)})') from error
 
 
 def convert_data_set() -> tuple[Any, Callable[..., Any]]:
@@ -531,7 +532,7 @@ def calc_metric(
         if OURS:
             raise
         # Most often a detector that NVIDIA's code can't download.
-        raise UserError(f'--metrics: {name}: {_one_line(error)}') from error
+        raise UserError(f'--metrics: {name}: {one_line(error)}') from error
 
 
 def metric_option(opts: Any, name: str) -> Any:
@@ -580,7 +581,7 @@ def feature_detector(url: str, device: torch.device | str) -> tuple[Any, str]:
     except UserError:
         raise
     except Exception as error:  # NVIDIA's: no file, no TorchScript, no pickle, …
-        raise UserError(f'--detector: {url}: cannot be used in {NAME} ({_one_line(error)})') from error
+        raise UserError(f'--detector: {url}: cannot be used in {NAME} ({one_line(error)})') from error
     return found, metric_utils.get_feature_detector_name(url)
 
 

@@ -19,7 +19,7 @@ import torch
 import tqdm
 
 from lia_plugin.host import UserError
-from lia_plugin.networks import Phi
+from lia_plugin.networks import LRELU_GAIN, LRELU_SLOPE, Phi
 
 STATISTICS_SAMPLES = 65536
 VALIDATION_SAMPLES = 4096
@@ -28,7 +28,6 @@ EVALUATIONS = 10  # Times that a fit is judged on the way; the best state is kep
 WARM_UP = 50  # Steps.
 EMA_DECAY = 0.99
 MIN_SPREAD = 0.01  # Dimensions that (nearly) stand still get the noise of one with this share of the mean spread.
-SLOPE, GAIN = 0.2, math.sqrt(2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,11 +138,11 @@ class Moments:
 
 def undo(w: torch.Tensor, activation: str) -> torch.Tensor:
     """w → what its mapping network's last activation was given, where that can be undone."""
-    return torch.where(w < 0, w / SLOPE, w) / GAIN if activation == 'lrelu' else w
+    return torch.where(w < 0, w / LRELU_SLOPE, w) / LRELU_GAIN if activation == 'lrelu' else w
 
 
 def redo(u: torch.Tensor, activation: str) -> torch.Tensor:
-    return torch.where(u < 0, u * SLOPE, u) * GAIN if activation == 'lrelu' else u
+    return torch.where(u < 0, u * LRELU_SLOPE, u) * LRELU_GAIN if activation == 'lrelu' else u
 
 
 class NoisyW:

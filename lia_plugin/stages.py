@@ -12,6 +12,7 @@ from lia_plugin.networks import Generator, MappingNetwork
 from torch_utils import misc
 
 STATISTICS_SAMPLES = 10_000
+LOOP_KEYS = ('c_dim', 'img_resolution', 'img_channels')  # Arguments that a training loop adds from its data.
 
 
 def prepare_encoder_stage(
@@ -62,7 +63,7 @@ def generator_kwargs(source: Any, encoder_kwargs: dict[str, Any], name: str) -> 
     """Constructor arguments of a stage-1 generator's stage-2 self, without what a training loop adds from its data."""
     own = attach.has_phi(source)
     kwargs = dict(source.init_kwargs) if own else attach.lia_kwargs(source)  # What it will be with φ attached.
-    kwargs = {k: v for k, v in kwargs.items() if k not in ('c_dim', 'img_resolution', 'img_channels')}
+    kwargs = {k: v for k, v in kwargs.items() if k not in LOOP_KEYS}
     old = kwargs.get('encoder_kwargs')
     if old is not None and any(old.get(k) != v for k, v in encoder_kwargs.items()):
         changed = next(k for k, v in encoder_kwargs.items() if old.get(k) != v)

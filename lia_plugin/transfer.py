@@ -15,8 +15,6 @@ from lia_plugin import attach, config, host, stages
 from lia_plugin.options import Options, changed, flag
 from lia_plugin.phi_fit import Fit
 
-LOOP_KEYS = ('c_dim', 'img_resolution', 'img_channels')  # What a training loop adds from its data.
-
 
 def check_network(G: Any, source: str, info: config.DataInfo) -> None:
     """A network to go on from must be made for such images and labels."""
@@ -67,7 +65,8 @@ def _discriminator(result: dict[str, Any], data: dict[str, Any], source: str, op
     """Arguments of the pickle's discriminator; of a new one, with what that changes, if it has none."""
     stage = result['encoder']
     if data.get('D') is not None:
-        return host.said_precision(data['D'], {k: v for k, v in data['D'].init_kwargs.items() if k not in LOOP_KEYS})
+        kwargs = {k: v for k, v in data['D'].init_kwargs.items() if k not in stages.LOOP_KEYS}
+        return host.said_precision(data['D'], kwargs)
     loss = stage['loss_kwargs']
     told = f'{source} holds no discriminator: stage 2 makes a new one, which has learned nothing'
     if loss['percep'] == 'disc' and loss['percep_weight']:
