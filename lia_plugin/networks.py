@@ -33,6 +33,11 @@ class Inversion(NamedTuple):
     z: torch.Tensor
 
 
+def base_code(y: torch.Tensor) -> torch.Tensor:
+    """The code [N, z_dim] that an image has as a whole: y itself, or the first layer's of y+ [N, num_ws, z_dim]."""
+    return y if y.ndim == 2 else y[:, 0]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Layers. Equalised learning rate as in Karras et al. 2018, section 4.1: weights are stored at unit variance.
 
@@ -601,12 +606,20 @@ class MappingNetwork(torch.nn.Module):
         truncation_psi: float = 1,
         truncation_cutoff: int | None = None,
     ) -> torch.Tensor:
-        """y [N, z_dim] → ws [N, num_ws, w_dim], truncated towards the mean of w."""
-        return self.broadcast(self.y_to_w(y, c), truncation_psi, truncation_cutoff)
+        """y [N, z_dim], or y+ [N, num_ws, z_dim] → ws [N, num_ws, w_dim], truncated towards the mean of w."""
+        if y.ndim == 2:
+            return self.broadcast(self.y_to_w(y, c), truncation_psi, truncation_cutoff)
+        if y.ndim != 3 or y.shape[1] != self.num_ws:
+            raise ValueError(f'y: expected [N, {self.z_dim}] or [N, {self.num_ws}, {self.z_dim}], got {list(y.shape)}')
+        per_layer = None if c is None else c.repeat_interleave(self.num_ws, dim=0)
+        ws = self.y_to_w(y.flatten(0, 1), per_layer).unflatten(0, [-1, self.num_ws])
+        return self._truncate(ws, truncation_psi, truncation_cutoff)
 
     def broadcast(self, w: torch.Tensor, truncation_psi: float, truncation_cutoff: int | None) -> torch.Tensor:
         """w [N, w_dim] → one copy for each layer, the first `truncation_cutoff` (None = all) pulled to w_avg."""
-        ws = w.unsqueeze(1).repeat([1, self.num_ws, 1])
+        return self._truncate(w.unsqueeze(1).repeat([1, self.num_ws, 1]), truncation_psi, truncation_cutoff)
+
+    def _truncate(self, ws: torch.Tensor, truncation_psi: float, truncation_cutoff: int | None) -> torch.Tensor:
         if truncation_psi != 1:
             cutoff = self.num_ws if truncation_cutoff is None else truncation_cutoff
             ws = torch.cat([self.w_avg.lerp(ws[:, :cutoff], truncation_psi), ws[:, cutoff:]], dim=1)

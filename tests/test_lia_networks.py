@@ -369,3 +369,24 @@ def test_log_prob_of_standard_normal_latents():
     log_p_z = G.mapping.log_prob(y) + log_det
     assert log_det.abs().max() > 0.1
     assert abs(log_p_z.mean() + 4 * (1 + math.log(2 * math.pi))) < 0.2
+
+
+def test_y_plus_of_equal_layers_is_y():
+    G = make_generator()
+    y = torch.randn([3, 8])
+    plus = y.unsqueeze(1).repeat([1, G.num_ws, 1])
+    torch.testing.assert_close(G.mapping.y_to_ws(plus, None, 0.7, 2), G.mapping.y_to_ws(y, None, 0.7, 2))
+
+
+def test_y_plus_reaches_each_layer_by_itself():
+    G = make_generator(c_dim=3, mapping_kwargs=dict(num_layers=2))
+    y, c = torch.randn([2, G.num_ws, 8]), torch.eye(3)[:2]
+    ws = G.mapping.y_to_ws(y, c)
+    for layer in range(G.num_ws):
+        torch.testing.assert_close(ws[:, layer], G.mapping.y_to_w(y[:, layer], c))
+
+
+def test_y_plus_with_another_number_of_layers_is_refused():
+    G = make_generator()
+    with pytest.raises(ValueError, match=r'expected \[N, 8\] or \[N, 6, 8\], got \[2, 5, 8\]'):
+        G.mapping.y_to_ws(torch.zeros([2, 5, 8]))
