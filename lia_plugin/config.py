@@ -78,6 +78,8 @@ class EncoderPreset:
     latent: float = 0.0
     mix: float = 0.0  # Share of generated images in a batch.
     offset: float = 0.01  # y+: penalty on the layers' offsets from the base code.
+    prior: float = 0.0  # Weight of the codes' likelihood under the exact prior.
+    start: str = 'network'  # Or 'random': see lia_plugin.encoder_start.
     iters: int = 1  # Passes of the encoder; each but the first sees what the one before has made.
     schedule: str = 'cosine'
     lr: float = 3e-3
@@ -91,13 +93,14 @@ class EncoderPreset:
 ENCODER_PRESETS = {
     'default': EncoderPreset(),
     # The reference code's stage 2.
-    'paper': EncoderPreset(percep_network='vgg16-conv4_3', adv=0.1, adv_start=0.0, schedule='step', lr=1e-4, d_lr=1e-4,
-                           d_schedule='step', betas=(0.9, 0.99), r1_gamma=10, r1_interval=None),
+    'paper': EncoderPreset(percep_network='vgg16-conv4_3', adv=0.1, adv_start=0.0, start='random', schedule='step',
+                           lr=1e-4, d_lr=1e-4, d_schedule='step', betas=(0.9, 0.99), r1_gamma=10, r1_interval=None),
 }
 
 # The extractors differ in scale by orders of magnitude, so each has a weight of its own.
 PERCEP_WEIGHTS = {'disc': 0.1, 'vgg16': 0.1, 'vgg16-conv4_3': 5e-5, 'none': 0.0}
 
+HIDDEN_SHARE = 2  # Features before the encoder's head, in units of the code's dimensions.
 LATENT_MIX = 0.5  # Share of generated images where their codes are supervised and nothing else is said.
 
 VAL_SHARE = 0.05  # Held out by default for cfg=lia …
@@ -140,7 +143,8 @@ def encoder_preset(options: Options) -> EncoderPreset:
     """
     said = dict(kimg=options.enc_kimg, pixel=options.enc_pixel, percep_network=options.percep, lr=options.enc_lr,
                 percep=options.enc_percep, adv=options.enc_adv, adv_start=options.enc_adv_start,
-                latent=options.enc_latent, mix=options.enc_mix, offset=options.enc_offset, iters=options.enc_iters,
+                latent=options.enc_latent, mix=options.enc_mix, offset=options.enc_offset, prior=options.enc_prior,
+                start=options.enc_start, iters=options.enc_iters,
                 schedule=options.enc_schedule, d_lr=options.dlr, r1_gamma=options.gamma)
     preset = _override(ENCODER_PRESETS[options.enc_loss], said)
     if preset.latent and not preset.mix:
@@ -290,6 +294,8 @@ def encoder_stage(options: Options, info: DataInfo) -> dict[str, Any]:
                 r1_gamma=preset.gamma if encoder.r1_gamma is None else encoder.r1_gamma)
     if options.enc_space == 'y+':
         loss['offset_weight'] = encoder.offset
+    if encoder.prior:
+        loss['prior_weight'] = encoder.prior
     batch = options.enc_batch or preset.batch
     assert batch is not None, 'resolve() fills it'
     steps = math.ceil(encoder.kimg * 1000 / batch)
@@ -317,8 +323,15 @@ def encoder_kwargs(options: Options, preset: Preset) -> dict[str, Any]:
     """Arguments of the encoder that stage 2 adds to the generator."""
     kwargs = dict(arch=options.enc_arch, space=options.enc_space, channel_base=preset.channel_base,
                   channel_max=preset.channel_max)
+    if options.enc_arch == 'resnet':
+        kwargs['hidden_features'] = hidden_features(preset.channel_max, options.latent_dim)
     iters = encoder_preset(options).iters
     return {**kwargs, 'iters': iters} if iters > 1 else kwargs
+
+
+def hidden_features(channel_max: int, code_dim: int) -> int:
+    """Width before the encoder's head. Fewer features than the code has dimensions would cut it short."""
+    return max(channel_max, HIDDEN_SHARE * code_dim)
 
 
 def _shared(options: Options, info: DataInfo, batch: int | None, kimg: float) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Stage-2 loss: the encoder f learns image → y with the generator frozen, the discriminator goes on (section 3.3).
 
     E:  pixel · mean (x − x̃)²  +  percep · ε(x, x̃)  +  adv · softplus(−c(x̃))
-        +  latent · mean (f(g(y)) − y)² / var y  +  offset · mean (y+ − y)² / var y
+        +  latent · mean (f(g(y)) − y)² / var y  +  offset · mean (y+ − y)² / var y  −  prior · log p(y) / dim y
     c:  softplus(c(x̃)) + softplus(−c(x)) + γ/2 · ‖∇c(x)‖²                  with x̃ = g(f(x))
 
 The class stands in the place of the host's StyleGAN2Loss and takes what either host gives its loss.
@@ -20,7 +20,6 @@ from lia_plugin.networks import Encoder, Feedback, MappingNetwork, base_code
 from lia_plugin.perceptual import make_perceptual
 from lia_plugin.stages import code_statistics
 from torch_utils import misc, training_stats
-
 
 UNLOCKING = (0.1, 0.4)  # The share of stage 2 after which the first and the last layer of y+ have offsets.
 
@@ -62,6 +61,7 @@ class EncoderLoss:
         latent_weight: float = 0.0,  # Supervision of generated images' codes, which are known.
         mix: float = 0.0,  # Share of a batch whose images are generated ones.
         offset_weight: float = 0.0,  # Penalty on the offsets of y+ from its base code.
+        prior_weight: float = 0.0,  # Of the code's likelihood under the exact prior, per dimension; φ is frozen.
         r1_gamma: float = 10.0,
         total_kimg: float | None = None,  # Length of the stage. None = unknown, nothing waits for its time.
         first_kimg: float = 0.0,  # How much of it is over, in a host that keeps no state of a loss.
@@ -84,7 +84,7 @@ class EncoderLoss:
         self.percep = make_perceptual(percep, percep_network, device) if percep_weight else None
         self.adv_weight, self.adv_start = adv_weight, adv_start
         self.latent_weight, self.mix = latent_weight, mix
-        self.offset_weight = offset_weight
+        self.offset_weight, self.prior_weight = offset_weight, prior_weight
         self.total_kimg = total_kimg
         self.shown = round(first_kimg * 1000)  # Images of the stage so far, over all ranks.
         if latent_weight and not mix:
@@ -96,11 +96,11 @@ class EncoderLoss:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run can't measure again: its φ is at random until the checkpoint is in place."""
-        return {'code_variance': self.code_variance.cpu(), 'shown': self.shown}
+        return {'code_variance': self.code_variance.cpu(), 'shown': torch.tensor(self.shown)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.code_variance = state['code_variance'].to(self.device)
-        self.shown = state.get('shown', self.shown)  # States of version 0.1 have none, nor anything that needs it.
+        self.shown = int(state.get('shown', self.shown))  # States of version 0.1 have none, nor anything that needs it.
 
     def accumulate_gradients(
         self,
@@ -165,13 +165,19 @@ class EncoderLoss:
         if code.ndim == 3 and self.offset_weight:
             offsets = (code[:, 1:] - code[:, :1]).square().mean() / self.code_variance
             terms['offset'] = self.offset_weight * offsets
+        if self.prior_weight:
+            y = base_code(self.mapping.code_to_y(code, c))
+            terms['prior'] = -self.prior_weight * self.mapping.log_prob(y, c).mean() / y.shape[1]
         return terms
 
     @torch.no_grad()
     def _mix(
         self, img: torch.Tensor, c: torch.Tensor, z: torch.Tensor, gen_c: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """The batch with its last images replaced by generated ones, and their codes; None if there are none."""
+        """The batch with its last images replaced by generated ones, and their codes; None if there are none.
+
+        Each process does so with its own share, so that which images these are depends on their number.
+        """
         count = round(self.mix * len(img))
         if count == 0:
             return img, c, None

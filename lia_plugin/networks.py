@@ -27,7 +27,7 @@ LRELU_SLOPE, LRELU_GAIN = 0.2, math.sqrt(2)  # Of the activation after each laye
 
 
 class Inversion(NamedTuple):
-    """Latents of a batch of images: y = f(x), float32 [N, z_dim] or y+ [N, num_ws, z_dim], and z = φ(base code of y)."""
+    """Latents of images: y = f(x), float32 [N, z_dim] or y+ [N, num_ws, z_dim], and z = φ(base code of y)."""
 
     y: torch.Tensor
     z: torch.Tensor
@@ -464,10 +464,12 @@ class Encoder(torch.nn.Module):
         conv_clamp: float | None = None,
         num_ws: int = 1,  # Layers of y+.
         iters: int = 1,  # Times that it is asked.
+        hidden_features: int | None = None,  # Width before the head. None = that of the last convolution.
     ) -> None:
         super().__init__()
         if arch not in ('resnet', 'paper') or space not in ('y', 'y+', 'z'):
-            raise ValueError(f"encoder: arch is 'resnet' or 'paper', space 'y', 'y+' or 'z'; got {arch!r} and {space!r}")
+            expected = "arch 'resnet' or 'paper', space 'y', 'y+' or 'z'"
+            raise ValueError(f'encoder: expected {expected}; got {arch!r} and {space!r}')
         if iters > 1 and space == 'z':
             raise ValueError(f'encoder: iters is 1 for an encoder towards z, got {iters}')
         if iters > 1 and arch == 'paper':
@@ -483,7 +485,7 @@ class Encoder(torch.nn.Module):
         self.iters = iters
         self.num_stages = int(math.log2(img_resolution)) - 2
         if arch == 'resnet':
-            width = self._build_resnet(channel_base, channel_max, num_fp16_res, conv_clamp)
+            width = self._build_resnet(channel_base, channel_max, num_fp16_res, conv_clamp, hidden_features)
         else:
             width = self._build_paper()
         self.head = Dense(width, code_dim)
@@ -496,11 +498,17 @@ class Encoder(torch.nn.Module):
             # Of the code and of the gradient, which are as long as the code: see Feedback.
             self.feedback = Dense(2 * self.num_ws * code_dim, width)
             self.combine = Dense(width, width, activation='lrelu')
+            self.change = Dense(width, self.num_ws * code_dim, weight_init=0)  # Later answers begin as the first one.
         self.output_mean = torch.nn.Parameter(torch.zeros([code_dim]))
         self.output_std = torch.nn.Parameter(torch.ones([code_dim]))
 
     def _build_resnet(
-        self, channel_base: int, channel_max: int, num_fp16_res: int, conv_clamp: float | None
+        self,
+        channel_base: int,
+        channel_max: int,
+        num_fp16_res: int,
+        conv_clamp: float | None,
+        hidden_features: int | None,
     ) -> int:
         widths = [min(channel_base * 2**i // self.img_resolution, channel_max) for i in range(self.num_stages + 1)]
         in_channels = self.img_channels * (2 if self.iters > 1 else 1)
@@ -510,8 +518,9 @@ class Encoder(torch.nn.Module):
             block = EncoderBlock(widths[i], widths[i + 1], use_fp16, conv_clamp if use_fp16 else None)
             setattr(self, f'stage{i}', block)
         self.conv = Conv(widths[-1], widths[-1], 3, activation='lrelu')
-        self.dense = Dense(widths[-1] * 16, widths[-1], activation='lrelu')
-        return widths[-1]
+        width = hidden_features or widths[-1]
+        self.dense = Dense(widths[-1] * 16, width, activation='lrelu')
+        return width
 
     def _build_paper(self) -> int:
         widths = [min(64 * 2**i, 1024) for i in range(self.num_stages + 1)]
@@ -528,18 +537,29 @@ class Encoder(torch.nn.Module):
             raise ValueError(f'encoder: expected images [N, {", ".join(map(str, expected))}], got {list(img.shape)}')
         if feedback is not None and self.feedback is None:
             raise ValueError('encoder: takes no feedback, for it was made with iters=1')
-        features = self._features(img.to(torch.float32), feedback)
-        change = self.head(features)
-        change = self.output_std * (self.head_norm(change) if self.arch == 'paper' else change)
-        if self.offsets is not None:
-            offsets = self.offsets(features).reshape([len(img), self.num_ws - 1, self.code_dim])
-            offsets = self.output_std * offsets * self.unlocked[:, None]
-            base = change.unsqueeze(1)
-            change = torch.cat([base, base + offsets], dim=1)
-        return change + (self.output_mean if feedback is None else feedback.code)
+        features = self.head_input(img.to(torch.float32), feedback)
+        if feedback is not None:
+            return self._later_answer(features, feedback.code)
+        code = self.head(features)
+        code = self.output_mean + self.output_std * (self.head_norm(code) if self.arch == 'paper' else code)
+        return code if self.offsets is None else self._per_layer(code, self.offsets(features))
 
-    def _features(self, img: torch.Tensor, feedback: Feedback | None) -> torch.Tensor:
-        """What the heads see, [N, features]."""
+    def _per_layer(self, base: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        """Base code [N, code_dim] and what is to be added to it, [N, (num_ws − 1)·code_dim] → [N, num_ws, code_dim]."""
+        offsets = self.output_std * offsets.reshape([len(base), self.num_ws - 1, self.code_dim])
+        base = base.unsqueeze(1)
+        return torch.cat([base, base + offsets * self.unlocked[:, None]], dim=1)
+
+    def _later_answer(self, features: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
+        """The last code, changed."""
+        change = self.change(features)
+        if self.offsets is None:
+            return code + self.output_std * change
+        base, offsets = change.tensor_split([self.code_dim], dim=1)
+        return code + self._per_layer(self.output_std * base, offsets)
+
+    def head_input(self, img: torch.Tensor, feedback: Feedback | None = None) -> torch.Tensor:
+        """What the heads see of images NCHW in [-1, 1]: [N, features]."""
         if self.feedback is None:
             return self._trunk(img)
         # Before the first answer there is nothing to see: no error, no code, no direction.

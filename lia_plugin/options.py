@@ -7,6 +7,7 @@ from click import UsageError
 STAGES = ('gan', 'encoder', 'both')
 AUGPIPES = ('blit', 'geom', 'color', 'filter', 'noise', 'cutout', 'bg', 'bgc', 'bgcf', 'bgcfn', 'bgcfnc')
 SPACES = ('y', 'y+', 'z')
+STARTS = ('network', 'random')
 SCHEDULES = ('cosine', 'step', 'constant')
 PERCEPTUAL = ('disc', 'vgg16', 'vgg16-conv4_3', 'none')
 
@@ -73,7 +74,9 @@ class Options:
     enc_latent: float | None = None
     enc_mix: float | None = None
     enc_offset: float | None = None
+    enc_prior: float | None = None
     enc_schedule: str | None = None
+    enc_start: str | None = None
     percep: str | None = None
 
     resume: str = 'noresume'
@@ -109,7 +112,8 @@ class Options:
 # Contradictions.
 
 ENCODER_ONLY = ('enc_kimg', 'enc_batch', 'enc_lr', 'enc_arch', 'enc_space', 'enc_iters', 'enc_loss', 'enc_pixel',
-                'enc_percep', 'enc_adv', 'enc_adv_start', 'enc_latent', 'enc_mix', 'enc_offset', 'enc_schedule', 'percep')
+                'enc_percep', 'enc_adv', 'enc_adv_start', 'enc_latent', 'enc_mix', 'enc_offset', 'enc_prior',
+                'enc_schedule', 'enc_start', 'percep')
 GAN_ONLY = ('kimg', 'glr', 'aug', 'p', 'target', 'augpipe', 'freezed')
 PHI_ONLY = ('coupling', 'phi_layers')
 FIXED_BY_PICKLE = ('latent_dim', 'map_depth', 'noise_inputs', 'mbstd_group', 'nhwc') + PHI_ONLY

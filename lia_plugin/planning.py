@@ -35,12 +35,13 @@ def plan(options: Options, run: run_dir.Run | None = None, dry: bool = False) ->
     gan_metrics, all_metrics = split_metrics(options)
     result: dict[str, Any] = dict(
         version=__version__, options=dataclasses.asdict(said), data=dataclasses.asdict(info), device=device,
-        gan=None, encoder=None, encoder_source=None, attach=None, notes=[], transfer=[],
+        gan=None, encoder=None, encoder_source=None, encoder_start=None, attach=None, notes=[], transfer=[],
     )  # fmt: skip
     if options.has_gan_stage:
         result['gan'] = host.adapt_stage(config.gan_stage(options, info, augpipe(options), gan_metrics))
         check_batch(result['gan'], '--batch')
     if options.has_encoder_stage:
+        result['encoder_start'] = config.encoder_preset(options).start
         result['encoder'] = host.adapt_stage(config.encoder_stage(options, info))
         check_batch(result['encoder'], '--enc-batch')
         if options.stage == 'encoder':

@@ -394,9 +394,10 @@ def test_y_plus_with_another_number_of_layers_is_refused():
 
 def plus_generator(**encoder):
     G = make_generator(dict(ENCODER, **encoder))
-    if G.encoder.offsets is not None:
-        torch.manual_seed(1)
-        torch.nn.init.normal_(G.encoder.offsets.weight)
+    torch.manual_seed(1)
+    for layer in (G.encoder.offsets, getattr(G.encoder, 'change', None)):
+        if layer is not None:  # They begin without effect, which would prove nothing here.
+            torch.nn.init.normal_(layer.weight)
     return G
 
 
@@ -404,6 +405,12 @@ def test_a_new_encoder_to_y_plus_gives_one_code_for_all_layers():
     G = make_generator(dict(ENCODER, space='y+'))
     y = G.encode(torch.rand([2, 1, 16, 16]) * 2 - 1)
     assert y.shape == (2, G.num_ws, 8) and torch.equal(y, y[:, :1].expand_as(y))
+
+
+def test_later_answers_begin_as_the_first_one():
+    G = make_generator(dict(ENCODER, iters=3))
+    img = torch.rand([2, 1, 16, 16]) * 2 - 1
+    assert torch.equal(G.encode(img), G.encoder(img))
 
 
 def test_offsets_count_as_far_as_their_layers_are_unlocked():
@@ -473,6 +480,7 @@ def test_every_parameter_of_an_encoder_that_is_asked_again_gets_a_gradient():
     G.encoder.requires_grad_(True)
     img = torch.rand([2, 1, 16, 16]) * 2 - 1
     code = G.encoder(img)
-    G.encoder(img, G.mapping.feedback(img, code, None, G.synthesis)).square().sum().backward()
+    again = G.encoder(img, G.mapping.feedback(img, code, None, G.synthesis))
+    (code.square().sum() + again.square().sum()).backward()
     missing = [n for n, p in G.encoder.named_parameters() if p.grad is None or not p.grad.any()]
     assert not missing

@@ -198,7 +198,9 @@ def test_the_adversary_waits_for_its_share_of_the_stage(
     assert run(early, D, 'Dboth', batch) is None and run(loss, D, 'Dboth', batch) is not None
 
 
-def test_its_time_goes_on_after_a_resumption(nets: tuple[Generator, Discriminator], batch: dict[str, torch.Tensor]) -> None:
+def test_its_time_goes_on_after_a_resumption(
+    nets: tuple[Generator, Discriminator], batch: dict[str, torch.Tensor]
+) -> None:
     first = make(nets, pixel_weight=1.0, total_kimg=1.0)
     run(first, nets[0], 'Gmain', batch)
     second = make(nets, pixel_weight=1.0, total_kimg=1.0)
@@ -244,3 +246,15 @@ def test_each_answer_counts_and_none_is_trained_through_the_next(batch: dict[str
     assert value is not None
     torch.testing.assert_close(value, torch.stack(losses).mean().detach())
     torch.testing.assert_close(found, grad, rtol=1e-3, atol=1e-6)
+
+
+def test_the_exact_prior_is_a_term_and_phi_learns_nothing_of_it(
+    nets: tuple[Generator, Discriminator], batch: dict[str, torch.Tensor]
+) -> None:
+    G, _ = nets
+    value = run(make(nets, prior_weight=0.5), G, 'Gmain', batch)
+    z, log_det = G.mapping.phi(G.encode(batch['real_img']), batch['real_c'])
+    expected = -0.5 * (torch.distributions.Normal(0, 1).log_prob(z).sum(dim=1) + log_det).mean() / 8
+    assert value is not None
+    torch.testing.assert_close(value, expected)
+    assert not list(G.mapping.phi.parameters()), 'frozen: its weights are buffers'

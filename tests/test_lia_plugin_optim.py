@@ -8,8 +8,10 @@ import torch
 
 from lia_plugin.optim import ScheduledAdam, learning_rate_factor
 
+Made = tuple[torch.nn.Parameter, ScheduledAdam]
 
-def make(schedule: str = 'constant', total_steps: int = 100, **kwargs: float) -> tuple[torch.nn.Parameter, ScheduledAdam]:
+
+def make(schedule: str = 'constant', total_steps: int = 100, **kwargs: int) -> Made:
     p = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
     return p, ScheduledAdam([p], lr=0.1, betas=(0.0, 0.99), schedule=schedule, total_steps=total_steps, **kwargs)
 
