@@ -29,18 +29,22 @@ MIN_MSE = 1e-10  # Perfect images have an infinite PSNR, which no mean survives:
 # Registration
 
 
-def register(held_out: bool, labels_only: bool = False) -> Callable[[MetricFunction], MetricFunction]:
+def register(
+    held_out: bool, labels_only: bool = False, needs_detector: str | None = None
+) -> Callable[[MetricFunction], MetricFunction]:
     """Registers with the host.
 
     Args:
         held_out: The loop should give it images that the network was not trained on.
         labels_only: It takes nothing but labels from the data, so that a network without classes needs no data.
+        needs_detector: 'inception' or 'vgg16': the network whose features it looks at.
     """
 
     def decorate(fn: MetricFunction) -> MetricFunction:
         fn.held_out = held_out  # type: ignore[attr-defined]
         fn.labels_only = labels_only  # type: ignore[attr-defined]
         fn.needs_encoder = True  # type: ignore[attr-defined]
+        fn.needs_detector = needs_detector  # type: ignore[attr-defined]
         host.register_metric(fn)
         return fn
 
@@ -105,7 +109,7 @@ def _reconstruction_moments(opts: Any, detector: Any) -> tuple[int, Array, Array
     return len(dataset), mean, outer / len(dataset) - np.outer(mean, mean)
 
 
-@register(held_out=True)
+@register(held_out=True, needs_detector='inception')
 def recon_fid(opts: Any) -> dict[str, float]:
     """Fréchet Inception distance of reconstructions to the very images they reconstruct; biased upward at small n."""
     url = host.inception_url(opts)

@@ -16,9 +16,6 @@ from lia_plugin import __version__, config, host, inversion, run_dir, transfer
 from lia_plugin.options import TRANSFER_SOURCES, Options
 from lia_plugin.perceptual import make_perceptual
 
-# Modules whose `--detector` is needed are known by these names; other metrics look at no features.
-FEATURE_METRICS = ('fid', 'kid', 'recon_fid')
-
 
 def plan(options: Options, run: run_dir.Run | None = None, dry: bool = False) -> dict[str, Any]:
     """The whole configuration of a run, as `training_options.json` holds it.
@@ -158,8 +155,7 @@ def check_downloads(options: Options, result: dict[str, Any], metrics: list[str]
         loss = result['encoder']['loss_kwargs']
         if loss['percep'].startswith('vgg16') and loss['percep_weight']:
             make_perceptual(loss['percep'])
-    if any(name.startswith(FEATURE_METRICS) for name in metrics):
-        try:
-            host.fetch_detector(options.detector)
-        except host.UserError as error:
-            raise host.UserError(f'{error}; or --metrics=none') from None
+    try:
+        host.fetch_detectors(metrics, options.detector)
+    except host.UserError as error:
+        raise host.UserError(f'{error}; or --metrics=none') from None
