@@ -210,9 +210,15 @@ def test_separability_with_labels_of_the_data_and_of_a_file(place, capsys, tmp_p
 
 def test_list_needs_no_network(capsys):
     assert cli.run(cli.load_command('calc_metrics'), ['--metrics=list']) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert {line.split()[0] for line in lines} >= {'fid50k_full', 'kid50k_full', 'recon_psnr', 'cycle_z', 'latent_fd'}
-    assert all(len(line.split()) > 3 for line in lines)
+    header, *lines, blank, note = capsys.readouterr().out.splitlines()
+    columns = [header.index(title) for title in ('Metric', 'Needs', 'What')]
+    rows = [[line[start:stop].strip() for start, stop in zip(columns, [*columns[1:], None])] for line in lines]
+    needs = {name: need for name, need, _what in rows}
+    expected = dict(fid50k_full='Inception*', is50k='Inception*', pr50k3='VGG16*', ppl_zfull='VGG16*', swd='-',
+                    recon_psnr='encoder', recon_fid='encoder, Inception*')
+    assert needs.items() >= expected.items()
+    assert all(len(what.split()) > 3 for _name, _need, what in rows)
+    assert blank == '' and note.startswith('* ') and '--detector' in note
 
 
 @pytest.fixture(scope='module')

@@ -23,7 +23,8 @@ def share_work(rank, world_size, shared, detector, cache_dir):
     names = [name for name in metric_main.list_valid_metrics() if hasattr(host.metric_function(name), 'needs_encoder')
              and name != 'recon_msssim']  # fmt: skip
     numbers, counts = {}, set()
-    for kind, metrics in ((FakeLIA, names), (FakeLayers, names), (FakeLIA, ['recon_lpips'])):
+    few = ['recon_swd', 'recon_fid', 'latent_fd', 'cycle_z']
+    for kind, metrics in ((FakeLIA, names), (FakeLayers, few), (FakeLIA, ['recon_lpips'])):
         G, handed = kind(gain=1.2, offset=0.1, side=16, c_dim=2), dict(shared, metrics=metrics)
         for name in metrics:
             result = metric_main.calc_metric(name, G=G, dataset_kwargs=DATA, shared=handed, **common)
@@ -42,4 +43,4 @@ def test_two_processes_give_what_one_gives(tmp_path):
     one = share_work(0, 1, shared, corner, str(tmp_path / 'one'))
     two = distributed.spawn(share_work, 2, (shared, corner, str(tmp_path / 'two')), device='cpu')
     assert two[0] == pytest.approx(one[0], rel=1e-5, abs=1e-7)
-    assert two[1] == one[1] == {19} and len(one[0]) > 40
+    assert two[1] == one[1] == {19} and len(one[0]) > 30

@@ -47,7 +47,7 @@ def test_with_all_files_all_of_them():
 def test_files_that_were_downloaded_before_count(cache):
     folder = cache / 'downloads'
     folder.mkdir(parents=True)
-    for url in (perceptual.VGG16_URL, host.default_inception()):
+    for url in (perceptual.VGG16_URL, host.detector_url('inception')):
         name = hashlib.md5(url.encode()).hexdigest() + '_' + url.rsplit('/', 1)[1]
         (folder / name).write_bytes(b'')
     names, notes = metric_traits.expand([ALL_RECON], Situation(64))
@@ -81,5 +81,5 @@ def test_in_nvidias_checkouts_there_is_no_swd(monkeypatch):
     monkeypatch.setattr(host, 'NAME', 'stylegan3')
     monkeypatch.setattr(host, 'metric_function', lambda name: host._own_metrics[name])
     assert 'stylegan3 comes before them here' in metric_traits.obstacle('recon_swd', Situation(64))
-    with pytest.raises(UserError, match='recon_swd needs our own metrics'):
+    with pytest.raises(UserError, match='stylegan3 has no sliced Wasserstein distance'):
         host.sliced_wasserstein()
