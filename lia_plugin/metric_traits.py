@@ -73,8 +73,8 @@ class Situation:
 def obstacle(name: str, situation: Situation) -> str | None:
     """Why a metric can't be computed at all, as the end of '… needs'; None if it can."""
     fn = host.metric_function(name)
-    if situation.resolution < getattr(fn, 'min_side', 1):
-        return f'images of at least {fn.min_side} pixels a side, the network makes {situation.resolution}'
+    if situation.resolution < (side := getattr(fn, 'min_side', 1)):
+        return f'images of at least {side} pixels a side, the network makes {situation.resolution}'
     if getattr(fn, 'ours_only', False) and not host.OURS:
         return f'our own metrics, and {host.NAME} comes before them here: run it outside of the checkout'
     if getattr(fn, 'training_set', False) and situation.training_set is not None:

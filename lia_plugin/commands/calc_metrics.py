@@ -124,7 +124,7 @@ def list_metrics() -> None:
         detector = host.needed_detector(name)
         needs = ['encoder'] if getattr(function, 'needs_encoder', False) else []
         needs += [networks[detector]] if detector is not None else []
-        needs += {'lpips': ['--lpips*'], 'id_detector': ['--id-detector']}.get(getattr(function, 'file', None), [])
+        needs += {'lpips': ['--lpips*'], 'id_detector': ['--id-detector']}.get(getattr(function, 'file', ''), [])
         summary = (function.__doc__ or '').strip().splitlines()
         rows.append((name, ', '.join(needs) or '-', summary[0] if summary else ''))
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
