@@ -12,12 +12,9 @@ import torch
 from click import UsageError
 
 import lia_plugin.metrics  # noqa: F401  Registers LIA's metrics.
-from lia_plugin import __version__, config, host, inversion, run_dir, transfer
+from lia_plugin import __version__, config, host, inversion, metric_traits, run_dir, transfer
 from lia_plugin.options import TRANSFER_SOURCES, Options
-from lia_plugin.perceptual import make_perceptual
-
-# Modules whose `--detector` is needed are known by these names; other metrics look at no features.
-FEATURE_METRICS = ('fid', 'kid', 'recon_fid')
+from lia_plugin.perceptual import VGG16Features, make_perceptual
 
 
 def plan(options: Options, run: run_dir.Run | None = None, dry: bool = False) -> dict[str, Any]:
@@ -32,10 +29,11 @@ def plan(options: Options, run: run_dir.Run | None = None, dry: bool = False) ->
     device = resolve_device(options.device, options.gpus)
     said, options = options, dataclasses.replace(options, device=device, val=host.default_val(options.val))
     info = describe_data(options)
+    options, left_out = name_metrics(options, info)
     gan_metrics, all_metrics = split_metrics(options)
     result: dict[str, Any] = dict(
         version=__version__, options=dataclasses.asdict(said), data=dataclasses.asdict(info), device=device,
-        gan=None, encoder=None, encoder_source=None, encoder_start=None, attach=None, notes=[], transfer=[],
+        gan=None, encoder=None, encoder_source=None, encoder_start=None, attach=None, notes=left_out, transfer=[],
     )  # fmt: skip
     if options.has_gan_stage:
         result['gan'] = host.adapt_stage(config.gan_stage(options, info, augpipe(options), gan_metrics))
@@ -49,9 +47,9 @@ def plan(options: Options, run: run_dir.Run | None = None, dry: bool = False) ->
             source = (None if run is None else run.encoder_source()) or resume_source(options)
             transfer.plan_encoder(result, source, options, info)
         if run is not None and run.has_begun('encoder'):
-            # It follows --enc-kimg, which may change; the average that has begun goes on as it was. So does the loss,
-            # which depends on what the pickle of --resume held.
-            for key in ('ema_kimg', 'loss_kwargs', 'G_opt_kwargs', 'D_opt_kwargs'):
+            # It follows --enc-kimg, which may change; the average that has begun goes on as it was. So do loss and encoder,
+            # which depend on what the pickle of --resume held, and on defaults that may have changed since.
+            for key in ('ema_kimg', 'loss_kwargs', 'G_kwargs', 'G_opt_kwargs', 'D_opt_kwargs'):
                 result['encoder'][key] = keep_length(run.recorded['encoder'][key], result['encoder'][key])
     if options.has_gan_stage and options.transfers:
         if run is None:
@@ -151,6 +149,16 @@ def augpipe(options: Options) -> dict[str, Any]:
 # Metrics and downloads.
 
 
+def name_metrics(options: Options, info: config.DataInfo) -> tuple[Options, list[str]]:
+    """Options with `all-recon` replaced by names, and what that leaves out. UserError for what can't be measured."""
+    missing = None if host.OURS else 'and this loop tells metrics only one data set; calc_metrics tells both'
+    situation = metric_traits.Situation(info.resolution, missing, detector=options.detector)
+    names, left_out = metric_traits.expand(config.metric_names(options), situation)
+    metric_traits.check(names, situation)
+    asked = None if options.metrics is None else ','.join(names)
+    return dataclasses.replace(options, metrics=asked), left_out
+
+
 def split_metrics(options: Options) -> tuple[list[str], list[str]]:
     """The metrics of stage 1 and those of stage 2. UserError for an unknown one, or one that has no stage to be in."""
     names = config.metric_names(options)
@@ -166,8 +174,12 @@ def check_downloads(options: Options, result: dict[str, Any], metrics: list[str]
         loss = result['encoder']['loss_kwargs']
         if loss['percep'].startswith('vgg16') and loss['percep_weight']:
             make_perceptual(loss['percep'])
-    if any(name.startswith(FEATURE_METRICS) for name in metrics):
+    if 'recon_lpips' in metrics:
         try:
-            host.fetch_detector(options.detector)
+            VGG16Features()
         except host.UserError as error:
-            raise host.UserError(f'{error}; or --metrics=none') from None
+            raise host.UserError(f'--metrics: recon_lpips: {error}; or leave it out') from None
+    try:
+        host.fetch_detectors(metrics, options.detector)
+    except host.UserError as error:
+        raise host.UserError(f'{error}; or --metrics=none') from None
