@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -23,8 +24,8 @@ from lia_plugin.targets import Target, stored_labels
 Array = npt.NDArray[Any]
 Progress = Callable[[int, int], None]  # Images done, images there are.
 
-WORKERS, FEW_IMAGES = 3, 4096  # Processes that read images, where there are more than a few.
-FAR_OUT = 3.5  # Quartile ranges from the median: Tukey's outer fence, 3 from the quartiles.
+MAX_WORKERS, FEW_IMAGES = 3, 4096  # Processes that read images, where there are more than a few.
+FAR_OUT = 2.0  # Quartile ranges above the median: Tukey's fence, 1.5 above the upper quartile.
 MIN_MSE = 1e-10  # Perfect images have no logarithm: they end here.
 
 
@@ -73,6 +74,10 @@ class _Reader(torch.utils.data.Dataset[Any]):
         return self.share[index], loaded.pixels, '; '.join(loaded.notes)
 
 
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
 def _as_list(batch: list[Any]) -> list[Any]:
     return batch
 
@@ -106,7 +111,7 @@ def measure(
     """
     label_of = label_reader(G, class_index, targets)
     share = range(rank, len(targets), world_size)
-    workers = 0 if len(share) < FEW_IMAGES else WORKERS
+    workers = 0 if len(share) < FEW_IMAGES else min(MAX_WORKERS, _cpus())
     loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
         _Reader(targets, share, G.img_resolution, G.img_channels), batch_size=batch, collate_fn=_as_list,
         num_workers=workers, multiprocessing_context='spawn' if workers else None,  # A fork would share open zips.
@@ -184,16 +189,17 @@ def merge(parts: Sequence[Measured]) -> Measured:
 
 def save_part(path: str, part: Measured) -> None:
     """For a parent process, which reads it with `load_part`."""
-    arrays = {name: getattr(part, name) for name in (*PER_IMAGE, *SUMS)}
-    texts = {name: np.array(json.dumps(list(getattr(part, name).items()))) for name in TEXTS}
+    content: dict[str, Any] = {name: getattr(part, name) for name in (*PER_IMAGE, *SUMS)}
+    content |= {name: np.array(json.dumps(list(getattr(part, name).items()))) for name in TEXTS}
     with atomic_write(path) as file:
-        np.savez(file, **arrays, **texts)
+        np.savez(file, **content)
 
 
 def load_part(path: str) -> Measured:
     with np.load(path, allow_pickle=False) as file:
-        texts = {name: dict(json.loads(str(file[name][()]))) for name in TEXTS}
-        return Measured(**{name: file[name] for name in (*PER_IMAGE, *SUMS)}, **texts)
+        content: dict[str, Any] = {name: file[name] for name in (*PER_IMAGE, *SUMS)}
+        content |= {name: dict(json.loads(str(file[name][()]))) for name in TEXTS}
+        return Measured(**content)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -215,7 +221,7 @@ class Judged:
 
     figures: dict[str, Array]  # By the names of UNITS.
     rank_error: Array  # 1 = the largest error
-    rank_atypical: Array  # 1 = the least typical code
+    rank_atypical: Array  # 1 = the code farthest from the others
     odd_error: Array  # bool
     odd_code: Array  # bool
     duplicates: list[Duplicate]
@@ -266,16 +272,18 @@ def judge(
     usual = usual or calibration.calibrate(measured.z, measured.log_prob, network, data)
     figures = _figures(measured, usual, members)
     spread_error = spread_score(np.log(measured.mse.clip(min=MIN_MSE)))
-    spread_code = code_score(figures['distance'], usual)
+    tiny = np.finfo(np.float64).tiny
+    spread_code = spread_score(*(np.log(values.clip(min=tiny)) for values in (figures['distance'], usual.distance)))
     found = duplicates.find_duplicates(
         measured.hashes, torch.from_numpy(measured.thumbs), rules.near * measured.pair_mse, read, device
     )
     return Judged(
         figures=figures,
         rank_error=_rank(measured.mse),
-        rank_atypical=_rank(np.abs(spread_code)),
+        # Neither |z|^2 nor log p(y), nor a small distance, told foreign images from a set of faces as well as this did.
+        rank_atypical=_rank(figures['distance']),
         odd_error=spread_error > FAR_OUT,
-        odd_code=np.abs(spread_code) > FAR_OUT,
+        odd_code=spread_code > FAR_OUT,
         duplicates=found,
         rules=rules,
         usual=usual,
@@ -308,12 +316,6 @@ def spread_score(values: Array, usual: Array | None = None) -> Array:
     """
     low, middle, high = np.quantile(values if usual is None else usual, [0.25, 0.5, 0.75])
     return (values - middle) / max(high - low, 1e-12 * max(abs(middle), 1))
-
-
-def code_score(distance: Array, usual: calibration.Calibration) -> Array:
-    """`spread_score` of the logarithm of distances among the calibration's."""
-    tiny = np.finfo(np.float64).tiny
-    return spread_score(np.log(distance.clip(min=tiny)), np.log(usual.distance.clip(min=tiny)))
 
 
 def _rank(values: Array) -> Array:

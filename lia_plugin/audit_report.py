@@ -77,7 +77,7 @@ def _can_be_listed(name: str) -> bool:
 
 def save_csv(path: str, rows: Sequence[Row]) -> None:
     """Numbers with six digits; nothing where there is none."""
-    columns = list(max(rows, key=len))
+    columns = next(list(row) for row in rows if 'mse' in row)
     with atomic_write(path, 'w', encoding='utf-8', newline='') as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
@@ -145,20 +145,22 @@ def save_page(
 ) -> None:
     """index.html: `names` of the images that were read, `content` of audit.json."""
     n = len(names)
-    by_error, by_code = np.argsort(judged.rank_error), np.argsort(judged.rank_atypical)
+    by_error, by_code = (np.argsort(rank).tolist() for rank in (judged.rank_error, judged.rank_atypical))
+    distance = judged.figures['distance']
+    by_commonness = np.argsort(np.abs(distance - np.median(distance)), kind='stable').tolist()
     odd = [index for index in by_error if judged.odd_error[index] or judged.odd_code[index]]
 
     def pairs(order: Sequence[int]) -> list[str]:
-        return _pairs([int(index) for index in order[:SHOWN]], judged, names, gallery)
+        return _pairs(order[:SHOWN], judged, names, gallery)
 
     alike = _look_alikes(measured, judged, names, gallery)
     sections = [
         page.Section('The set', [page.paragraph(_text(content)), _quantile_table(content)]),
         page.Section('Distributions', _histograms(judged, measured.z.shape[1])),
-        page.Section(f'Odd: {len(odd)} images far outside of what is usual', pairs(odd) or [page.paragraph('None.')]),
+        page.Section(f'Odd: {len(odd)} images outside of what is usual', pairs(odd) or [page.paragraph('None.')]),
         page.Section('Worst reconstructions', pairs(by_error)),
-        page.Section('Least typical codes', pairs(by_code)),
-        page.Section('Most typical codes, for comparison', pairs(by_code[::-1])),
+        page.Section('Least typical codes: farthest from the others', pairs(by_code)),
+        page.Section('Most typical codes, for comparison: as far from the others as most are', pairs(by_commonness)),
         page.Section('Duplicates', _groups(judged, names, gallery)),
         page.Section('Look-alikes: nearest codes among what is no duplicate', alike),
         page.Section('Could not be read', [page.paragraph(', '.join(content['unreadable'][:LISTED]) or 'None.')]),

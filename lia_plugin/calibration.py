@@ -191,8 +191,8 @@ def calibrate(z: Array, log_prob: Array, network: str, data: str) -> Calibration
     if not (np.isfinite(z).all() and np.isfinite(log_prob).all()):
         raise UserError(f'{data}: the network gives codes that are not finite')
     gaussian = fit_gaussian(z)
-    figures = own_figures(z, log_prob, gaussian)
-    return Calibration(*(np.sort(values) for values in figures), gaussian, network, data)
+    figures = {name: np.sort(values) for name, values in own_figures(z, log_prob, gaussian)._asdict().items()}
+    return Calibration(**figures, gaussian=gaussian, network=network, data=data)
 
 
 def save(path: str | os.PathLike[str], calibration: Calibration) -> None:
@@ -243,8 +243,8 @@ def _read(path: str) -> Calibration:
         raise ValueError('its figures are too few, or not sorted')
     np.linalg.cholesky(arrays['cov'])
     gaussian = Gaussian(arrays['mean'], arrays['cov'], float(info['shrinkage']), n)
-    figures = (arrays[name] for name in Figures._fields)
-    return Calibration(*figures, gaussian, str(info['network_hash']), str(info['data']))
+    figures = {name: arrays[name] for name in Figures._fields}
+    return Calibration(**figures, gaussian=gaussian, network=str(info['network_hash']), data=str(info['data']))
 
 
 def beside(network: str) -> str | None:

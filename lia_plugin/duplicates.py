@@ -6,11 +6,12 @@ are read again only for pairs that may be near-duplicates.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,8 @@ ROUNDING = 1e-3  # Root mean square error, at most, of thumbnails stored as floa
 KINDS = ('exact', 'mirrored', 'near', 'near mirrored')
 
 
-class Duplicate(NamedTuple):
+@dataclasses.dataclass(frozen=True, order=True)
+class Duplicate:
     """Image `index` repeats image `first`, which comes before it.
 
     That one repeats no other, unless `index` equals it and it is itself nearly like another.

@@ -7,10 +7,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from lia_plugin import host, prior, similarity
-from lia_plugin.calibration import Calibration, two_sided_p
+from lia_plugin.calibration import Calibration
 from lia_plugin.perceptual import Perceptual
 from lia_plugin.targets import Target, stored_labels
 
@@ -25,6 +26,7 @@ UNITS = {
     'log_prob': 'log p(y), in nats',
     'typicality': 'two-sided p-value of z_norm2 under chi-square with z_dim degrees of freedom',
     'typicality_set': 'empirical two-sided p-value of z_norm2 among the images of the calibration',
+    'p_distance': 'empirical p-value of a z at least as far from the codes of the calibration (Mahalanobis)',
     'phi_error': 'largest |y - phi_inverse(phi(y))|',
 }
 
@@ -114,8 +116,8 @@ def invert_images(
     figures['log_prob'] = prior.log_prob(G, y, c).tolist()
     figures['typicality'] = prior.typicality(z).tolist()
     if calibration is not None:
-        norms = prior.squared_norm(z.cpu().double()).numpy()
-        figures['typicality_set'] = two_sided_p(norms, calibration.square_norm).tolist()
+        p_values = calibration.p_values(calibration.figures(z.cpu().numpy(), np.array(figures['log_prob'])))
+        figures |= {name: p_values[name].tolist() for name in ('typicality_set', 'p_distance')}
     figures['phi_error'] = (G.mapping.z_to_y(z, c) - y).abs().amax(dim=1).tolist()
     return InvertedBatch(y, z, ws, recon, figures)
 

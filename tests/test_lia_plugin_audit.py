@@ -285,7 +285,7 @@ def test_many_images_are_read_by_other_processes(data: str, monkeypatch: pytest.
     G, items = make_generator(), targets.collect([data])
     expected = audit.measure(G, items, CPU)
     monkeypatch.setattr(audit, 'FEW_IMAGES', 1)
-    monkeypatch.setattr(audit, 'WORKERS', 1)
+    monkeypatch.setattr(audit, 'MAX_WORKERS', 1)
     told: list[tuple[int, int]] = []
     found = audit.measure(G, items, CPU, progress=lambda done, total: told.append((done, total)))
     assert found.hashes.tobytes() == expected.hashes.tobytes() and told == [(32, N), (N, N)]

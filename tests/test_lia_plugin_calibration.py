@@ -222,6 +222,8 @@ def test_invert_says_how_typical_an_image_is_of_the_set(
     latents = np.load(tmp_path / 'out' / 'latents.npz')
     expected = two_sided_p(np.square(latents['z'], dtype=np.float64).sum(axis=1), usual.square_norm)
     assert [row['typicality_set'] for row in found['images']] == pytest.approx(list(expected))
+    far = upper_p(usual.gaussian.distance(latents['z'].astype(np.float64)), usual.distance)
+    assert [row['p_distance'] for row in found['images']] == pytest.approx(list(far))
     log_p = G.mapping.log_prob(torch.from_numpy(latents['y'])).tolist()
     assert [row['log_prob'] for row in found['images']] == pytest.approx(log_p, rel=1e-4)
     header = next(line for line in capsys.readouterr().out.splitlines() if line.startswith('image'))
