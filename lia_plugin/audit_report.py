@@ -24,9 +24,11 @@ SHOWN = 24  # Images, groups and pairs in each part of the page.
 SHOWN_OF_GROUP = 6
 SHOWN_SIDE = 256  # Larger images are shown at about this size.
 TITLES = {
-    'mse': 'reconstruction error (MSE)', 'z_norm2': '|z|^2; the line is the prior', 'log_prob': 'log p(y), nats',
+    'mse': 'reconstruction error (MSE)',
+    'z_norm2': 'log10 of |z|^2; the line is the prior',
+    'log_prob': 'log p(y), nats',
     'distance': 'log10 of the distance to the set',
-}  # fmt: skip
+}
 
 Row = dict[str, Any]
 # Places of images in `Measured` -> (originals, reconstructions), NCHW in [-1, 1].
@@ -153,7 +155,7 @@ def save_page(
     def pairs(order: Sequence[int]) -> list[str]:
         return _pairs(order[:SHOWN], judged, names, gallery)
 
-    alike = _look_alikes(measured, judged, names, gallery)
+    alike = _look_alikes(measured, judged, names, gallery, content['device'])
     sections = [
         page.Section('The set', [page.paragraph(_text(content)), _quantile_table(content)]),
         page.Section('Distributions', _histograms(judged, measured.z.shape[1])),
@@ -189,14 +191,18 @@ def _quantile_table(content: Mapping[str, Any]) -> str:
 
 
 def _histograms(judged: Judged, z_dim: int) -> list[str]:
+    """Lengths and distances on logarithmic axes, for codes may be many times as long as the prior says."""
     law = stats.chi2(z_dim)
     parts = []
     for key, title in TITLES.items():
-        values = np.log10(judged.figures[key]) if key == 'distance' else judged.figures[key]
         if key == 'z_norm2':
-            shown = charts.histogram(values, title, law.pdf, (law.ppf(0.001), law.ppf(0.999)))
+            ends = np.log10(law.ppf([0.001, 0.999]))
+            shown = charts.histogram(
+                np.log10(judged.figures[key]), title, lambda u: law.pdf(10**u) * 10**u * np.log(10), (ends[0], ends[1])
+            )
         else:
-            shown = charts.histogram(values, title)
+            values = judged.figures[key]
+            shown = charts.histogram(np.log10(values) if key == 'distance' else values, title)
         parts.append(page.figure(shown, UNITS[key]))
     return parts
 
@@ -239,21 +245,19 @@ def _groups(judged: Judged, names: Sequence[str], gallery: Gallery) -> list[str]
     return [page.paragraph(f'{len(groups)} groups' + (f', {left} of them only in audit.csv.' if left else '.')), *parts]
 
 
-def _look_alikes(measured: Measured, judged: Judged, names: Sequence[str], gallery: Gallery) -> list[str]:
+def _look_alikes(
+    measured: Measured, judged: Judged, names: Sequence[str], gallery: Gallery, device: str
+) -> list[str]:
     """Perhaps the same picture, cut or lit differently: for people to look at, nothing is suggested from it."""
     repeated = {duplicate.index for duplicate in judged.duplicates}
     unique = np.array([index for index in range(len(names)) if index not in repeated])
     if len(unique) < 2:
         return [page.paragraph('None.')]
-    nearest, distance = duplicates.nearest_codes(torch.from_numpy(measured.z[unique]))
-    pairs: dict[tuple[int, int], float] = {}
-    for place in np.argsort(distance, kind='stable')[: 2 * SHOWN]:
-        a, b = sorted((int(unique[place]), int(unique[nearest[place]])))
-        pairs.setdefault((a, b), float(distance[place]))
-    return [
-        _row_of(pair, ['', ''], f'{names[pair[0]]}, {names[pair[1]]}: {gap:.3g} apart in z', gallery)
-        for pair, gap in list(pairs.items())[: SHOWN // 2]
-    ]
+    parts = []
+    for a, b, gap in duplicates.closest_codes(torch.from_numpy(measured.z[unique]), SHOWN // 2, device):
+        pair = [int(unique[a]), int(unique[b])]
+        parts.append(_row_of(pair, [], f'{names[pair[0]]}, {names[pair[1]]}: {gap:.3g} apart in z', gallery))
+    return parts
 
 
 def save_all(

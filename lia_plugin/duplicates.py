@@ -82,23 +82,32 @@ def near_candidates(
     n, values = len(thumbs), math.prod(thumbs.shape[1:])
     centre = thumbs.to(torch.float32).mean(dim=0)
     centre = (centre + centre.flip(2)) / 2  # Alike for both kinds; it keeps products small, and so their rounding.
-    flat = (thumbs.to(torch.float32) - centre).flatten(1)
-    square = flat.square().sum(dim=1)
+    points = (thumbs.to(torch.float32) - centre).to(device)
     radius = values * (math.sqrt(limit) + ROUNDING) ** 2
-    flat_there, square_there = flat.to(device), square.to(device)
-    block = max(1, min(4096, MAX_BLOCK // max(n, 1)))
-    for start in range(0, n, block):
-        stop = min(start + block, n)
+    half_square = points.square().sum(dim=[1, 2, 3]) / 2
+    for start, stop in _blocks(n):
         matches: dict[int, list[tuple[int, bool]]] = {}
         for mirrored in (False, True):
-            rows = thumbs[start:stop].flip(3) if mirrored else thumbs[start:stop]
-            query = (rows.to(torch.float32) - centre).flatten(1).to(device)
-            distance = square_there[start:stop, None] + square_there[:stop] - 2 * query @ flat_there[:stop].T
-            hits = (distance <= radius).tril(diagonal=start - 1)
-            for row, earlier in _first_hits(hits):
-                matches.setdefault(start + row, []).append((earlier, mirrored))
+            query = points[start:stop].flip(3) if mirrored else points[start:stop]
+            near = _nearness(query.flatten(1), points[:stop].flatten(1), half_square[:stop])
+            near[:, start:].masked_fill_(torch.ones_like(near[:, start:], dtype=torch.bool).triu(), -math.inf)
+            enough = half_square[start:stop] - radius / 2
+            rows = (near.amax(dim=1) >= enough).nonzero()[:, 0]
+            for row, earlier in _first_hits(near[rows] >= enough[rows, None]):
+                matches.setdefault(start + int(rows[row]), []).append((earlier, mirrored))
         for index in sorted(matches):
             yield index, sorted(matches[index])
+
+
+def _blocks(n: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of parts of n rows, so small that their distances to all n fit into memory."""
+    block = max(1, min(4096, MAX_BLOCK // max(n, 1)))
+    return ((start, min(start + block, n)) for start in range(0, n, block))
+
+
+def _nearness(query: torch.Tensor, points: torch.Tensor, half_square: torch.Tensor) -> torch.Tensor:
+    """(|q|² − |q − p|²) / 2 of all pairs: [M, d], [n, d] and |p|²/2 [n] -> [M, n]. One pass over memory."""
+    return torch.addmm(half_square, query, points.T, beta=-1)
 
 
 def _first_hits(hits: torch.Tensor) -> list[tuple[int, int]]:
@@ -165,23 +174,27 @@ def groups(duplicates: Sequence[Duplicate]) -> dict[int, list[Duplicate]]:
     return dict(sorted(found.items()))
 
 
-def nearest_codes(codes: torch.Tensor, device: torch.device | str = 'cpu', seed: int = 0) -> tuple[Array, Array]:
-    """Each code's nearest other one: [n, d] -> its index [n] and the distance between them [n].
+def closest_codes(
+    codes: torch.Tensor, count: int, device: torch.device | str = 'cpu', seed: int = 0
+) -> list[tuple[int, int, float]]:
+    """The closest pairs of codes [n, d], nearest first: (index, later index, distance), at most `count`.
 
-    Above 64 dimensions neighbours are looked up in a random projection to 64, which keeps distances to some ten
-    percent; the distances given are exact.
+    Each code makes a pair with its nearest one alone. Above 64 dimensions neighbours are looked up in a random projection to 64, which keeps distances to
+    some ten percent; the distances given are exact.
     """
-    n, d = codes.shape
     points = codes - codes.mean(dim=0)
-    if d > 64:
-        points = points @ torch.randn([d, 64], generator=torch.Generator().manual_seed(seed))
+    if codes.shape[1] > 64:
+        points = points @ torch.randn([codes.shape[1], 64], generator=torch.Generator().manual_seed(seed)) / 8
     points = points.to(device)
-    square = points.square().sum(dim=1)
-    index = torch.empty([n], dtype=torch.int64)
-    block = max(1, min(4096, MAX_BLOCK // n))
-    for start in range(0, n, block):
-        rows = torch.arange(start, min(start + block, n))
-        distance = square - 2 * points[start : start + block] @ points.T
-        distance[rows - start, rows] = math.inf
-        index[start : start + block] = distance.argmin(dim=1).cpu()
-    return index.numpy(), (codes - codes[index]).norm(dim=1).numpy()
+    half_square = points.square().sum(dim=1) / 2
+    gaps = torch.empty([len(codes)])
+    for start, stop in _blocks(len(codes)):
+        near = _nearness(points[start:stop], points, half_square)
+        near[:, start:stop].fill_diagonal_(-math.inf)
+        gaps[start:stop] = (half_square[start:stop] - near.amax(dim=1)).cpu()
+    places = gaps.argsort()[: 2 * count].to(device)  # Most pairs come up twice.
+    near = _nearness(points[places], points, half_square)
+    near[torch.arange(len(places), device=near.device), places] = -math.inf
+    ends = [sorted(pair) for pair in zip(places.tolist(), near.argmax(dim=1).tolist())]
+    pairs = {(a, b): float((codes[a] - codes[b]).norm()) for a, b in ends}
+    return sorted(((a, b, gap) for (a, b), gap in pairs.items()), key=lambda pair: pair[2])[:count]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lia_plugin import duplicates
-from lia_plugin.duplicates import Duplicate, find_duplicates, groups, near_candidates, nearest_codes, thumbnails
+from lia_plugin.duplicates import Duplicate, closest_codes, find_duplicates, groups, near_candidates, thumbnails
 from lia_plugin.images import to_float
 
 SIDE = 16
@@ -114,13 +114,19 @@ def test_a_crowd_of_nearly_equal_images_is_bounded_and_all_found() -> None:
 
 
 @pytest.mark.parametrize('d', [5, 200])
-def test_nearest_codes(d: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closest_codes(d: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duplicates, 'MAX_BLOCK', 300)
     codes = torch.randn([90, d], generator=torch.Generator().manual_seed(0))
-    codes[70] = codes[7] + 0.01
-    index, distance = nearest_codes(codes)
-    assert (index[70], index[7]) == (7, 70) and (index != np.arange(90)).all()
-    exact = torch.cdist(codes.double(), codes.double()).fill_diagonal_(np.inf)
-    np.testing.assert_allclose(distance, exact[np.arange(90), index], rtol=1e-3, atol=1e-5)
+    codes[70], codes[3] = codes[7] + 0.01, codes[50] + 0.02
+    found = closest_codes(codes, 10)
+    assert [(a, b) for a, b, _gap in found[:2]] == [(7, 70), (3, 50)]
+    exact = torch.cdist(codes.double(), codes.double())
+    assert [gap for _a, _b, gap in found] == pytest.approx([float(exact[a, b]) for a, b, _gap in found], rel=1e-3)
+    assert len(found) <= 10 and all(a < b for a, b, _gap in found)
     if d <= 64:
-        np.testing.assert_array_equal(index, exact.argmin(dim=1))
+        nearest = sorted(set(exact.fill_diagonal_(np.inf).amin(dim=1).tolist()))
+        assert [gap for _a, _b, gap in found] == pytest.approx(nearest[: len(found)], rel=1e-3)
+
+
+def test_closest_codes_of_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [(a, b) for a, b, _gap in closest_codes(torch.tensor([[0.0], [5.0]]), 10)] == [(0, 1)]
