@@ -17,6 +17,7 @@ from lia_plugin import __version__
 COMMANDS = {
     'train': 'Train LIA (both stages) or a plain StyleGAN2.',
     'invert': 'Put real images into the latent space: reconstructions, y and z.',
+    'audit': 'Look at a data set through a network: odd images, duplicates, and a list of what to keep.',
     'calc_metrics': 'Evaluate a network.',
     'attach': 'Give an existing StyleGAN network its φ, without training stage 1.',
     'export': 'Turn a network pickle into a folder without pickles, and back.',
