@@ -47,8 +47,8 @@ def plan(options: Options, run: run_dir.Run | None = None, dry: bool = False) ->
             source = (None if run is None else run.encoder_source()) or resume_source(options)
             transfer.plan_encoder(result, source, options, info)
         if run is not None and run.has_begun('encoder'):
-            # It follows --enc-kimg, which may change; the average that has begun goes on as it was. So do loss and encoder,
-            # which depend on what the pickle of --resume held, and on defaults that may have changed since.
+            # It follows --enc-kimg, which may change; the average that has begun goes on as it was. So do loss and
+            # encoder, which depend on what the pickle of --resume held, and on defaults that may have changed since.
             for key in ('ema_kimg', 'loss_kwargs', 'G_kwargs', 'G_opt_kwargs', 'D_opt_kwargs'):
                 result['encoder'][key] = keep_length(run.recorded['encoder'][key], result['encoder'][key])
     if options.has_gan_stage and options.transfers:
