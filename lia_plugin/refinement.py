@@ -31,10 +31,10 @@ class Settings:
 
     steps: int = 100
     space: str = 'y'  # What moves: 'y', 'y+' (one code per layer) or 'z' (y = φ⁻¹(z)).
-    lr: float = 0.1  # Of Adam, in standard deviations of each dimension of the code.
+    lr: float = 0.3  # Of Adam, in standard deviations of each dimension of the code.
     warmup: float = 0.05  # Part of the steps in which the learning rate rises from 0 …
-    rampdown: float = 0.5  # … and at the end falls to 0 along a cosine.
-    beta2: float = 0.99  # Of Adam; its β₁ is 0.9.
+    rampdown: float = 0.25  # … and at the end falls to 0 along a cosine.
+    beta2: float = 0.9  # Of Adam; its β₁ is 0.9.
     pixel_weight: float = 1.0
     percep_weight: float = 0.1  # Counts where an extractor is given.
     prior_weight: float = 0.0
@@ -103,8 +103,9 @@ def refine(
             callback(step, losses.detach(), recon.detach())
         if step < settings.steps:
             with torch.enable_grad():
-                total = losses + settings.noise_weight * noise_maps.correlation(noise) if noise else losses
-            for value, grad in zip(moving, torch.autograd.grad(total.sum(), moving)):
+                penalty = settings.noise_weight * noise_maps.correlation(noise) if noise else torch.zeros_like(losses)
+                total = (losses + penalty).sum()
+            for value, grad in zip(moving, torch.autograd.grad(total, moving)):
                 value.grad = grad
             optimizer.param_groups[0]['lr'] = settings.lr * schedule(step, settings)
             optimizer.step()
