@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from lia_plugin import host, prior, similarity
+from lia_plugin.calibration import Calibration, two_sided_p
 from lia_plugin.perceptual import Perceptual
 from lia_plugin.targets import Target, stored_labels
 
@@ -21,7 +22,9 @@ UNITS = {
     'lpips': 'LPIPS, VGG16 (vgg16.pt), at the network\'s resolution',
     'ms': 'milliseconds per image for x -> y, z and reconstruction',
     'z_norm2': 'squared length of z; its mean under the prior is z_dim',
+    'log_prob': 'log p(y), in nats',
     'typicality': 'two-sided p-value of z_norm2 under chi-square with z_dim degrees of freedom',
+    'typicality_set': 'empirical two-sided p-value of z_norm2 among the images of the calibration',
     'phi_error': 'largest |y - phi_inverse(phi(y))|',
 }
 
@@ -72,10 +75,10 @@ def target_labels(G: Any, index: int | None, targets: Sequence[Target]) -> dict[
     if stored is None:
         c = class_labels(G, index, 1, 'cpu')
         return None if c is None else {target.name: c[0] for target in targets}
-    return {target.name: _label_row(G, stored[target.name], target.label) for target in targets}
+    return {target.name: label_row(G, stored[target.name], target.label) for target in targets}
 
 
-def _label_row(G: Any, label: int | list[float], name: str) -> torch.Tensor:
+def label_row(G: Any, label: int | list[float], name: str) -> torch.Tensor:
     """Class number -> one-hot [c_dim]; a vector is taken as it is."""
     if isinstance(label, list):
         if len(label) != G.c_dim:
@@ -94,6 +97,7 @@ def invert_images(
     truncation_psi: float = 1,
     noise_mode: str = 'const',
     lpips: Perceptual | None = None,
+    calibration: Calibration | None = None,
 ) -> InvertedBatch:
     """Inverts a batch of images NCHW in [-1, 1], labels c [N, c_dim] or None, with G's encoder.
 
@@ -107,7 +111,11 @@ def invert_images(
     figures = compare_images(img, recon, lpips)
     figures['ms'] = [elapsed * 1000 / len(img)] * len(img)
     figures['z_norm2'] = prior.squared_norm(z).tolist()
+    figures['log_prob'] = prior.log_prob(G, y, c).tolist()
     figures['typicality'] = prior.typicality(z).tolist()
+    if calibration is not None:
+        norms = prior.squared_norm(z.cpu().double()).numpy()
+        figures['typicality_set'] = two_sided_p(norms, calibration.square_norm).tolist()
     figures['phi_error'] = (G.mapping.z_to_y(z, c) - y).abs().amax(dim=1).tolist()
     return InvertedBatch(y, z, ws, recon, figures)
 

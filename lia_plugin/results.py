@@ -25,7 +25,9 @@ FORMATS = {
     'lpips': ('LPIPS', '.4f'),
     'ms': ('ms', '.1f'),
     'z_norm2': ('|z|^2', '.1f'),
+    'log_prob': ('log p(y)', '.1f'),
     'typicality': ('typical p', '.3g'),
+    'typicality_set': ('set p', '.3g'),
     'phi_error': ('phi error', '.1e'),
 }
 MAX_TABLE_ROWS = 50

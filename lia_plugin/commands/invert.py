@@ -11,6 +11,7 @@ import click
 if TYPE_CHECKING:
     import torch
 
+    from lia_plugin.calibration import Calibration
     from lia_plugin.images import LoadedImage
     from lia_plugin.perceptual import Perceptual
     from lia_plugin.results import InversionWriter
@@ -39,6 +40,8 @@ def parse_finite(ctx: click.Context, param: click.Parameter, value: float) -> fl
               help='Class of all images, for a conditional network  [default: by dataset.json of their folder or zip]')
 @click.option('--lpips', 'lpips_source', metavar='PATH|URL|none',
               help="NVIDIA's vgg16.pt, for LPIPS  [default: if it was downloaded before]")
+@click.option('--calibration', 'calibration_file', metavar='FILE|none',
+              help="What audit found usual among a set's codes  [default: NAME.calibration.npz beside NAME.pkl]")
 @click.option('--trust-pickle', is_flag=True, help='Run the code inside the network pickle; only for files you trust')
 def invert(
     network: str,
@@ -51,6 +54,7 @@ def invert(
     noise_mode: str,
     class_idx: int | None,
     lpips_source: str | None,
+    calibration_file: str | None,
     trust_pickle: bool,
 ) -> int:
     """Find the latents y and z of real images and reconstruct the images from them.
@@ -71,6 +75,7 @@ def invert(
     G = load_generator(network, run_device, trust_pickle)
     labels = inversion.target_labels(G, class_idx, items)
     lpips, lpips_name = load_lpips(lpips_source, run_device)
+    usual = load_calibration(calibration_file, network, G)
     torch.manual_seed(seed)
     writer = results.InversionWriter(outdir, single=len(items) == 1)
     for group in read_batches(items, batch, G, writer):
@@ -79,11 +84,12 @@ def invert(
         if not writer.rows:
             # The first pass through a network sets things up; it would spoil the timing.
             inversion.invert_images(G, img[:1], None if c is None else c[:1], trunc, noise_mode)
-        writer.add(group, inversion.invert_images(G, img, c, trunc, noise_mode, lpips))
+        writer.add(group, inversion.invert_images(G, img, c, trunc, noise_mode, lpips, usual))
     if writer.rows:
         settings = dict(network=network, resolution=G.img_resolution, channels=G.img_channels, z_dim=G.z_dim)
         options = dict(trunc=trunc, noise_mode=noise_mode, seed=seed, class_idx=class_idx, lpips=lpips_name)
-        writer.finish({**settings, **options, 'device': str(run_device)})
+        told = None if usual is None else dict(data=usual.data, n=usual.n)
+        writer.finish({**settings, **options, 'calibration': told, 'device': str(run_device)})
         print(results.format_table(writer.names, writer.rows))
         print(f'n = {len(writer.rows)}, {G.img_resolution}x{G.img_resolution}, images in [-1, 1]; written to {outdir}')
         if lpips is None and lpips_source is None:
@@ -115,6 +121,21 @@ def load_lpips(source: str | None, device: torch.device) -> tuple[Perceptual | N
         return perceptual.VGG16Features(found).to(device), found
     except host.UserError as error:
         raise host.UserError(f'{error}; or do without it: --lpips=none') from None
+
+
+def load_calibration(source: str | None, network: str, G: Any) -> Calibration | None:
+    """The calibration named, or the one beside the network; None if it is unwanted, or not named and not there."""
+    from lia_plugin import calibration, host
+
+    if source == 'none':
+        return None
+    found = source or calibration.beside(network)
+    if found is None:
+        return None
+    try:
+        return calibration.load(found, G)
+    except host.UserError as error:
+        raise host.UserError(f'--calibration: {error}; or do without it: --calibration=none') from None
 
 
 def read_batches(
