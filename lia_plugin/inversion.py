@@ -60,8 +60,8 @@ def check_invertible(G: Any, name: str) -> None:
     """Raises UserError, in one line that calls the network `name`, unless it has φ and an encoder."""
     if getattr(getattr(G, 'mapping', None), 'phi', None) is None:
         raise host.UserError(
-            f'{name}: not a LIA network, it has no invertible mapping; train one with --cfg=lia, or let an optimisation '
-            'find the codes: --refine=1000'
+            f'{name}: not a LIA network, it has no invertible mapping; train one with --cfg=lia, or let an '
+            'optimisation find the codes: --refine=1000'
         )
     if getattr(G, 'encoder', None) is None:
         raise host.UserError(
