@@ -89,3 +89,8 @@ def surprise(G: Any, code: torch.Tensor, c: torch.Tensor | None, space: str) -> 
     per_layer = None if c is None else c.repeat_interleave(code.shape[1], dim=0)
     nats = -G.mapping.log_prob(code.flatten(0, 1), per_layer) / code.shape[2]
     return nats.unflatten(0, [-1, code.shape[1]]).mean(dim=1)
+
+
+def y_is_w(G: Any) -> bool:
+    """Whether nothing stands between y and w, as in the paper."""
+    return has_prior(G) and G.mapping.num_layers == 0 and G.mapping.base is None
