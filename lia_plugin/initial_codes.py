@@ -72,5 +72,6 @@ def _rows(path: str, stored: Array | None, count: int, names: Sequence[str]) -> 
     known = {str(name): row for row, name in enumerate(stored.tolist())} if len(stored) == count else {}
     missing = [name for name in names if name not in known]
     if missing:
-        raise UserError(f'--init={path}: has no code for {missing[0]} ({len(missing)} of {len(names)} images have none)')
+        without = f'{len(missing)} of {len(names)} images have none'
+        raise UserError(f'--init={path}: has no code for {missing[0]} ({without})')
     return [known[name] for name in names]
