@@ -98,7 +98,7 @@ def refine(
         with torch.set_grad_enabled(step < settings.steps):
             recon, losses = task.evaluate(units, noise)
         best = _Best.better(best, losses, units, noise, recon)
-        history.append(losses.detach().cpu())
+        history.append(losses.detach())
         if callback is not None:
             callback(step, losses.detach(), recon.detach())
         if step < settings.steps:
@@ -111,7 +111,7 @@ def refine(
             optimizer.step()
             noise_maps.normalize({name: value.detach() for name, value in noise.items()})
     assert best is not None, 'the start itself is evaluated'
-    return task.finish(best, torch.stack(history))
+    return task.finish(best, torch.stack(history).cpu())
 
 
 def schedule(step: int, settings: Settings) -> float:
@@ -151,7 +151,7 @@ class _Best(NamedTuple):
             return torch.where(won.reshape([-1] + [1] * (a.ndim - 1)), a, b)
 
         kept = {name: pick(value, old.noise[name]) for name, value in noise.items()}
-        return cls(*(pick(new[i], old[i]) for i in (0, 1)), kept, pick(new.recon, old.recon))
+        return cls(pick(new.losses, old.losses), pick(new.units, old.units), kept, pick(new.recon, old.recon))
 
 
 class _Task:

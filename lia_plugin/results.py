@@ -55,8 +55,9 @@ def save_latents(path: str, latents: Mapping[str, torch.Tensor], **more: Any) ->
 
     Stock generate.py takes it for N = 1.
     """
+    arrays: dict[str, Any] = {name: value.detach().cpu().numpy() for name, value in latents.items()}
     with atomic_write(path) as file:
-        np.savez(file, **{name: value.detach().cpu().numpy() for name, value in latents.items()}, **more)
+        np.savez(file, **arrays, **more)
 
 
 def batch_latents(result: InvertedBatch) -> dict[str, torch.Tensor]:

@@ -141,6 +141,26 @@ def test_videos(files: Files, tmp_path: Path, kind: str) -> None:
             assert video.n_frames == 4
 
 
+def test_a_code_for_each_layer_can_be_used_as_one(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an encoder of y+ gives: all layers as they are, or the base code alone."""
+    from lia_plugin.inverter import Inverter
+
+    img = picture(Path(files.one))[None]
+    layers = torch.randn([1, files.G.num_ws, 16], generator=torch.Generator().manual_seed(0))
+    z = files.G.mapping.y_to_z(layers[:, 0])
+    monkeypatch.setattr(files.G, 'invert', lambda img, c: (layers, z), raising=False)
+    full = Inverter(files.G, 'y+')(img, None, ['a'])
+    base = Inverter(files.G, 'y')(img, None, ['a'])
+    assert full.y_plus is not None and torch.equal(full.y_plus, layers) and base.y_plus is None
+    assert full.y is not None and base.y is not None and torch.equal(full.y, base.y)
+    torch.testing.assert_close(base.recon, files.G.decode(layers[:, 0], noise_mode='const'))
+    torch.testing.assert_close(full.recon, files.G.decode(layers, noise_mode='const'))
+    for space, start in (('y+', full), ('y', base), ('z', base)):
+        refined = Inverter(files.G, space, settings=Settings(2, space))(img, None, ['a'])
+        assert refined.figures['start_mse'] == pytest.approx(start.figures['mse'], rel=1e-4)
+        assert (refined.y_plus is not None) == (space == 'y+')
+
+
 # Networks without an encoder, and without φ
 
 

@@ -215,6 +215,17 @@ def test_nothing_of_the_network_changes(G: Any) -> None:
     assert not any(value.requires_grad for value in (found.noise or {}).values())
 
 
+@pytest.mark.parametrize('space', ['y', 'y+', 'z'])
+def test_labels_go_with_their_images(space: str) -> None:
+    G, img = make_generator(c_dim=2, channels=1), pictures(2, 1, 16, 16)
+    settings = Settings(steps=4, space=space, prior_weight=0.1, consistency_weight=0.1)
+    both = refine(G, img, torch.eye(2), settings=settings)
+    other = refine(G, img[1:], torch.eye(2)[:1], settings=settings)
+    alone = refine(G, img[1:], torch.eye(2)[1:], settings=settings)
+    torch.testing.assert_close(both.losses[:, 1], alone.losses[:, 0], rtol=1e-3, atol=1e-4)
+    assert (both.losses[:, 1] - other.losses[:, 0]).abs().max() > 1e-3, 'or the class would not matter'
+
+
 def test_the_perceptual_term_counts_as_said(G: Any) -> None:
     class TwiceTheMeanDifference(Perceptual):
         def features(self, img: torch.Tensor) -> list[torch.Tensor]:
@@ -324,16 +335,18 @@ def test_noise_of_its_own_for_each_image(G: Any) -> None:
         torch.testing.assert_close(synthesis(ws[i : i + 1], noise_mode='const')[0], together[i], rtol=1e-4, atol=1e-5)
 
 
-def test_noise_helps_and_stays_noise(G: Any) -> None:
+def test_noise_that_is_free_takes_up_the_image_and_the_regulariser_forbids_it(G: Any) -> None:
     img = pictures(2)
-    plain, noisy = (refine(G, img, settings=Settings(steps=40, noise=on)) for on in (False, True))
-    assert plain.noise is None and noisy.noise is not None
-    assert (noisy.losses.amin(dim=0) < plain.losses.amin(dim=0)).all()
-    for value in noisy.noise.values():
+    plain = refine(G, img, settings=Settings(steps=30))
+    free, held = (refine(G, img, settings=Settings(steps=30, noise=True, noise_weight=w)) for w in (0.0, 1e5))
+    assert plain.noise is None and free.noise is not None and held.noise is not None
+    assert (free.losses.amin(dim=0) < plain.losses.amin(dim=0)).all()
+    own = noise_maps.correlation(noise_maps.initial_noise(G.synthesis, 2))
+    assert (noise_maps.correlation(held.noise) < own).all()
+    assert (noise_maps.correlation(held.noise) < 0.1 * noise_maps.correlation(free.noise)).all()
+    for value in held.noise.values():
         assert value.shape[:2] == (2, 1)
         torch.testing.assert_close(value.square().mean(dim=[2, 3]), torch.ones([2, 1]), rtol=1e-3, atol=1e-3)
-    own = noise_maps.correlation(noise_maps.initial_noise(G.synthesis, 2))
-    assert (noise_maps.correlation(noisy.noise) < own).all()
 
 
 # Wrong calls
