@@ -18,6 +18,7 @@ COMMANDS = {
     'train': 'Train LIA (both stages) or a plain StyleGAN2.',
     'invert': 'Put real images into the latent space: reconstructions, y and z.',
     'calc_metrics': 'Evaluate a network.',
+    'compare': 'Compare LIA with other encoders, BiGAN/ALI and optimisation, as the paper does.',
     'attach': 'Give an existing StyleGAN network its φ, without training stage 1.',
     'export': 'Turn a network pickle into a folder without pickles, and back.',
     'dataset_tool': 'Make a data set of a folder, an archive or a well-known format.',

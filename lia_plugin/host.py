@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -88,6 +89,23 @@ def fetch(path_or_url: str) -> str:
         return dnnlib.util.open_url(path_or_url, return_filename=True)
     except (OSError, AssertionError) as error:  # NVIDIA's own; requests' errors are OSErrors.
         raise UserError(f'{path_or_url}: cannot be downloaded ({one_line(error)})') from error
+
+
+def cached_download(url: str) -> str | None:
+    """Where a URL's file lies in the download cache, which all hosts keep alike; None if it isn't there."""
+    folder = dnnlib.make_cache_dir_path('downloads')
+    prefix = hashlib.md5(url.encode('utf-8'), usedforsecurity=False).hexdigest() + '_'
+    if not os.path.isdir(folder):
+        return None
+    # Downloads under way carry another beginning or ending.
+    ending = os.path.splitext(url)[1]
+    names = [name for name in sorted(os.listdir(folder)) if name.startswith(prefix) and name.endswith(ending)]
+    return os.path.join(folder, names[0]) if names else None
+
+
+def cached_inception() -> str | None:
+    """Path of the Inception of Fréchet distances if it was downloaded before."""
+    return cached_download(_SG3_INCEPTION if IS_STYLEGAN3 else _ADA_INCEPTION)
 
 
 def load_network_pkl(path: str, trust: bool = False) -> dict[str, Any]:

@@ -8,7 +8,6 @@ extractors themselves are frozen.
 from __future__ import annotations
 
 import copy
-import hashlib
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +15,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-import dnnlib
 from lia_plugin import host
 from lia_plugin.images import to_vgg_range, with_channels
 
@@ -283,10 +281,4 @@ def load_torchscript(source: str) -> torch.nn.Module:
 
 def cached_vgg16(url: str = VGG16_URL) -> str | None:
     """Path of the file in the download cache, None if it was never downloaded. Never goes online."""
-    folder = dnnlib.make_cache_dir_path('downloads')
-    prefix = hashlib.md5(url.encode('utf-8')).hexdigest() + '_'
-    if not os.path.isdir(folder):
-        return None
-    # Downloads under way carry another beginning or ending.
-    names = [name for name in sorted(os.listdir(folder)) if name.startswith(prefix) and name.endswith('.pt')]
-    return os.path.join(folder, names[0]) if names else None
+    return host.cached_download(url)
