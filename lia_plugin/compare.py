@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,6 +36,7 @@ class Method:
     needs: str | None = None  # Method whose network it takes.
     joint: bool = False  # Everything is trained together.
     steps: int = 0  # Of optimisation.
+    space: str = 'y'  # What it moves.
 
     @property
     def optimises(self) -> bool:
@@ -46,37 +48,52 @@ class Method:
 
 
 METHODS = (
-    Method('lia-y', 'LIA, y', 'LIA y', 'one code y for the image, the paper\'s method', encoder=dict(enc_space='y')),
+    Method('lia-y', 'LIA, y', 'LIA y', "one code y for an image: the paper's method", encoder=dict(enc_space='y')),
     Method('lia-y+', 'LIA, y+', 'LIA y+', 'a code y for each layer', encoder=dict(enc_space='y+')),
-    Method('encoder-z', 'encoder to z', 'encoder to z', 'LIA\'s generator and loss, but the encoder leads to z, as in '
+    Method('encoder-z', 'encoder to z', 'encoder to z', "LIA's generator and loss, but the encoder leads to z, as in "
            'VAE/GAN', encoder=dict(enc_space='z')),
-    Method('mlp-w', 'MLP mapping, encoder to w', 'MLP, to w', 'a StyleGAN2 with the MLP in φ\'s place; the encoder '
-           'leads to its w', base=STAGE1_MLP, encoder=dict(enc_space='y')),
-    Method('no-disc', 'LIA, y, no discriminator', 'no D', 'the encoder learns from pixels alone: neither D\'s features '
+    Method('mlp-w', 'MLP mapping, encoder to w', 'MLP, to w', "StyleGAN2 with its MLP in φ's place; the encoder leads to "
+           'its w', base=STAGE1_MLP, encoder=dict(enc_space='y')),
+    Method('no-disc', 'LIA, y, no discriminator', 'no D', "the encoder learns from pixels alone: neither D's features "
            'nor its judgement', encoder=dict(enc_space='y', percep='none', enc_percep=None, enc_adv=0.0)),
-    Method('bigan', 'BiGAN/ALI', 'BiGAN', 'generator, encoder and a discriminator of pairs (x, z) trained together; '
-           'deterministic encoder', joint=True),
-    Method('opt-100', 'optimisation, 100 steps', 'opt. 100', 'y by gradient descent from the mean of y', steps=100),
-    Method('opt-1000', 'optimisation, 1000 steps', 'opt. 1000', 'the same, ten times as long', steps=1000),
-    Method('refine-100', 'LIA, y + 100 steps', 'LIA y + 100', 'gradient descent from the code of LIA\'s encoder',
-           needs='lia-y', steps=100),
+    Method('bigan', 'BiGAN/ALI', 'BiGAN', 'generator, encoder and a discriminator of pairs (x, z) trained together; the '
+           'encoder is deterministic', joint=True),
 )  # fmt: skip
-NAMES = tuple(method.name for method in METHODS)
+DEFAULTS = (*(m.name for m in METHODS), 'opt-100', 'opt-1000', 'refine-100')
+PATTERN = re.compile(r'(opt|refine)-([1-9]\d{0,6})(-y\+)?')
+PATTERNS = 'opt-STEPS, opt-STEPS-y+, refine-STEPS or refine-STEPS-y+'
+
+
+def find_method(name: str) -> Method | None:
+    """The method of that name: in the table, or an optimisation of any number of steps."""
+    found = PATTERN.fullmatch(name)
+    if found is None:
+        return next((m for m in METHODS if m.name == name), None)
+    steps, space = int(found[2]), 'y+' if found[3] else 'y'
+    where = ' in y+' if found[3] else ''
+    if found[1] == 'opt':
+        return Method(name, f'optimisation{where}, {steps} steps', f'opt. {steps}{where}',
+                      f'{space} by gradient descent from the mean of y', steps=steps, space=space)
+    return Method(name, f'LIA, y + {steps} steps{where}', f'LIA y + {steps}{where}',
+                  f"{space} by gradient descent from the code of LIA's encoder", needs='lia-y', steps=steps, space=space)
 
 
 def method(name: str) -> Method:
-    return next(m for m in METHODS if m.name == name)
+    found = find_method(name)
+    assert found is not None, f'{name}: parse_methods has let it pass'
+    return found
 
 
 def parse_methods(text: str | None) -> tuple[str, ...]:
-    """The methods of `--methods`, in the table's order; None = all. UsageError for one that isn't there."""
+    """The methods of `--methods`, None = DEFAULTS. UsageError for one that isn't there."""
     if text is None:
-        return NAMES
-    asked = [name for name in text.replace(' ', '').split(',') if name]
-    wrong = next((name for name in asked if name not in NAMES), None)
+        return DEFAULTS
+    asked = list(dict.fromkeys(name for name in text.replace(' ', '').split(',') if name))
+    wrong = next((name for name in asked if find_method(name) is None), None)
     if wrong is not None or not asked:
-        raise UsageError(f'--methods: {wrong or "none named"}: there are {", ".join(NAMES)}')
-    return tuple(name for name in NAMES if name in asked)
+        raise UsageError(f'--methods: {wrong or "none named"}: there are {", ".join(m.name for m in METHODS)}, and '
+                         f'{PATTERNS}')
+    return tuple(asked)
 
 
 def parse_taken(values: Sequence[str]) -> dict[str, str]:
@@ -101,7 +118,7 @@ class Settings:
 
     outdir: str
     training: Mapping[str, Any]
-    methods: tuple[str, ...] = NAMES
+    methods: tuple[str, ...] = DEFAULTS
     seeds: int = 1
     num: int = 1000  # Held-out images for methods of one pass …
     opt_num: int = 64  # … and those of them that all methods reconstruct.
@@ -116,7 +133,7 @@ class Settings:
 
     def seeds_of(self, name: str) -> range:
         """Seeds of a method, or of a stage 1: those that differ. With a given network only training differs by seed."""
-        while name not in self.taken and name in NAMES and not method(name).trains:
+        while name not in (*self.taken, STAGE1, STAGE1_MLP) and not method(name).trains:
             name = method(name).needs or method(name).base
         return range(1 if name in self.taken else self.seeds)
 

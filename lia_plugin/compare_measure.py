@@ -59,7 +59,7 @@ def _optimise(
     if method.needs is not None:
         with torch.no_grad():
             start = G.encode(img, c)
-    settings = refinement.Settings(steps=method.steps, space='y')
+    settings = refinement.Settings(steps=method.steps, space=method.space)
     found = refinement.refine(G, img, c, start, settings=settings, statistics=statistics)
     return Reconstructed(found.recon.clamp(-1, 1), found.code)
 

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,8 @@ COLUMNS = (
     ('psnr', 'PSNR dB', '.2f'),
     ('ssim', 'SSIM', '.3f'),
     ('lpips', 'LPIPS', '.3f'),
-    ('recon_fid', 'FID', '.3f'),
-    ('recon_swd', 'SWD', '.1f'),
+    ('recon_fid', 'recon. FID', '.3f'),
+    ('recon_swd', 'recon. SWD', '.1f'),
     ('seconds', 's/image', '.2g'),
     ('seconds_batched', 's/image, batch', '.2g'),
     ('z_norm2', '‖z‖²/d', '.2f'),
@@ -32,8 +32,8 @@ COLUMNS = (
 GENERATOR_LABELS = {STAGE1: 'φ (LIA)', STAGE1_MLP: 'MLP mapping', 'bigan': 'φ, trained as BiGAN'}
 LEGEND = (
     'Images in [-1, 1], clipped; MSE is 4 times that of [0, 1], PSNR has peak 2, SSIM a Gaussian window of 11 pixels. '
-    'FID is recon_fid: reconstructions against the images themselves, biased upward at small n. SWD is ×10³. Seconds '
-    'are warm: one image alone, and as one of a batch. ‖z‖²/d is 1 under the prior; log p(y)/d in nats, of the base '
+    'FID and SWD are of reconstructions against the images themselves, biased upward at small n; SWD is ×10³. Seconds are '
+    'warm: one image alone, and as one of a batch. ‖z‖²/d is 1 under the prior; log p(y)/d in nats, of the base '
     'code; behind the MLP both are those of a φ fitted to its w afterwards. ± is the standard deviation over seeds.'
 )
 
@@ -165,10 +165,12 @@ def tables(results: Results) -> list[tuple[str, list[str], list[list[str]]]]:
         means = summary(results.records, part)
         if means:
             n = int(next(iter(means.values()))['n'][0])
-            heading = f'{words}, the same {n} held-out images; FID by {detector(results, part)}'
+            heading = f'{words}, the same {n} held-out images; FID by {detector(r[part] for r in results.records)}'
             found.append((heading, *figure_table(results, means)))
     if results.generators:
-        found.append((f'Generators ({results.settings.gen_num} images)', *generator_table(results)))
+        name = detector(g['figures'] for g in results.generators)
+        heading = f'Generators, {results.settings.gen_num} images each; FID by {name}'
+        found.append((heading, *generator_table(results)))
     return found
 
 
@@ -194,17 +196,18 @@ def generator_table(results: Results) -> tuple[list[str], list[list[str]]]:
     return ['mapping', *keys], rows
 
 
-def detector(results: Results, part: str) -> str:
-    """Name of the feature network, or that there is no figure."""
-    of = [record[part] for record in results.records if record[part] is not None]
-    names = [row['recon_fid_notes']['detector'] for row in of if 'recon_fid_notes' in row]
-    return names[0] if names else 'no detector'
+def detector(rows: Iterable[Mapping[str, Any] | None]) -> str:
+    """Name of the feature network of Fréchet distances, or that there is none."""
+    found = [value['detector'] for row in rows for key, value in (row or {}).items()
+             if key.endswith('_notes') and 'fid' in key]
+    return found[0] if found else 'no detector'
 
 
 def notes(results: Results) -> list[str]:
     """What people must know to read the tables, one line each."""
     settings = results.settings
-    lines = [LEGEND]
+    machine = f'Timed on {results.settings.training.get("device", "auto")}, {torch.get_num_threads()} CPU threads.'
+    lines = [LEGEND, machine]
     lines += [f'{compare.method(name).label}: {compare.method(name).about}.' for name in settings.methods]
     lines += [f'{name}: given, {path}.' for name, path in settings.taken.items()]
     left_out = {key: value for g in results.generators for key, value in g['figures'].items()

@@ -14,7 +14,7 @@ from typing import Any
 
 from click import UsageError
 
-from lia_plugin import attach_files, bigan, compare, config, host, launch, planning, run_dir
+from lia_plugin import attach, attach_files, bigan, compare, config, host, launch, planning, run_dir
 from lia_plugin import options as opts
 from lia_plugin.compare import STAGE1, STAGE1_MLP, Settings
 from lia_plugin.host import UserError
@@ -53,7 +53,31 @@ def complete(settings: Settings) -> Settings:
         opts.check(options)
         if name in (STAGE1, STAGE1_MLP):
             planning.plan(options, dry=True)
+    for name, path in settings.taken.items():
+        check_taken(settings, name, taken_pickle(name, path))
     return settings
+
+
+def check_taken(settings: Settings, name: str, path: str) -> None:
+    """UserError for a network that would make the comparison unfair: of another size, or one that knows held-out images.
+
+    That it knows them is only known of one trained on this very data set.
+    """
+    content = host.load_network_pkl(path, trust=settings.training.get('trust_pickle', False))
+    ours, theirs = training_set(settings), content.get('training_set_kwargs') or {}
+    same_data = os.path.basename(str(theirs.get('path'))) == os.path.basename(ours['path'])
+    split = ('split', 'val_share', 'val_seed')
+    if same_data and any(theirs.get(key) != ours.get(key) for key in split):
+        raise UserError(f'--take {name}: {path} was trained on images that are held out here: its share of them is '
+                        f'{theirs.get("val_share") or "none"}, here it is --val={settings.training["val"]}')
+    if name == STAGE1 and STAGE1_MLP in settings.bases and STAGE1_MLP not in settings.taken:
+        wanted = planning.plan(stage1_options(settings, 0, STAGE1_MLP), dry=True)['gan']['G_kwargs']
+        has = {**attach.synthesis_kwargs(content['G_ema']), 'w_dim': content['G_ema'].w_dim}
+        for key, field in dict(channel_base='cbase', channel_max='cmax', w_dim='latent_dim').items():
+            planned = wanted['synthesis_kwargs'].get(key, wanted.get(key))
+            if has.get(key, planned) != planned:
+                raise UserError(f'{opts.flag(field)}: {planned}, but {path} has {has[key]}: networks that are compared '
+                                'must be of one size')
 
 
 def example_options(settings: Settings) -> Iterator[tuple[str, Options]]:

@@ -72,13 +72,15 @@ def scatter(points: Sequence[Point], title: str, x_label: str, y_label: str) -> 
     draw.text((LEFT, 12), title, fill=INK, font=large)
     draw.text((WIDTH - RIGHT, HEIGHT - 24), x_label, fill=INK, font=small, anchor='ra')
     draw.text((LEFT + 6, TOP + 2), y_label, fill=INK, font=small)
-    taken: list[tuple[float, float, float, float]] = []
-    for point in sorted(points, key=lambda p: p.y):
-        _place(draw, small, point.name, across.pixel(point.x), up.pixel(point.y), taken)
+    places = [(across.pixel(point.x), up.pixel(point.y)) for point in points]
+    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in places]
+    for (x, y), point in zip(places, points):
+        draw.ellipse([(x - 4, y - 4), (x + 4, y + 4)], fill=POINT)
+        _name(draw, small, point.name, x, y, taken)
     return torch.from_numpy(np.asarray(canvas).transpose(2, 0, 1).copy())
 
 
-def _place(
+def _name(
     draw: PIL.ImageDraw.ImageDraw,
     font: PIL.ImageFont.FreeTypeFont | PIL.ImageFont.ImageFont,
     name: str,
@@ -86,11 +88,11 @@ def _place(
     y: float,
     taken: list[tuple[float, float, float, float]],
 ) -> None:
-    """Draws a point, and its name where there is room: beside it, or shifted up or down until it covers no other."""
-    draw.ellipse([(x - 4, y - 4), (x + 4, y + 4)], fill=POINT)
+    """Writes a point's name where there is room: beside it, or shifted up or down until it covers nothing."""
     width = draw.textlength(name, font=font)
-    left = x + 8 if x + 8 + width < WIDTH - 4 else x - 8 - width
-    for shift in (0, -15, 15, -30, 30, -45, 45):
+    sides = [left for left in (x + 8, x - 8 - width) if LEFT <= left < WIDTH - 4 - width] or [x + 8]
+    box = (0.0, 0.0, 0.0, 0.0)
+    for shift, left in ((shift, left) for shift in (0, -15, 15, -30, 30, -45, 45) for left in sides):
         box = (left, y - 8 + shift, left + width, y + 7 + shift)
         if not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
             break

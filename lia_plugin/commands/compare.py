@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from typing import Any
@@ -18,7 +19,7 @@ OWN = ('outdir', 'cfg', 'stage', 'dry_run', 'new_run', 'resume', 'seed', 'desc',
 
 @click.command(context_settings={'max_content_width': 120})
 @click.option('--outdir', metavar='DIR', default='comparison', show_default=True, help='Where everything is kept')
-@click.option('--methods', metavar='LIST', help='Which methods, with commas; --methods=list tells all  [default: all]')
+@click.option('--methods', metavar='LIST', help='Which methods, with commas; --methods=list tells which there are')
 @click.option('--network', metavar='PATH|URL', help='Stage 1 to use instead of training one; short for --take stage1=…')
 @click.option('--take', metavar='NAME=PATH', multiple=True,
               help='Use this pickle or run directory instead of training: stage1, stage1-mlp or a method')
@@ -56,11 +57,13 @@ def compare(
     Options from --data on are those of train.py, for every training.
     """
     from lia_plugin import compare as comparison
-    from lia_plugin import compare_run
+    from lia_plugin import compare_run, compare_training
+    from lia_plugin.cli import EXIT_INTERRUPTED
 
     if methods == 'list':
-        for each in comparison.METHODS:
+        for each in map(comparison.method, comparison.DEFAULTS):
             click.echo(f'{each.name:<12} {each.label}: {each.about}')
+        click.echo(f'Optimisations of any length are named {comparison.PATTERNS}.')
         return 0
     if training['data'] is None:
         raise click.UsageError("Missing option '--data': the folder or zip to train and measure on")
@@ -68,20 +71,19 @@ def compare(
     values = normalise({**training, 'resume': 'noresume', 'detector': detector})
     detector = values.pop('detector')
     settings = comparison.Settings(
-        outdir=absolute(outdir), training=values, methods=comparison.parse_methods(methods), seeds=seeds, num=num,
+        outdir=os.path.abspath(outdir), training=values, methods=comparison.parse_methods(methods), seeds=seeds, num=num,
         opt_num=opt_num, gen_num=gen_num, detector=detector, taken=taken, mlp_depth=mlp_depth, fit_steps=fit_steps,
         batch=measure_batch, shown=shown, command=shlex.join(['lia', 'compare', *sys.argv[2:]]),
     )  # fmt: skip
     if dry_run:
-        click.echo('\n'.join(compare_run.plan_lines(settings)))
+        click.echo('\n'.join(compare_run.plan_lines(compare_training.complete(settings))))
         return 0
-    return finish(compare_run.run(settings), settings.path('compare.md'))
-
-
-def absolute(path: str) -> str:
-    import os
-
-    return os.path.abspath(path)
+    try:
+        failures = compare_run.run(settings)
+    except KeyboardInterrupt:
+        click.echo(f'\nStopped. What was finished is in {outdir}; the same command goes on.')
+        return EXIT_INTERRUPTED
+    return finish(failures, settings.path('compare.md'))
 
 
 def finish(failures: int, table: str) -> int:
