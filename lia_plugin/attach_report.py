@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from lia_plugin import images, metrics, prior
+from lia_plugin import frechet, images, prior
 from lia_plugin.networks import Generator
 from lia_plugin.phi_fit import Fitted, OldMapping
 
@@ -51,9 +51,7 @@ class Features:
 
 def frechet_distance(a: Features, b: Features) -> float:
     """‖μa − μb‖² + tr(Σa + Σb − 2 (Σa Σb)^½)."""
-    (mean_a, cov_a), (mean_b, cov_b) = a.moments(), b.moments()
-    cross = metrics.sqrt_product_trace(cov_a, cov_b)
-    return float(np.square(mean_a - mean_b).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
+    return frechet.frechet_distance(*a.moments(), *b.moments())
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What the metrics of an encoding network share: network and data with their checks, and passes through the data.
+"""What the metrics of an encoding network share: network and data with their checks, batches, codes, reconstructions.
 
 Numbers depend neither on the batch size nor on the number of processes: process r of P handles items r, r + P, …
 Uses only such options and functions as every host has; what only ours has is asked for with a default.
@@ -7,8 +7,6 @@ Uses only such options and functions as every host has; what only ours has is as
 from __future__ import annotations
 
 import copy
-import dataclasses
-import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lia_plugin import host, images, similarity
+from lia_plugin import host, images
 from lia_plugin.host import UserError
 
 Array = npt.NDArray[Any]
@@ -35,6 +33,30 @@ def prepare_network(opts: Any) -> Any:
     """A copy of the network on the device, in evaluation mode. UserError if it has no encoder."""
     check_encoder(opts.G)
     return copy.deepcopy(opts.G).eval().requires_grad_(False).to(opts.device)
+
+
+def own_space(G: Any) -> str:
+    """The space that a network's encoder gives: 'y', 'y+' or 'z'."""
+    return getattr(getattr(G, 'encoder', None), 'space', 'y')
+
+
+def check_space(G: Any, space: str | None) -> None:
+    """UserError if the encoder can't be measured in a space. None = its own; a y+ encoder can give y alone as well."""
+    own = own_space(G)
+    if space not in (None, own) and not (own == 'y+' and space == 'y'):
+        others = ' or y (its base code alone)' if own == 'y+' else ''
+        raise UserError(f"--space: {space}: this network's encoder gives {own}; measure it in {own}{others}")
+
+
+def measured_space(opts: Any) -> str:
+    """The space that the metrics of a command measure an encoder in."""
+    return host.metric_option(opts, 'space') or own_space(opts.G)
+
+
+def encode(opts: Any, G: Any, img: torch.Tensor, c: torch.Tensor | None) -> torch.Tensor:
+    """Images NCHW in [-1, 1] → what the encoder gives in the measured space: y [N, z_dim] or y+ [N, num_ws, z_dim]."""
+    check_space(G, space := measured_space(opts))
+    return G.encode(img, c) if space == own_space(G) else G.encode(img, c, space=space)
 
 
 def evaluation_set(opts: Any) -> dict[str, Any]:
@@ -102,58 +124,3 @@ def sum_over_processes(opts: Any, *arrays: Array) -> list[Array]:
 
 def to_array(x: torch.Tensor) -> Array:
     return x.cpu().numpy().astype(np.float64)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# One pass through the data set for several metrics
-
-
-@dataclasses.dataclass
-class Measured:
-    """Figures of n encoded images, float64. mse and ssim are None if nothing was decoded, ssim also below 11 pixels."""
-
-    n: int
-    square_norm: Array  # ‖z‖², [n]
-    z_mean: Array  # [z_dim]
-    z_cov: Array  # Population covariance, [z_dim, z_dim].
-    mse: Any  # [n]
-    ssim: Any  # [n]
-
-
-@torch.no_grad()
-def _pass(opts: Any, decode: bool) -> Measured:
-    G = prepare_network(opts)
-    dataset = open_dataset(opts, G)
-    n, d = len(dataset), G.z_dim
-    square_norm, mse, ssim = np.zeros(n), np.zeros(n), np.zeros(n)
-    z_sum, z_outer = np.zeros(d), np.zeros([d, d])
-    with_ssim = decode and G.img_resolution >= similarity.SSIM_WINDOW
-    for items, img, c in real_batches(opts, G, dataset):
-        y = G.encode(img, c)
-        z = to_array(G.mapping.y_to_z(y, c))
-        square_norm[items] = np.square(z).sum(axis=1)
-        z_sum += z.sum(axis=0)
-        z_outer += z.T @ z
-        if decode:
-            recon = reconstruct(opts, G, y, c)
-            mse[items] = to_array(similarity.mse(img, recon))
-            ssim[items] = to_array(similarity.ssim(img, recon)) if with_ssim else 0
-    square_norm, mse, ssim, z_sum, z_outer = sum_over_processes(opts, square_norm, mse, ssim, z_sum, z_outer)
-    mean = z_sum / n
-    cov = z_outer / n - np.outer(mean, mean)
-    return Measured(n, square_norm, mean, cov, mse if decode else None, ssim if with_ssim else None)
-
-
-def measure(opts: Any, decode: bool) -> Measured:
-    """`_pass`, or what an earlier metric of the same call has found, if the host hands round a dict to share."""
-    shared = host.metric_option(opts, 'shared')
-    if shared is None:
-        return _pass(opts, decode)
-    kwargs = json.dumps([evaluation_set(opts), opts.G_kwargs], sort_keys=True, default=repr)
-    wide, narrow = (('lia_plugin.metrics', id(opts.G), kwargs, decoded) for decoded in (True, False))
-    for key in (wide,) if decode else (wide, narrow):
-        if key in shared:
-            return shared[key][1]
-    measured = _pass(opts, decode)
-    shared[wide if decode else narrow] = (opts.G, measured)  # Holds G, so that its id stays its own.
-    return measured

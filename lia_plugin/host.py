@@ -8,6 +8,7 @@ are told apart by what they have, never by a version.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import glob
 import hashlib
 import importlib
@@ -45,6 +46,7 @@ IS_STYLEGAN3 = not OURS and hasattr(dnnlib.util, 'format_time_brief')
 NAME = 'this project' if OURS else 'stylegan3' if IS_STYLEGAN3 else 'stylegan2-ada-pytorch'
 UserError: type[ValueError] = getattr(dnnlib.util, 'UserError', _UserError)
 atomic_write = getattr(dnnlib.util, 'atomic_write', files.write_then_rename)
+file_hash: Callable[[str], str] = getattr(dnnlib.util, 'file_hash', files.file_hash)
 
 # Where each host keeps its Inception; ours says it in the options.
 _ADA_INCEPTION = 'https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt'
@@ -92,7 +94,7 @@ def fetch(path_or_url: str) -> str:
 
 
 def cached_download(url: str) -> str | None:
-    """Where a URL's file lies in the download cache, which all hosts keep alike; None if it isn't there."""
+    """Path of a URL's file in the download cache, None if it was never downloaded. Never goes online."""
     folder = dnnlib.make_cache_dir_path('downloads')
     prefix = hashlib.md5(url.encode('utf-8'), usedforsecurity=False).hexdigest() + '_'
     if not os.path.isdir(folder):
@@ -101,11 +103,6 @@ def cached_download(url: str) -> str | None:
     ending = os.path.splitext(url)[1]
     names = [name for name in sorted(os.listdir(folder)) if name.startswith(prefix) and name.endswith(ending)]
     return os.path.join(folder, names[0]) if names else None
-
-
-def cached_inception() -> str | None:
-    """Path of the Inception of Fréchet distances if it was downloaded before."""
-    return cached_download(_SG3_INCEPTION if IS_STYLEGAN3 else _ADA_INCEPTION)
 
 
 def load_network_pkl(path: str, trust: bool = False) -> dict[str, Any]:
@@ -158,6 +155,13 @@ def open_data_set(**kwargs: Any) -> Any:
         if OURS:
             raise
         raise UserError(f'--data: {kwargs.get("path")}: {one_line(error)}; make it with dataset_tool.py') from error
+
+
+def image_names(data_set: Any) -> list[str]:
+    """File name, inside the folder or zip, of each item of a data set."""
+    if hasattr(data_set, 'image_name'):
+        return [data_set.image_name(i) for i in range(len(data_set))]
+    return [data_set._image_fnames[data_set.get_details(i).raw_idx] for i in range(len(data_set))]
 
 
 def check_images(data_set: Any) -> None:
@@ -526,44 +530,72 @@ def check_metric_options(metrics: Iterable[str], given: Mapping[str, Any]) -> No
         raise UserError(f'--num: {wrong[0]} has a number of images of its own in {NAME}; leave it out')
 
 
+# Of the metric that is being computed in a host whose own options have no place for them.
+_call: contextvars.ContextVar[tuple[dict[Any, Any], dict[str, Any]] | None] = contextvars.ContextVar(
+    'shared and notes', default=None)
+
+
 def calc_metric(
-    name: str, dataset_kwargs: Mapping[str, Any], verbose: bool, options: Mapping[str, Any], **common: Any
+    name: str, dataset_kwargs: Mapping[str, Any], verbose: bool, options: Mapping[str, Any], shared: dict[Any, Any],
+    **common: Any,
 ) -> dict[str, Any]:
     """Computes a metric in this host.
 
     Args:
         dataset_kwargs: Data set.
-        options: What only our host's metrics take: num, batch, detector, seed, shared.
+        options: What only our host's metrics take: num, batch, detector, seed.
+        shared: What the metrics of one command share: see `metric_option`. The same dict for all of them.
         common: G, num_gpus, rank, device.
     """
     from metrics import metric_main, metric_utils
 
     kwargs = dict(dataset_kwargs)
     if OURS:
-        common = {**common, **options}
+        common = {**common, **options, 'shared': shared}
     elif options.get('num') is not None:
         kwargs['max_size'] = min(options['num'], kwargs.get('max_size') or options['num'])
     progress = metric_utils.ProgressMonitor(verbose=verbose)
+    notes: dict[str, Any] = {}
+    token = _call.set((shared, notes))
     try:
-        return metric_main.calc_metric(metric=name, dataset_kwargs=kwargs, progress=progress, **common)
+        result = metric_main.calc_metric(metric=name, dataset_kwargs=kwargs, progress=progress, **common)
     except OSError as error:
         if OURS:
             raise
         # Most often a detector that NVIDIA's code can't download.
         raise UserError(f'--metrics: {name}: {one_line(error)}') from error
+    finally:
+        _call.reset(token)
+    result.update(notes)
+    return result
 
 
 def metric_option(opts: Any, name: str) -> Any:
-    """One of num, batch, seed, shared: options of our host's metrics; None if unsaid, or in NVIDIA's hosts."""
-    return getattr(opts, name, None)
+    """An option of a metric's that not every host has; None if unsaid.
+
+    num, batch and seed are our host's. `shared` is a dict that all metrics of a command get: they keep there what
+    others can use, under tuples, and find there, under its name, what the command says of all of them: `metrics`, their
+    names; `training_set`, its arguments; the plugin's own options.
+    """
+    found = getattr(opts, name, None)
+    if found is not None:
+        return found
+    call = _call.get()
+    shared = getattr(opts, 'shared', None) if OURS or call is None else call[0]
+    if name == 'shared':
+        return shared
+    return None if shared is None else shared.get(name)
 
 
 def say(opts: Any, results: dict[str, float], n: int, **notes: Any) -> dict[str, float]:
-    """Results with what must stand beside them: as notes where the host takes them, else n as a number of its own."""
-    if hasattr(opts, 'notes'):
-        opts.notes.update(n=n, **notes)
-        return results
-    return {**results, f'{next(iter(results))}_n': n}
+    """Results with what must stand beside them: as notes where the host takes them or our command adds them, else n as
+    a number of its own."""
+    call = _call.get()
+    place = getattr(opts, 'notes', None if call is None else call[1])
+    if place is None:
+        return {**results, f'{next(iter(results))}_n': n}
+    place.update(n=n, **notes)
+    return results
 
 
 def fetch_detector(source: str | None) -> None:
@@ -571,14 +603,31 @@ def fetch_detector(source: str | None) -> None:
     if OURS:
         from metrics import detectors
 
-        detectors.get_feature_detector(source or detectors.INCEPTION_URL, verbose=True)
+        detectors.get_feature_detector(source or default_inception(), verbose=True)
     else:
-        fetch(_SG3_INCEPTION if IS_STYLEGAN3 else _ADA_INCEPTION)
+        fetch(default_inception())
 
 
 def inception_url(opts: Any) -> str:
     """The feature network of Fréchet distances: the one asked for in our host, each checkout's own in the others."""
-    return getattr(opts, 'detector', None) or (_SG3_INCEPTION if IS_STYLEGAN3 else _ADA_INCEPTION)
+    return getattr(opts, 'detector', None) or default_inception()
+
+
+def sliced_wasserstein() -> Any:
+    """The module of sliced Wasserstein distances. UserError in NVIDIA's checkouts, whose metrics have none."""
+    if not OURS:
+        raise UserError(f'--metrics: recon_swd needs our own metrics, and {NAME} comes before them here: run this '
+                        'outside of the checkout')
+    return importlib.import_module('metrics.sliced_wasserstein')
+
+
+def default_inception() -> str:
+    """URL of the Inception that this host takes if nobody asks for another detector."""
+    if OURS:
+        from metrics import detectors
+
+        return detectors.INCEPTION_URL
+    return _SG3_INCEPTION if IS_STYLEGAN3 else _ADA_INCEPTION
 
 
 def plain(value: Any) -> Any:

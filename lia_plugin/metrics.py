@@ -1,4 +1,4 @@
-"""Metrics of a network that encodes: how well it reconstructs, and whether its latents are where the prior says.
+"""Metrics of an encoding network: how well it reconstructs. Those of its latents are in `lia_plugin.latent_metrics`.
 
 They attach to any host's registry and are given its options; images are in [-1, 1], reconstructions clipped to it, with
 the network's constant noise. Numbers depend neither on the batch size nor on the number of processes.
@@ -7,228 +7,144 @@ the network's constant noise. Numbers depend neither on the batch size nor on th
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Any, TypeVar
+import os
+from typing import Any
 
 import numpy as np
 import torch
 
 import dnnlib
-from lia_plugin import evaluation, host, images, similarity
+from lia_plugin import evaluation, host, perceptual, similarity
+from lia_plugin import latent_metrics as _registers_others  # noqa: F401
+from lia_plugin.collectors import collect
 from lia_plugin.evaluation import Array
+from lia_plugin.frechet import frechet_distance
 from lia_plugin.host import UserError
+from lia_plugin.metric_traits import register
 from metrics import metric_utils
 
-MetricFunction = TypeVar('MetricFunction', bound=Callable[[Any], dict[str, float]])
-
-CYCLE_IMAGES = 1000
 MIN_MSE = 1e-10  # Perfect images have an infinite PSNR, which no mean survives: it ends at 106 dB.
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Registration
+def say(opts: Any, results: dict[str, float], n: int, **notes: Any) -> dict[str, float]:
+    """Results with what must stand beside them; values are of images in [-1, 1] unless a note says otherwise."""
+    return host.say(opts, results, n, **{'space': evaluation.measured_space(opts), 'value_range': '[-1, 1]', **notes})
 
 
-def register(held_out: bool, labels_only: bool = False) -> Callable[[MetricFunction], MetricFunction]:
-    """Registers with the host.
-
-    Args:
-        held_out: The loop should give it images that the network was not trained on.
-        labels_only: It takes nothing but labels from the data, so that a network without classes needs no data.
-    """
-
-    def decorate(fn: MetricFunction) -> MetricFunction:
-        fn.held_out = held_out  # type: ignore[attr-defined]
-        fn.labels_only = labels_only  # type: ignore[attr-defined]
-        fn.needs_encoder = True  # type: ignore[attr-defined]
-        host.register_metric(fn)
-        return fn
-
-    return decorate
+def check_side(opts: Any, name: str, side: int) -> None:
+    """UserError if the network's images are smaller than a metric can be."""
+    if opts.G.img_resolution < side:
+        raise UserError(f'--metrics: {name} needs images of at least {side} pixels a side, '
+                        f'the network makes {opts.G.img_resolution}')
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Reconstruction
+# Image by image
 
 
-@register(held_out=True)
+@register(held_out=True, collectors=('mse',))
 def recon_mse(opts: Any) -> dict[str, float]:
     """Mean squared error of reconstructions, images in [-1, 1] (4 times that of images in [0, 1])."""
-    measured = evaluation.measure(opts, decode=True)
-    return host.say(opts, dict(recon_mse=float(measured.mse.mean())), measured.n, value_range='[-1, 1]')
+    (errors,) = collect(opts, 'mse')
+    return say(opts, dict(recon_mse=float(errors.values.mean())), len(errors.values))
 
 
-@register(held_out=True)
+@register(held_out=True, collectors=('mse',))
 def recon_psnr(opts: Any) -> dict[str, float]:
     """Peak signal-to-noise ratio of reconstructions in dB, peak 2: mean over images, and that of the mean error."""
-    measured = evaluation.measure(opts, decode=True)
-    errors = torch.from_numpy(np.append(measured.mse, measured.mse.mean())).clamp(min=MIN_MSE)
-    decibels = similarity.psnr_from_mse(errors).numpy()
-    results = dict(recon_psnr=float(decibels[:-1].mean()), recon_psnr_of_mean_mse=float(decibels[-1]))
-    return host.say(opts, results, measured.n, value_range='[-1, 1]')
+    (errors,) = collect(opts, 'mse')
+    n = len(errors.values)
+    clamped = torch.from_numpy(np.append(errors.values, errors.values.mean())).clamp(min=MIN_MSE)
+    decibels = similarity.psnr_from_mse(clamped).numpy()
+    return say(opts, dict(recon_psnr=float(decibels[:-1].mean()), recon_psnr_of_mean_mse=float(decibels[-1])), n)
 
 
-@register(held_out=True)
+@register(held_out=True, collectors=('ssim',), min_side=similarity.SSIM_WINDOW)
 def recon_ssim(opts: Any) -> dict[str, float]:
     """Structural similarity of reconstructions: Gaussian window of 11 pixels, σ 1.5, data range 2."""
-    if opts.G.img_resolution < similarity.SSIM_WINDOW:
-        raise UserError(f'--metrics: recon_ssim needs images of at least {similarity.SSIM_WINDOW} pixels a side, '
-                        f'the network makes {opts.G.img_resolution}')
-    measured = evaluation.measure(opts, decode=True)
-    return host.say(opts, dict(recon_ssim=float(measured.ssim.mean())), measured.n, value_range='[-1, 1]')
+    check_side(opts, 'recon_ssim', similarity.SSIM_WINDOW)
+    (found,) = collect(opts, 'ssim')
+    return say(opts, dict(recon_ssim=float(found.values.mean())), len(found.values))
 
 
-def sqrt_product_trace(a: Array, b: Array) -> float:
-    """tr (A B)^½ of covariances. The host may be one that has no such function to share."""
-    values, vectors = np.linalg.eigh(a)
-    root = vectors * np.sqrt(values.clip(min=0))
-    return float(np.sqrt(np.linalg.eigvalsh(root.T @ b @ root).clip(min=0)).sum())
+@register(held_out=True, collectors=('ms_ssim',), min_side=similarity.MS_SSIM_SIDE)
+def recon_msssim(opts: Any) -> dict[str, float]:
+    """Structural similarity of reconstructions at 5 scales (images of at least 161 pixels), data range 2."""
+    check_side(opts, 'recon_msssim', similarity.MS_SSIM_SIDE)
+    (found,) = collect(opts, 'ms_ssim')
+    return say(opts, dict(recon_msssim=float(found.values.mean())), len(found.values))
 
 
-@torch.no_grad()
-def _reconstruction_moments(opts: Any, detector: Any) -> tuple[int, Array, Array]:
-    """Number, mean and population covariance of the features of all reconstructions."""
-    G = evaluation.prepare_network(opts)
-    dataset = evaluation.open_dataset(opts, G)
-    if len(dataset) < opts.num_gpus:
-        raise UserError(f'--gpus: {opts.num_gpus} processes for {len(dataset)} images; use fewer')
-    total: Array | None = None
-    outer: Array | None = None
-    for _items, img, c in evaluation.real_batches(opts, G, dataset):
-        pixels = images.to_uint8(evaluation.reconstruct(opts, G, G.encode(img, c), c))
-        features = evaluation.to_array(detector(images.with_channels(pixels, 3), return_features=True))
-        total = features.sum(axis=0) + (0 if total is None else total)
-        outer = features.T @ features + (0 if outer is None else outer)
-    assert total is not None and outer is not None, 'each process has an image at least'
-    total, outer = evaluation.sum_over_processes(opts, total, outer)
-    mean = total / len(dataset)
-    return len(dataset), mean, outer / len(dataset) - np.outer(mean, mean)
+@register(held_out=True, collectors=('lpips',), file='lpips')
+def recon_lpips(opts: Any) -> dict[str, float]:
+    """LPIPS of reconstructions: VGG16 with NVIDIA's weights, at the images' own size (papers often take AlexNet's)."""
+    (found,) = collect(opts, 'lpips')
+    name = file_name(host.metric_option(opts, 'lpips') or perceptual.VGG16_URL)
+    return say(opts, dict(recon_lpips=float(found.values.mean())), len(found.values), lpips=f'VGG16, {name}')
 
 
-@register(held_out=True)
+@register(held_out=True, collectors=('identity',), file='id_detector')
+def recon_id(opts: Any) -> dict[str, float]:
+    """Cosine of the face embeddings of image and reconstruction; where none is found it counts as 0, and is counted."""
+    (found,) = collect(opts, 'identity')
+    failed = np.isnan(found.values)
+    results = dict(recon_id=float(np.where(failed, 0, found.values).mean()), recon_id_failed=float(failed.sum()))
+    name = file_name(host.metric_option(opts, 'id_detector'))
+    return say(opts, results, len(found.values), id_detector=name)
+
+
+def file_name(source: str) -> str:
+    """What results call the file of a network: its name and the first 8 digits of its SHA-256."""
+    path = host.fetch(source)
+    stem = os.path.splitext(os.path.basename(source.split('?')[0].rstrip('/')))[0]
+    return f'{stem}-{host.file_hash(path)[:8]}'
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# As a set
+
+
+def _real_moments(opts: Any, data: dict[str, Any]) -> tuple[int, Array, Array]:
+    """Number, mean and covariance of the features of a data set's images, from the host's cache if they are there."""
+    other = copy.copy(opts)
+    other.dataset_kwargs = dnnlib.EasyDict(data)
+    stats = metric_utils.compute_feature_stats_for_dataset(
+        opts=other, detector_url=host.inception_url(opts), detector_kwargs=dict(return_features=True),
+        capture_mean_cov=True,
+    )  # fmt: skip
+    return stats.num_items, *stats.get_mean_cov()
+
+
+def _recon_fid(opts: Any, name: str, data: dict[str, Any]) -> dict[str, float]:
+    (found,) = collect(opts, 'features')
+    n_real, mean, cov = _real_moments(opts, data)
+    distance = frechet_distance(found.mean, found.cov, mean, cov) if opts.rank == 0 else float('nan')
+    detector = metric_utils.get_feature_detector_name(host.inception_url(opts))
+    return say(opts, {name: distance}, found.n, n_real=n_real, detector=detector, value_range='uint8 0..255')
+
+
+@register(held_out=True, collectors=('features',), file='detector')
 def recon_fid(opts: Any) -> dict[str, float]:
     """Fréchet Inception distance of reconstructions to the very images they reconstruct; biased upward at small n."""
-    url = host.inception_url(opts)
-    evaluation.check_encoder(opts.G)  # Before anything is downloaded.
-    detector = metric_utils.get_feature_detector(
-        url=url, device=opts.device, num_gpus=opts.num_gpus, rank=opts.rank, verbose=opts.progress.verbose)
-    n, mean, cov = _reconstruction_moments(opts, detector)
-    same = copy.copy(opts)
-    same.dataset_kwargs = dnnlib.EasyDict(evaluation.evaluation_set(opts))
-    real_mean, real_cov = metric_utils.compute_feature_stats_for_dataset(
-        opts=same, detector_url=url, detector_kwargs=dict(return_features=True), capture_mean_cov=True).get_mean_cov()
-    distance = float('nan')
-    if opts.rank == 0:
-        cross = sqrt_product_trace(cov, real_cov)
-        distance = float(np.square(mean - real_mean).sum() + np.trace(cov) + np.trace(real_cov) - 2 * cross)
-    name = metric_utils.get_feature_detector_name(url)
-    return host.say(opts, dict(recon_fid=distance), n, detector=name, value_range='uint8 0..255')
+    evaluation.check_encoder(opts.G)
+    return _recon_fid(opts, 'recon_fid', evaluation.evaluation_set(opts))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Latents of real images
+@register(held_out=True, collectors=('features',), file='detector', training_set=True)
+def recon_fid_train(opts: Any) -> dict[str, float]:
+    """Fréchet Inception distance of reconstructions to the whole training set; biased upward at small n."""
+    training_set = host.metric_option(opts, 'training_set')
+    if training_set is None:
+        raise UserError('--metrics: recon_fid_train needs the training set, which metrics are not told here; '
+                        'calc_metrics tells it to them')
+    return _recon_fid(opts, 'recon_fid_train', {**training_set, 'xflip': False, 'max_size': None})
 
 
-def frechet_to_standard_normal(mean: Array, cov: Array) -> float:
-    """Fréchet distance of N(mean, cov) to N(0, I): ‖μ‖² + Σ (√λᵢ − 1)² over the eigenvalues of cov."""
-    roots = np.sqrt(np.linalg.eigvalsh(cov).clip(min=0))
-    return float(np.square(mean).sum() + np.square(roots - 1).sum())
-
-
-def frechet_floor(n: int, dim: int, seed: int = 0) -> float:
-    """What n true samples of N(0, I) get: the share of a result that only the small number of images explains."""
-    stream = np.random.default_rng(seed)
-    total, outer = np.zeros(dim), np.zeros([dim, dim])
-    for start in range(0, n, 4096):
-        z = stream.standard_normal([min(4096, n - start), dim])
-        total += z.sum(axis=0)
-        outer += z.T @ z
-    mean = total / n
-    return frechet_to_standard_normal(mean, outer / n - np.outer(mean, mean))
-
-
-@register(held_out=True)
-def latent_fd(opts: Any) -> dict[str, float]:
-    """Fréchet distance of encoded images z = φ(f(x)) to N(0, I), its floor at this n, and KS of ‖z‖² against χ²."""
-    from scipy import stats  # Here, because it takes half a second.
-
-    measured = evaluation.measure(opts, decode=False)
-    dim = len(measured.z_mean)
-    if np.isfinite(measured.square_norm).all():
-        ks = stats.kstest(measured.square_norm, 'chi2', args=(dim,))
-        distance, figures = frechet_to_standard_normal(measured.z_mean, measured.z_cov), (ks.statistic, ks.pvalue)
-    else:
-        distance, figures = float('nan'), (float('nan'), float('nan'))
-    results = dict(
-        latent_fd=distance,
-        latent_fd_floor=frechet_floor(measured.n, dim, host.metric_option(opts, 'seed') or 0),
-        latent_fd_ks=float(figures[0]),
-        latent_fd_ks_p=float(figures[1]),
-    )
-    return host.say(opts, results, measured.n, value_range='[-1, 1]')
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Generated images, whose latents are known
-
-
-def _draw(opts: Any, G: Any, dataset: Any, items: range) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """z ~ N(0, I) and labels of random images: item i has a stream of its own, whatever the batch it falls into."""
-    seed = host.metric_option(opts, 'seed') or 0
-    streams = [np.random.default_rng([seed, item]) for item in items]
-    z = torch.from_numpy(np.stack([stream.standard_normal(G.z_dim) for stream in streams]).astype(np.float32))
-    c = None
-    if dataset is not None:
-        labels = [dataset.get_label(int(stream.integers(len(dataset)))) for stream in streams]
-        c = torch.from_numpy(np.stack(labels)).to(opts.device)
-    return z.to(opts.device), c
-
-
-def _relative_error(x: torch.Tensor, truth: torch.Tensor) -> Array:
-    return evaluation.to_array((x - truth).norm(dim=1) / truth.norm(dim=1))
-
-
-@torch.no_grad()
-def _cycle_pass(opts: Any, n: int) -> tuple[Array, Array]:
-    G = evaluation.prepare_network(opts)
-    dataset = evaluation.open_dataset(opts, G) if G.c_dim > 0 else None
-    errors_y, errors_z = np.zeros(n), np.zeros(n)
-    share = range(opts.rank, n, opts.num_gpus)
-    step = evaluation.batch_size(opts, G.img_resolution)
-    progress = opts.progress.sub(tag='cycles', num_items=n)
-    for start in range(0, len(share), step):
-        items = share[start : start + step]
-        z, c = _draw(opts, G, dataset, items)
-        y = G.mapping.z_to_y(z, c)
-        found = G.encode(G.decode(y, c, **evaluation.synthesis_kwargs(opts)).to(torch.float32), c)
-        errors_y[list(items)] = _relative_error(found, y)
-        errors_z[list(items)] = _relative_error(G.mapping.y_to_z(found, c), z)
-        progress.update(min((start + len(items)) * opts.num_gpus, n))
-    by_y, by_z = evaluation.sum_over_processes(opts, errors_y, errors_z)
-    return by_y, by_z
-
-
-def _cycle(opts: Any, name: str) -> dict[str, float]:
-    n = host.metric_option(opts, 'num') or CYCLE_IMAGES
-    shared = host.metric_option(opts, 'shared')
-    key = ('lia_plugin.metrics', id(opts.G), 'cycle', n)
-    if shared is None or key not in shared:
-        errors = _cycle_pass(opts, n)
-        if shared is not None:
-            shared[key] = (opts.G, errors)
-    else:
-        errors = shared[key][1]
-    value = float(errors[0 if name == 'cycle_y' else 1].mean())
-    return host.say(opts, {name: value}, n, data='generated images', value_range='[-1, 1]')
-
-
-@register(held_out=False, labels_only=True)
-def cycle_y(opts: Any) -> dict[str, float]:
-    """‖f(g(y)) − y‖ / ‖y‖ on generated images, mean."""
-    return _cycle(opts, 'cycle_y')
-
-
-@register(held_out=False, labels_only=True)
-def cycle_z(opts: Any) -> dict[str, float]:
-    """‖φ(f(g(y))) − z‖ / ‖z‖ with y = φ⁻¹(z), on generated images, mean."""
-    return _cycle(opts, 'cycle_z')
+@register(held_out=True, collectors=('patches',), min_side=16, ours_only=True)
+def recon_swd(opts: Any) -> dict[str, float]:
+    """Sliced Wasserstein distance × 1e3 of reconstructions to the images, by size of detail, and its floor."""
+    check_side(opts, 'recon_swd', 16)
+    (found,) = collect(opts, 'patches')
+    with_mean = found.maths.with_mean
+    results = {**with_mean('recon_swd', found.recon), **with_mean('recon_swd_floor', found.floor)}
+    return say(opts, results, found.n, value_range='uint8 0..255')

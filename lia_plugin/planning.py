@@ -12,7 +12,7 @@ import torch
 from click import UsageError
 
 import lia_plugin.metrics  # noqa: F401  Registers LIA's metrics.
-from lia_plugin import __version__, config, host, inversion, run_dir, transfer
+from lia_plugin import __version__, config, host, inversion, metric_traits, run_dir, transfer
 from lia_plugin.options import TRANSFER_SOURCES, Options
 from lia_plugin.perceptual import make_perceptual
 
@@ -32,10 +32,11 @@ def plan(options: Options, run: run_dir.Run | None = None, dry: bool = False) ->
     device = resolve_device(options.device, options.gpus)
     said, options = options, dataclasses.replace(options, device=device, val=host.default_val(options.val))
     info = describe_data(options)
+    options, left_out = name_metrics(options, info)
     gan_metrics, all_metrics = split_metrics(options)
     result: dict[str, Any] = dict(
         version=__version__, options=dataclasses.asdict(said), data=dataclasses.asdict(info), device=device,
-        gan=None, encoder=None, encoder_source=None, attach=None, notes=[], transfer=[],
+        gan=None, encoder=None, encoder_source=None, attach=None, notes=left_out, transfer=[],
     )  # fmt: skip
     if options.has_gan_stage:
         result['gan'] = host.adapt_stage(config.gan_stage(options, info, augpipe(options), gan_metrics))
@@ -143,6 +144,16 @@ def augpipe(options: Options) -> dict[str, Any]:
 # Metrics and downloads.
 
 
+def name_metrics(options: Options, info: config.DataInfo) -> tuple[Options, list[str]]:
+    """Options with `all-recon` replaced by names, and what that leaves out. UserError for what can't be measured."""
+    missing = None if host.OURS else 'and this loop tells metrics only one data set; calc_metrics tells both'
+    situation = metric_traits.Situation(info.resolution, missing, detector=options.detector)
+    names, left_out = metric_traits.expand(config.metric_names(options), situation)
+    metric_traits.check(names, situation)
+    asked = None if options.metrics is None else ','.join(names)
+    return dataclasses.replace(options, metrics=asked), left_out
+
+
 def split_metrics(options: Options) -> tuple[list[str], list[str]]:
     """The metrics of stage 1 and those of stage 2. UserError for an unknown one, or one that has no stage to be in."""
     names = config.metric_names(options)
@@ -158,6 +169,11 @@ def check_downloads(options: Options, result: dict[str, Any], metrics: list[str]
         loss = result['encoder']['loss_kwargs']
         if loss['percep'].startswith('vgg16') and loss['percep_weight']:
             make_perceptual(loss['percep'])
+    if 'recon_lpips' in metrics:
+        try:
+            make_perceptual('vgg16')
+        except host.UserError as error:
+            raise host.UserError(f'--metrics: recon_lpips: {error}; or leave it out') from None
     if any(name.startswith(FEATURE_METRICS) for name in metrics):
         try:
             host.fetch_detector(options.detector)

@@ -1,7 +1,7 @@
-"""How near are two batches of images: MSE, PSNR and SSIM, one number per image.
+"""How near are two batches of images: MSE, PSNR, SSIM and MS-SSIM, one number per image.
 
 Images are NCHW floats in [-1, 1] unless `data_range` says otherwise, so an MSE here is four times the MSE
-of the same images in [0, 1], and PSNR and SSIM use a peak of 2.
+of the same images in [0, 1], and PSNR and (MS-)SSIM use a peak of 2.
 """
 
 import torch
@@ -9,6 +9,8 @@ import torch.nn.functional as F
 
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Of the five scales, finest first.
+MS_SSIM_SIDE = (SSIM_WINDOW - 1) * 2 ** (len(MS_SSIM_WEIGHTS) - 1) + 1  # 161
 
 
 def _check_pair(a: torch.Tensor, b: torch.Tensor) -> None:
@@ -57,16 +59,57 @@ def ssim(a: torch.Tensor, b: torch.Tensor, data_range: float = 2.0) -> torch.Ten
         ValueError: the shapes differ, or an image is smaller than the window (11 pixels).
     """
     _check_pair(a, b)
-    if min(a.shape[2:]) < SSIM_WINDOW:
-        raise ValueError(f'images: SSIM needs at least {SSIM_WINDOW} pixels a side, got {a.shape[2]}x{a.shape[3]}')
-    # float64 where the device has it (MPS has none).
-    wide = torch.float32 if a.device.type == 'mps' else torch.float64
-    a, b, taps = a.to(wide), b.to(wide), gaussian_taps()
+    _check_size(a, SSIM_WINDOW, 'SSIM')
+    luminance, structure = _ssim_maps(_widen(a), _widen(b), data_range)
+    return (luminance * structure).mean(dim=[1, 2, 3]).to(torch.float32)
+
+
+def ms_ssim(a: torch.Tensor, b: torch.Tensor, data_range: float = 2.0) -> torch.Tensor:
+    """Multi-scale structural similarity of each image pair, mean over channels -> [N].
+
+    Wang, Simoncelli, Bovik 2003: SSIM's structure term at five scales, each half the size of the one before, and its
+    luminance term at the last, each raised to the weight of its scale. A scale is the 2x2 mean of the last one, with a
+    border of zeros where a side is odd. Terms below 0 count as 0, for they have no real power. Differentiable.
+
+    Raises:
+        ValueError: the shapes differ, or an image is smaller than 161 pixels, where the window fits no fifth scale.
+    """
+    _check_pair(a, b)
+    _check_size(a, MS_SSIM_SIDE, 'MS-SSIM')
+    a, b = _widen(a), _widen(b)
+    product = torch.ones_like(a[:, :, 0, 0])
+    for scale, weight in enumerate(MS_SSIM_WEIGHTS):
+        if scale:
+            a, b = _halve(a), _halve(b)
+        luminance, structure = _ssim_maps(a, b, data_range)
+        last = scale == len(MS_SSIM_WEIGHTS) - 1
+        term = (luminance * structure if last else structure).mean(dim=[2, 3])
+        product = product * term.clamp(min=0) ** weight
+    return product.mean(dim=1).to(torch.float32)
+
+
+def _check_size(img: torch.Tensor, side: int, what: str) -> None:
+    if min(img.shape[2:]) < side:
+        raise ValueError(f'images: {what} needs at least {side} pixels a side, got {img.shape[2]}x{img.shape[3]}')
+
+
+def _widen(x: torch.Tensor) -> torch.Tensor:
+    """float64 where the device has it (MPS has none)."""
+    return x.to(torch.float32 if x.device.type == 'mps' else torch.float64)
+
+
+def _halve(x: torch.Tensor) -> torch.Tensor:
+    """Means of 2x2 pixels."""
+    return F.avg_pool2d(x, kernel_size=2, padding=[side % 2 for side in x.shape[2:]])
+
+
+def _ssim_maps(a: torch.Tensor, b: torch.Tensor, data_range: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """SSIM's luminance and structure terms at each position where the window fits: [N, C, H-10, W-10] each."""
+    taps = gaussian_taps()
     mean_a, mean_b = _blur(a, taps), _blur(b, taps)
     var_a = _blur(a * a, taps) - mean_a.square()
     var_b = _blur(b * b, taps) - mean_b.square()
     cov = _blur(a * b, taps) - mean_a * mean_b
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
     luminance = (2 * mean_a * mean_b + c1) / (mean_a.square() + mean_b.square() + c1)
-    structure = (2 * cov + c2) / (var_a + var_b + c2)
-    return (luminance * structure).mean(dim=[1, 2, 3]).to(torch.float32)
+    return luminance, (2 * cov + c2) / (var_a + var_b + c2)

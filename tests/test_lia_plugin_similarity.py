@@ -1,4 +1,4 @@
-"""MSE, PSNR and SSIM against closed forms and scikit-image."""
+"""MSE, PSNR, SSIM and MS-SSIM against closed forms, scikit-image and pytorch-msssim."""
 
 import math
 
@@ -44,9 +44,26 @@ def test_ssim_is_one_for_equal_images_and_has_a_gradient() -> None:
     assert gradient.abs().sum() > 0
 
 
+@pytest.mark.parametrize('channels, side', [(1, 161), (3, 176), (3, 163)])
+def test_ms_ssim_agrees_with_pytorch_msssim(channels: int, side: int) -> None:
+    pytorch_msssim = pytest.importorskip('pytorch_msssim')
+    a = images([2, channels, side, side], seed=0)
+    b = (a + 0.3 * images([2, channels, side, side], seed=1)).clamp(-1, 1)
+    expected = pytorch_msssim.ms_ssim(a.double(), b.double(), data_range=2, size_average=False)
+    np.testing.assert_allclose(similarity.ms_ssim(a, b).numpy(), expected.numpy(), atol=2e-7)
+
+
+def test_ms_ssim_of_equal_and_of_opposite_images() -> None:
+    a = images([1, 1, 161, 161], seed=0)
+    assert similarity.ms_ssim(a, a).item() == pytest.approx(1, abs=1e-6)
+    assert similarity.ms_ssim(a, -a).item() == 0, 'structure is negative, and has no real power'
+
+
 def test_unfit_images_are_refused() -> None:
     with pytest.raises(ValueError, match='11 pixels'):
         similarity.ssim(torch.zeros([1, 1, 10, 20]), torch.zeros([1, 1, 10, 20]))
+    with pytest.raises(ValueError, match='161 pixels'):
+        similarity.ms_ssim(torch.zeros([1, 1, 160, 200]), torch.zeros([1, 1, 160, 200]))
     with pytest.raises(ValueError, match='one shape'):
         similarity.mse(torch.zeros([1, 1, 4, 4]), torch.zeros([1, 3, 4, 4]))
 

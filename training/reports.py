@@ -121,7 +121,8 @@ class Reporter:
         args = self.args
         if self.first and args.metrics:
             print(f'Evaluating {", ".join(args.metrics)} …', flush=True)
-        shared: dict[Any, Any] = {}  # Metrics that look at the same reconstructions share one pass.
+        # Metrics that look at the same reconstructions share one pass, and may ask what all of them are measured on.
+        shared: dict[Any, Any] = dict(metrics=list(args.metrics), training_set=dict(args.training_set_kwargs))
         for metric in args.metrics:
             held_out = getattr(metric_main.get_metric(metric), 'held_out', False) and args.val_set_kwargs is not None
             set_kwargs = args.val_set_kwargs if held_out else args.training_set_kwargs

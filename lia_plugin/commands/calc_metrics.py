@@ -28,6 +28,7 @@ class Job:
     batch: int | None
     detector: str | None
     seed: int
+    more: dict[str, Any]  # What all metrics of the command find under its name: see `host.metric_option`.
     verbose: bool
     run_dir: str | None
     snapshot: str  # What results call the network.
@@ -40,13 +41,20 @@ def parse_metrics(ctx: click.Context, param: click.Parameter, value: str) -> lis
 @click.command(context_settings={'show_default': True})
 @click.option('--network', metavar='PATH|URL', help='Network pickle  [required]')
 @click.option('--metrics', default='fid50k_full', metavar='NAMES', callback=parse_metrics,
-              help='Comma-separated names, or "list" to see all')
+              help='Comma-separated names; all-recon: all of reconstructions that need no other file; list: see all')
 @click.option('--data', metavar='PATH|URL', help='Data set to measure on  [default: what the network was trained on]')
 @click.option('--mirror', type=bool, metavar='BOOL', help='Mirror reals in fid50k, kid50k  [default: as in training]')
 @click.option('--gpus', type=click.IntRange(min=1), default=1, help='Number of GPUs, or of processes on a CPU')
 @click.option('--num', type=click.IntRange(min=1), metavar='INT', help="Number of images  [default: each metric's own]")
 @click.option('--detector', metavar='FILE|URL|random:SEED',
               help='Feature network: TorchScript, or one of fixed random weights  [default: NVIDIA\'s Inception]')
+@click.option('--lpips', metavar='FILE|URL', help="NVIDIA's vgg16.pt, for recon_lpips  [default: theirs]")
+@click.option('--id-detector', metavar='FILE|URL',
+              help='Face network for recon_id: TorchScript, RGB images in [-1, 1] → one vector each')
+@click.option('--labels', metavar='FILE',
+              help="Attributes for ls: CSV, file names first, then a column each  [default: the data set's labels]")
+@click.option('--space', type=click.Choice(['y', 'y+', 'z']),
+              help="Code to reconstruct from; y: a y+ encoder's base code alone  [default: what the encoder gives]")
 @click.option('--batch', type=click.IntRange(min=1), metavar='INT', help='Images at once  [default: by resolution]')
 @click.option('--device', default='auto', metavar='NAME', help='cpu, cuda, cuda:1, mps …; auto = the best there is')
 @click.option('--seed', type=click.IntRange(0, 2**31 - 1), default=0, help='Of latents, noise and subsets')
@@ -61,6 +69,10 @@ def calc_metrics(
     gpus: int,
     num: int | None,
     detector: str | None,
+    lpips: str | None,
+    id_detector: str | None,
+    labels: str | None,
+    space: str | None,
     batch: int | None,
     device: str,
     seed: int,
@@ -72,11 +84,11 @@ def calc_metrics(
 
     Prints one line of JSON for each metric. If the network lies in a training run's directory, the lines are also
     added to its metric-NAME.jsonl. Metrics of reconstructions are taken on images that training held out, where the
-    run says which these are; --data names others.
+    run says which these are; --data names others. Several metrics share one pass through the images.
 
     \b
     Without any download:
-      calc_metrics.py --network=RUN/network-snapshot-001000.pkl --metrics=recon_mse,recon_psnr,recon_ssim,latent_fd
+      calc_metrics.py --network=RUN/network-snapshot-001000.pkl --metrics=all-recon,latent_fd
     Distances between features need Inception (fetched once), or another detector:
       calc_metrics.py --network=NET.pkl --metrics=fid50k_full,recon_fid --data=ffhq.zip --detector=random:0
     """
@@ -87,9 +99,11 @@ def calc_metrics(
         raise click.UsageError('--network: missing; name a network pickle')
     from lia_plugin import host
 
+    more = {'lpips': lpips, 'id_detector': id_detector, 'labels': labels, 'space': space}
     job = prepare(
         host.fetch(network), None if data is None else host.fetch(data), mirror, device, gpus, metrics=metrics,
-        trust=trust_pickle, num=num, batch=batch, detector=detector, seed=seed, verbose=verbose, snapshot=network,
+        more=more, trust=trust_pickle, num=num, batch=batch, detector=detector, seed=seed, verbose=verbose,
+        snapshot=network,
     )
     results = host.spawn(evaluate, gpus, (job,), device=job.device)
     if json_path is not None:
@@ -149,8 +163,7 @@ def choose_data(
     """
     from lia_plugin.host import UserError
 
-    # Ours keep the training loop's arguments by stage, the host's at the top.
-    record = next((options[stage] for stage in ('encoder', 'gan') if isinstance(options.get(stage), dict)), options)
+    record = stage_record(options)
     training_set = record.get('training_set_kwargs') or contents.get('training_set_kwargs')
     held_out = record.get('val_set_kwargs')
     sets: dict[str, dict[str, Any]]
@@ -167,6 +180,24 @@ def choose_data(
         note = None if held_out else ('nothing is known to be held out, so reconstructions are of training images; '
                                       '--data names others')
     return sets, note if 'held_out' in used else None
+
+
+def stage_record(options: dict[str, Any]) -> dict[str, Any]:
+    """The training loop's arguments out of training_options.json: ours keeps them by stage, the host's at the top."""
+    return next((options[stage] for stage in ('encoder', 'gan') if isinstance(options.get(stage), dict)), options)
+
+
+def known_training_set(contents: dict[str, Any], options: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """Arguments of the set that a network was trained on, whatever --data says, and why they are unknown if so."""
+    from lia_plugin.host import UserError
+
+    recorded = stage_record(options).get('training_set_kwargs') or contents.get('training_set_kwargs')
+    if not recorded:
+        return {}, 'and the network file names none'
+    try:
+        return recorded_data(recorded), None
+    except UserError:
+        return {}, 'and that of the network file is not here'
 
 
 def is_path_of(path: str, kwargs: Any) -> bool:
@@ -203,30 +234,46 @@ def check_data(G: Any, kwargs: dict[str, Any]) -> None:
 
 def prepare(
     path: str, data: str | None, mirror: bool | None, device: str, gpus: int, metrics: list[str], trust: bool,
-    **plain: Any,
+    more: dict[str, Any], **plain: Any,
 ) -> Job:
     """Looks at everything that can be wrong before the work begins."""
-    from lia_plugin import evaluation, host, planning
+    from lia_plugin import evaluation, host, metric_traits, planning
     from lia_plugin import metrics as _registers_ours  # noqa: F401
 
-    wanted = [host.metric_function(name) for name in metrics]
-    if not wanted:
+    if not metrics:
         raise click.UsageError('--metrics: none given; --metrics=list tells all')
-    host.check_metric_options(metrics, plain)
+    for name in metrics:
+        if name != metric_traits.ALL_RECON:
+            host.metric_function(name)  # Which says so if it is unknown, before a network is read.
     run_device = planning.resolve_device(device, gpus)
     G, contents = load_generator(path, trust)
+    run_dir, options = run_options(path)
+    training_set, no_training_set = known_training_set(contents, options)
+    situation = metric_traits.Situation(
+        resolution=G.img_resolution, training_set=no_training_set, detector=plain['detector'], lpips=more['lpips'],
+        id_detector=more['id_detector'],
+    )  # fmt: skip
+    metrics, notes = metric_traits.expand(metrics, situation)
+    wanted = [host.metric_function(name) for name in metrics]
+    host.check_metric_options(metrics, plain)
     if any(getattr(fn, 'needs_encoder', False) for fn in wanted):
         evaluation.check_encoder(G)
-    run_dir, options = run_options(path)
+        evaluation.check_space(G, more['space'])
+    metric_traits.check(metrics, situation)
     sets, note = choose_data(contents, options, data, {used_set(fn, G) for fn in wanted})
-    for kwargs in sets.values():
+    used = [*sets.values()]
+    if any(getattr(fn, 'training_set', False) for fn in wanted):
+        used.append(training_set)
+        more = {**more, 'training_set': training_set}
+    for kwargs in used:
         kwargs.update(resolution=G.img_resolution, use_labels=G.c_dim != 0)
         if mirror is not None:
             kwargs['xflip'] = mirror
         check_data(G, kwargs)
-    if note is not None and plain['verbose']:
-        print(f'Note: {note}', file=sys.stderr)
-    return Job(network=path, trust=trust, metrics=metrics, training_set=sets.get('training', {}),
+    for line in [*notes, *([] if note is None else [f'Note: {note}'])]:
+        if plain['verbose']:
+            print(line, file=sys.stderr)
+    return Job(network=path, trust=trust, metrics=metrics, training_set=sets.get('training', {}), more=more,
                held_out_set=sets.get('held_out', {}), device=run_device, run_dir=run_dir, **plain)
 
 
@@ -243,8 +290,8 @@ def evaluate(rank: int, world_size: int, job: Job) -> list[dict[str, Any]]:
     device = torch.device('cuda', rank) if job.device == 'cuda' else torch.device(job.device)
     G, _contents = load_generator(job.network, job.trust)
     G = G.eval().requires_grad_(False).to(device)
-    options: dict[str, Any] = dict(
-        detector=job.detector, num=job.num, batch=job.batch, seed=job.seed, shared={})  # fmt: skip
+    options = dict(detector=job.detector, num=job.num, batch=job.batch, seed=job.seed)
+    shared: dict[Any, Any] = {**job.more, 'metrics': list(job.metrics)}
     results = []
     for name in job.metrics:
         if rank == 0 and job.verbose:
@@ -252,7 +299,7 @@ def evaluate(rank: int, world_size: int, job: Job) -> list[dict[str, Any]]:
         held_out = getattr(host.metric_function(name), 'held_out', False)
         data = job.held_out_set if held_out else job.training_set
         result = host.calc_metric(
-            name, data, job.verbose, options, G=G, num_gpus=world_size, rank=rank, device=device)
+            name, data, job.verbose, options, shared, G=G, num_gpus=world_size, rank=rank, device=device)
         if rank == 0:
             metric_main.report_metric(result, run_dir=job.run_dir, snapshot_pkl=job.snapshot)
         results.append({**result, 'results': dict(result['results'])})
