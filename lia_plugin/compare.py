@@ -33,6 +33,7 @@ class Method:
     about: str
     base: str = STAGE1  # Whose generator it uses; BiGAN takes its sizes alone.
     encoder: Mapping[str, Any] | None = None  # Options of the stage 2 that it needs; None = it trains none.
+    without: tuple[str, ...] = ('enc_offset',)  # Options of stage 2 that are for other methods only.
     needs: str | None = None  # Method whose network it takes.
     joint: bool = False  # Everything is trained together.
     steps: int = 0  # Of optimisation.
@@ -49,15 +50,16 @@ class Method:
 
 METHODS = (
     Method('lia-y', 'LIA, y', 'LIA y', "one code y for an image: the paper's method", encoder=dict(enc_space='y')),
-    Method('lia-y+', 'LIA, y+', 'LIA y+', 'a code y for each layer', encoder=dict(enc_space='y+')),
+    Method('lia-y+', 'LIA, y+', 'LIA y+', 'a code y for each layer', encoder=dict(enc_space='y+'), without=()),
     Method('encoder-z', 'encoder to z', 'encoder to z', "LIA's generator and loss, but the encoder leads to z, as in "
-           'VAE/GAN', encoder=dict(enc_space='z')),
-    Method('mlp-w', 'MLP mapping, encoder to w', 'MLP, to w', "StyleGAN2 with its MLP in φ's place; the encoder leads to "
-           'its w', base=STAGE1_MLP, encoder=dict(enc_space='y')),
-    Method('no-disc', 'LIA, y, no discriminator', 'no D', "the encoder learns from pixels alone: neither D's features "
-           'nor its judgement', encoder=dict(enc_space='y', percep='none', enc_percep=None, enc_adv=0.0)),
-    Method('bigan', 'BiGAN/ALI', 'BiGAN', 'generator, encoder and a discriminator of pairs (x, z) trained together; the '
-           'encoder is deterministic', joint=True),
+           'VAE/GAN', encoder=dict(enc_space='z'), without=('enc_offset', 'enc_iters')),
+    Method('mlp-w', 'MLP mapping, encoder to w', 'MLP, to w', "StyleGAN2 with its MLP in φ's place; the encoder leads "
+           'to its w', base=STAGE1_MLP, encoder=dict(enc_space='y')),
+    Method('no-disc', 'LIA, y, no discriminator', 'no D', "the encoder learns from pixels alone: no features of D's, "
+           'nor its judgement', encoder=dict(enc_space='y', percep='none', enc_percep=None, enc_adv=0.0),
+           without=('enc_offset', 'enc_adv_start')),
+    Method('bigan', 'BiGAN/ALI', 'BiGAN', 'generator, encoder and a discriminator of pairs (x, z) trained together; '
+           'the encoder is deterministic', joint=True, without=('enc_offset', 'enc_iters')),
 )  # fmt: skip
 DEFAULTS = (*(m.name for m in METHODS), 'opt-100', 'opt-1000', 'refine-100')
 PATTERN = re.compile(r'(opt|refine)-([1-9]\d{0,6})(-y\+)?')
@@ -75,7 +77,8 @@ def find_method(name: str) -> Method | None:
         return Method(name, f'optimisation{where}, {steps} steps', f'opt. {steps}{where}',
                       f'{space} by gradient descent from the mean of y', steps=steps, space=space)
     return Method(name, f'LIA, y + {steps} steps{where}', f'LIA y + {steps}{where}',
-                  f"{space} by gradient descent from the code of LIA's encoder", needs='lia-y', steps=steps, space=space)
+                  f"{space} by gradient descent from the code of LIA's encoder", needs='lia-y', steps=steps,
+                  space=space)
 
 
 def method(name: str) -> Method:

@@ -24,7 +24,10 @@ from lia_plugin.perceptual import Perceptual
 from metrics import metric_main
 
 SET_METRICS = ('recon_fid', 'recon_swd')
-GENERATOR_METRICS = ('fid50k_full', 'ppl_zend', 'ppl2_wend', 'ls')
+ENCODER_METRICS = ('latent_fd',)
+LABEL_METRICS = ('ls',)  # Where the data has labels.
+GENERATOR_METRICS = ('fid50k_full',)
+PATH_METRICS = ('ppl_zend', 'ppl2_wend')
 REPEATS = 5  # Timings of a single pass; the median counts.
 SLOW = 1.0  # Seconds; what takes longer is timed once.
 
@@ -171,18 +174,27 @@ def set_distances(
     return registry(SET_METRICS, replay, dataset_kwargs, device, options)
 
 
+def encoder_figures(
+    G: Any, dataset_kwargs: Mapping[str, Any], device: torch.device, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Metrics of the codes of real images: how they fit the prior, and how well labels, if there are any, part them."""
+    names, data = ENCODER_METRICS, dict(dataset_kwargs)
+    labelled = host.open_data_set(**{**data, 'use_labels': True})
+    if labelled.has_labels:
+        names, data = names + LABEL_METRICS, {**data, 'use_labels': True}
+    labelled.close()
+    return registry(names, G, data, device, options)
+
+
 def registry(
     names: tuple[str, ...], G: Any, dataset_kwargs: Mapping[str, Any], device: torch.device, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Metrics of the registry: all their numbers, the notes beside them under `<name>_notes`."""
     results: dict[str, Any] = {}
-    shared: dict[Any, Any] = {}
-    for name in names:
-        if not metric_main.is_valid_metric(name):
-            continue
+    for name in filter(metric_main.is_valid_metric, names):
         try:
             found = host.calc_metric(
-                name, dataset_kwargs, False, {**options, 'shared': shared}, G=G, num_gpus=1, rank=0, device=device)
+                name, dataset_kwargs, False, options, {}, G=G, num_gpus=1, rank=0, device=device)
         except UserError as error:
             results[f'{name}_left_out'] = host.one_line(error)
             continue

@@ -28,13 +28,18 @@ COLUMNS = (
     ('seconds_batched', 's/image, batch', '.2g'),
     ('z_norm2', '‖z‖²/d', '.2f'),
     ('log_p', 'log p(y)/d', '.3f'),
+    ('latent_fd', 'latent FD', '.1f'),
+    ('ls_y', 'LS, y', '.3f'),
+    ('ls_z', 'LS, z', '.3f'),
 )
 GENERATOR_LABELS = {STAGE1: 'φ (LIA)', STAGE1_MLP: 'MLP mapping', 'bigan': 'φ, trained as BiGAN'}
 LEGEND = (
     'Images in [-1, 1], clipped; MSE is 4 times that of [0, 1], PSNR has peak 2, SSIM a Gaussian window of 11 pixels. '
-    'FID and SWD are of reconstructions against the images themselves, biased upward at small n; SWD is ×10³. Seconds are '
-    'warm: one image alone, and as one of a batch. ‖z‖²/d is 1 under the prior; log p(y)/d in nats, of the base '
-    'code; behind the MLP both are those of a φ fitted to its w afterwards. ± is the standard deviation over seeds.'
+    'FID and SWD are of reconstructions against the images themselves, biased upward at small n; SWD is ×10³. Seconds '
+    'are warm: one image alone, and as one of a batch. ‖z‖²/d is 1 under the prior; log p(y)/d in nats, of the base '
+    'code; behind the MLP all figures of z are those of a φ fitted to its w afterwards. Latent FD is the Fréchet '
+    'distance of encoded images to N(0, I), LS linear separability by labels (1 is best). ± is the standard deviation '
+    'over seeds.'
 )
 
 
@@ -209,7 +214,9 @@ def notes(results: Results) -> list[str]:
     machine = f'Timed on {results.settings.training.get("device", "auto")}, {torch.get_num_threads()} CPU threads.'
     lines = [LEGEND, machine]
     lines += [f'{compare.method(name).label}: {compare.method(name).about}.' for name in settings.methods]
-    lines += [f'{name}: given, {path}.' for name, path in settings.taken.items()]
+    for name, path in settings.taken.items():
+        seen = compare_training.recorded_set(compare_training.taken_pickle(name, path))
+        lines.append(f'{name}: given, {path}' + ('.' if seen else '; which images it was trained on is not known.'))
     left_out = {key: value for g in results.generators for key, value in g['figures'].items()
                 if key.endswith('_left_out')}
     left_out.update({key: value for r in results.records for key, value in r['shared'].items()

@@ -35,7 +35,8 @@ class Tools(NamedTuple):
     """What all measurements share."""
 
     device: torch.device
-    detector: str
+    detector: str  # Feature network of Fréchet distances …
+    path_detector: str  # … and of path lengths: VGG16 if it was downloaded before.
     lpips: perceptual.Perceptual | None
     batch: int
 
@@ -70,11 +71,12 @@ def prepare(settings: Settings) -> Tools:
     training = settings.training
     device = torch.device(planning.resolve_device(training.get('device', 'auto'), 1))
     vgg16 = perceptual.cached_vgg16()
-    detector = settings.detector or host.cached_inception() or 'random:0'
-    host.fetch_detector(detector)
+    detector = settings.detector or host.cached_download(host.default_inception()) or 'random:0'
+    host.feature_detector(detector, device)
     resolution = host.open_data_set(**compare_training.held_out_set(settings, 1)).resolution
     batch = settings.batch or max(min(64, 64 * 256**2 // resolution**2), 4)
-    return Tools(device, detector, None if vgg16 is None else perceptual.VGG16Features(vgg16).to(device), batch)
+    lpips = None if vgg16 is None else perceptual.VGG16Features(vgg16).to(device)
+    return Tools(device, detector, vgg16 or detector, lpips, batch)
 
 
 def run_method(
@@ -99,8 +101,9 @@ def method_record(
     settings: Settings, tools: Tools, seed: int, method: Method, path: str
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Figures of a method, and its first reconstructions: from the disk if they are of these very things."""
+    metrics = compare_measure.SET_METRICS + compare_measure.ENCODER_METRICS
     of = {**fingerprint(settings, tools, path), 'lpips': tools.lpips is not None, 'steps': method.steps,
-          'metrics': [name for name in compare_measure.SET_METRICS if metric_main.is_valid_metric(name)]}
+          'metrics': [name for name in metrics if metric_main.is_valid_metric(name)]}
     file = settings.path('measured', work_name(seed, method.name))
     known = compare.read_json(f'{file}.json')
     if known is not None and known.get('of') == of and os.path.exists(f'{file}.npy'):
@@ -136,7 +139,9 @@ def measured(settings: Settings, tools: Tools, method: Method, G: Any) -> tuple[
         times.update(seconds_batched=shared.figures['seconds_measuring'] / n, timed_batch=min(tools.batch, n))
     record: dict[str, Any] = dict(name=method.name, label=method.label, shared={**shared.figures, **times}, all=None)
     if not method.optimises:
-        record['all'] = {**measure(large, 0).figures, **times}
+        data = compare_training.held_out_set(settings, large)
+        encoder = compare_measure.encoder_figures(G, data, tools.device, dict(detector=tools.detector))
+        record['all'] = {**measure(large, 0).figures, **encoder, **times}
     return record, shared.shown
 
 
@@ -151,19 +156,19 @@ def check_encoder(G: Any, method: Method, path: str) -> None:
 
 def generator_record(settings: Settings, tools: Tools, seed: int, name: str, path: str) -> dict[str, Any]:
     """Figures of a generator's own images, from the disk if they are of these very things."""
-    names = compare_measure.GENERATOR_METRICS
-    if perceptual.cached_vgg16() is None:
-        names = tuple(metric for metric in names if not metric.startswith('ppl'))
-    names = tuple(metric for metric in names if metric_main.is_valid_metric(metric))
-    of = {**fingerprint(settings, tools, path), 'metrics': list(names), 'gen_num': settings.gen_num}
+    jobs = ((compare_measure.GENERATOR_METRICS, tools.detector), (compare_measure.PATH_METRICS, tools.path_detector))
+    of = {**fingerprint(settings, tools, path), 'gen_num': settings.gen_num,
+          'metrics': [[name for name in names if metric_main.is_valid_metric(name)] + [seen] for names, seen in jobs]}
     file = settings.path('measured', f'{work_name(seed, name)}-generator.json')
     known = compare.read_json(file)
     if known is not None and known.get('of') == of:
         return known
     print(f'Measuring the generator of {work_name(seed, name)}', flush=True)
-    options = dict(detector=tools.detector, num=settings.gen_num)
-    found = compare_measure.registry(
-        names, load(path, settings, tools.device), compare_training.training_set(settings), tools.device, options)
+    found: dict[str, Any] = {}
+    G, data = load(path, settings, tools.device), compare_training.training_set(settings)
+    for names, seen in jobs:
+        options = dict(detector=seen, num=settings.gen_num)
+        found.update(compare_measure.registry(names, G, data, tools.device, options))
     record = dict(name=name, seed=seed, network=path, of=of, figures=found)
     os.makedirs(os.path.dirname(file), exist_ok=True)
     save_json(file, record)

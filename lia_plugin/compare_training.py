@@ -59,15 +59,16 @@ def complete(settings: Settings) -> Settings:
 
 
 def check_taken(settings: Settings, name: str, path: str) -> None:
-    """UserError for a network that would make the comparison unfair: of another size, or one that knows held-out images.
+    """UserError for a network that would make the comparison unfair: of another size, or it knows held-out images.
 
-    That it knows them is only known of one trained on this very data set.
+    What it was trained on is told by its run's directory alone; of a pickle that lies elsewhere nobody knows.
     """
     content = host.load_network_pkl(path, trust=settings.training.get('trust_pickle', False))
-    ours, theirs = training_set(settings), content.get('training_set_kwargs') or {}
+    if content.get('G_ema') is None:
+        raise UserError(f'--take {name}: {path}: holds no generator (no G_ema)')
+    ours, theirs = training_set(settings), recorded_set(path) or {}
     same_data = os.path.basename(str(theirs.get('path'))) == os.path.basename(ours['path'])
-    split = ('split', 'val_share', 'val_seed')
-    if same_data and any(theirs.get(key) != ours.get(key) for key in split):
+    if same_data and any(theirs.get(key) != ours.get(key) for key in ('split', 'val_share', 'val_seed')):
         raise UserError(f'--take {name}: {path} was trained on images that are held out here: its share of them is '
                         f'{theirs.get("val_share") or "none"}, here it is --val={settings.training["val"]}')
     if name == STAGE1 and STAGE1_MLP in settings.bases and STAGE1_MLP not in settings.taken:
@@ -78,6 +79,14 @@ def check_taken(settings: Settings, name: str, path: str) -> None:
             if has.get(key, planned) != planned:
                 raise UserError(f'{opts.flag(field)}: {planned}, but {path} has {has[key]}: networks that are compared '
                                 'must be of one size')
+
+
+def recorded_set(path: str) -> dict[str, Any] | None:
+    """The training set that the run directory of a pickle tells of, with its split; None if it tells of none."""
+    options = compare.read_json(os.path.join(os.path.dirname(path), run_dir.OPTIONS_FILE)) or {}
+    stages = [options.get(stage) for stage in ('encoder', 'gan')]
+    found = next((stage.get('training_set_kwargs') for stage in stages if isinstance(stage, dict)), None)
+    return found if isinstance(found, dict) else None
 
 
 def example_options(settings: Settings) -> Iterator[tuple[str, Options]]:
@@ -104,8 +113,10 @@ def stage1_options(settings: Settings, seed: int, base: str) -> Options:
 
 def encoder_options(settings: Settings, seed: int, name: str, resume: str) -> Options:
     """Options of a method's stage 2; BiGAN's are of the encoder that it trains along."""
-    changes = compare.method(name).encoder or dict(enc_space='z')
-    return _options(settings, seed, opts.GAN_ONLY + opts.FIXED_BY_PICKLE, stage='encoder', resume=resume, **changes)
+    method = compare.method(name)
+    changes = method.encoder or dict(enc_space='z')
+    without = opts.GAN_ONLY + opts.FIXED_BY_PICKLE + method.without
+    return _options(settings, seed, without, stage='encoder', resume=resume, **changes)
 
 
 def joint_options(settings: Settings, seed: int) -> Options:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from typing import Any
 
 import click
@@ -38,10 +37,11 @@ OWN = ('outdir', 'cfg', 'stage', 'dry_run', 'new_run', 'resume', 'seed', 'desc',
 @click.option('--measure-batch', type=POSITIVE, metavar='INT',
               help='Images at once while measuring  [default: by size]')
 @click.option('-n', '--dry-run', is_flag=True, help='Say what would be trained and measured, and stop')
+@click.pass_context
 def compare(
-    outdir: str, methods: str | None, network: str | None, take: tuple[str, ...], seeds: int, num: int, opt_num: int,
-    gen_num: int, shown: int, detector: str | None, mlp_depth: int, fit_steps: int, measure_batch: int | None,
-    dry_run: bool, **training: Any,
+    ctx: click.Context, outdir: str, methods: str | None, network: str | None, take: tuple[str, ...], seeds: int,
+    num: int, opt_num: int, gen_num: int, shown: int, detector: str | None, mlp_depth: int, fit_steps: int,
+    measure_batch: int | None, dry_run: bool, **training: Any,
 ) -> int:
     """Compare LIA with other encoders, BiGAN/ALI and optimisation, as the paper does: on held-out images, after equal
     budgets.
@@ -71,9 +71,9 @@ def compare(
     values = normalise({**training, 'resume': 'noresume', 'detector': detector})
     detector = values.pop('detector')
     settings = comparison.Settings(
-        outdir=os.path.abspath(outdir), training=values, methods=comparison.parse_methods(methods), seeds=seeds, num=num,
-        opt_num=opt_num, gen_num=gen_num, detector=detector, taken=taken, mlp_depth=mlp_depth, fit_steps=fit_steps,
-        batch=measure_batch, shown=shown, command=shlex.join(['lia', 'compare', *sys.argv[2:]]),
+        outdir=os.path.abspath(outdir), training=values, methods=comparison.parse_methods(methods), seeds=seeds,
+        num=num, opt_num=opt_num, gen_num=gen_num, detector=detector, taken=taken, mlp_depth=mlp_depth,
+        fit_steps=fit_steps, batch=measure_batch, shown=shown, command=spoken(ctx),
     )  # fmt: skip
     if dry_run:
         click.echo('\n'.join(compare_run.plan_lines(compare_training.complete(settings))))
@@ -84,6 +84,19 @@ def compare(
         click.echo(f'\nStopped. What was finished is in {outdir}; the same command goes on.')
         return EXIT_INTERRUPTED
     return finish(failures, settings.path('compare.md'))
+
+
+def spoken(ctx: click.Context) -> str:
+    """The command as it was given, options in the order of --help."""
+    words = ctx.command_path.split()
+    for param in ctx.command.params:
+        name = param.name or ''
+        if ctx.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
+            value = ctx.params[name]
+            values = value if isinstance(value, tuple) else [value]
+            is_flag = isinstance(param, click.Option) and param.is_flag
+            words += [param.opts[-1] if is_flag else f'{param.opts[-1]}={each}' for each in values]
+    return shlex.join(words)
 
 
 def finish(failures: int, table: str) -> int:
