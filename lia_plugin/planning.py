@@ -51,8 +51,8 @@ def plan(options: Options, run: run_dir.Run | None = None, dry: bool = False) ->
         if run is not None and run.has_begun('encoder'):
             # It follows --enc-kimg, which may change; the average that has begun goes on as it was. So does the loss,
             # which depends on what the pickle of --resume held.
-            for key in ('ema_kimg', 'loss_kwargs'):
-                result['encoder'][key] = run.recorded['encoder'][key]
+            for key in ('ema_kimg', 'loss_kwargs', 'G_opt_kwargs', 'D_opt_kwargs'):
+                result['encoder'][key] = keep_length(run.recorded['encoder'][key], result['encoder'][key])
     if options.has_gan_stage and options.transfers:
         if run is None:
             transfer.plan_gan(result, options, info, resume_source(options))
@@ -64,6 +64,13 @@ def plan(options: Options, run: run_dir.Run | None = None, dry: bool = False) ->
     if not dry:
         check_downloads(options, result, all_metrics)
     return result
+
+
+def keep_length(recorded: Any, planned: Any) -> Any:
+    """Arguments as they were when the stage began, but for its length: that may have become another."""
+    if not isinstance(recorded, dict):
+        return recorded
+    return {**recorded, **{k: planned[k] for k in ('total_kimg', 'total_steps') if k in recorded and k in planned}}
 
 
 def resolve_device(name: str, gpus: int) -> str:
