@@ -79,6 +79,7 @@ class PerImage(Collector):
         self.values[batch.items] = evaluation.to_array(self.figure(batch))
 
     def merge(self, opts: Any) -> None:
+        del self.figure  # And with it the network that it may come from.
         (self.values,) = evaluation.sum_over_processes(opts, self.values)
 
 
@@ -93,6 +94,7 @@ class Vectors(Collector):
         self.rows[batch.items] = self.vector(batch).cpu().numpy()
 
     def merge(self, opts: Any) -> None:
+        del self.vector
         (self.rows,) = evaluation.sum_over_processes(opts, self.rows)
 
 
@@ -110,8 +112,10 @@ class Gaussian(Collector):
         self.sums.add(evaluation.to_array(self.vector(batch)))
 
     def merge(self, opts: Any) -> None:
+        del self.vector
         self.sums.total, self.sums.outer = evaluation.sum_over_processes(opts, self.sums.total, self.sums.outer)
         self.mean, self.cov = self.sums.mean_and_cov(self.n)
+        del self.sums
 
 
 class Patches(Collector):
@@ -148,6 +152,7 @@ class Patches(Collector):
         self.recon = self.maths.sliced_distances(real, recon, **work)
         for patches in self.sets:
             patches.close()
+        del self.sets, self.chosen
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -48,10 +48,12 @@ UserError: type[ValueError] = getattr(dnnlib.util, 'UserError', _UserError)
 atomic_write = getattr(dnnlib.util, 'atomic_write', files.write_then_rename)
 file_hash: Callable[[str], str] = getattr(dnnlib.util, 'file_hash', files.file_hash)
 
-# Where each host keeps its Inception; ours says it in the options.
-_ADA_INCEPTION = 'https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt'
-_SG3_INCEPTION = ('https://api.ngc.nvidia.com/v2/models/nvidia/research/stylegan3/versions/1/files/metrics/'
-                  'inception-2015-12-05.pkl')
+# Where NVIDIA's hosts keep the networks that metrics look through; ours says it in the options.
+_ADA_DETECTORS = 'https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{}.pt'
+_SG3_DETECTORS = 'https://api.ngc.nvidia.com/v2/models/nvidia/research/stylegan3/versions/1/files/metrics/{}.pkl'
+_DETECTOR_FILES = dict(inception='inception-2015-12-05', vgg16='vgg16')
+# Which of them each family of metrics in NVIDIA's hosts takes, by the letters that its names begin with.
+_DETECTOR_FAMILIES = {'fid': 'inception', 'kid': 'inception', 'is': 'inception', 'pr': 'vgg16', 'ppl': 'vgg16'}
 
 
 def _check_imports() -> None:
@@ -537,6 +539,9 @@ def check_metric_options(metrics: Iterable[str], given: Mapping[str, Any]) -> No
     `given` are `num, batch, detector, seed` as the user said them, None = not said.
     """
     if OURS:
+        from metrics import metric_main
+
+        metric_main.check_detector(metrics, given.get('detector'))
         return
     for name in ('batch', 'detector', 'seed'):
         if given.get(name):
@@ -614,36 +619,48 @@ def say(opts: Any, results: dict[str, float], n: int, **notes: Any) -> dict[str,
     return results
 
 
-def fetch_detector(source: str | None) -> None:
-    """Gets the feature network of Fréchet distances, so that it is here when it is needed. UserError if it can't be."""
-    if OURS:
-        from metrics import detectors
+def needed_detector(metric: str) -> str | None:
+    """'inception' or 'vgg16', whose features a metric looks at (in our host, or at those of `--detector`), or None."""
+    fn = metric_function(metric)
+    if fn is not _metric_of_the_checkout:
+        return getattr(fn, 'needs_detector', None)
+    letters = re.match('[a-z]*', metric)
+    return _DETECTOR_FAMILIES.get(letters[0] if letters else '')
 
-        detectors.get_feature_detector(source or default_inception(), verbose=True)
-    else:
-        fetch(default_inception())
+
+def fetch_detectors(metrics: Iterable[str], source: str | None) -> None:
+    """Gets the networks that metrics look through, so that they are here when they are needed.
+
+    `source` is what `--detector` says, None = each metric's own. UserError for one that can't be had or used.
+    """
+    names = list(metrics)
+    needed = {name: needed_detector(name) for name in names}
+    if OURS:
+        from metrics import detectors, metric_main
+
+        metric_main.check_detector(names, source)
+    for network in sorted({network for network in needed.values() if network is not None}):
+        if OURS:
+            detectors.get_feature_detector(source or detectors.URLS[network], verbose=True)
+        else:
+            fetch(detector_url(network))
+
+
+def detector_url(network: str) -> str:
+    """Where NVIDIA keeps its 'inception' or 'vgg16' for this host's metrics."""
+    return (_SG3_DETECTORS if IS_STYLEGAN3 else _ADA_DETECTORS).format(_DETECTOR_FILES[network])
 
 
 def inception_url(opts: Any) -> str:
     """The feature network of Fréchet distances: the one asked for in our host, each checkout's own in the others."""
-    return getattr(opts, 'detector', None) or default_inception()
+    return getattr(opts, 'detector', None) or detector_url('inception')
 
 
 def sliced_wasserstein() -> Any:
-    """The module of sliced Wasserstein distances. UserError in NVIDIA's checkouts, whose metrics have none."""
+    """Our host's module of the sliced Wasserstein distance. UserError in NVIDIA's checkouts, which have none."""
     if not OURS:
-        raise UserError(f'--metrics: recon_swd needs our own metrics, and {NAME} comes before them here: run this '
-                        'outside of the checkout')
+        raise UserError(f'--metrics: {NAME} has no sliced Wasserstein distance: run this outside of the checkout')
     return importlib.import_module('metrics.sliced_wasserstein')
-
-
-def default_inception() -> str:
-    """URL of the Inception that this host takes if nobody asks for another detector."""
-    if OURS:
-        from metrics import detectors
-
-        return detectors.INCEPTION_URL
-    return _SG3_INCEPTION if IS_STYLEGAN3 else _ADA_INCEPTION
 
 
 def plain(value: Any) -> Any:

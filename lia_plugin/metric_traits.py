@@ -66,8 +66,8 @@ class Situation:
 
     def has_file(self, kind: str) -> bool:
         """Whether a network has been given, or was downloaded before."""
-        cached = {'detector': host.default_inception, 'lpips': lambda: perceptual.VGG16_URL}
-        return bool(getattr(self, kind)) or kind in cached and host.cached_download(cached[kind]()) is not None
+        default = {'detector': host.detector_url('inception'), 'lpips': perceptual.VGG16_URL}.get(kind)
+        return bool(getattr(self, kind)) or default is not None and host.cached_download(default) is not None
 
 
 def obstacle(name: str, situation: Situation) -> str | None:

@@ -14,10 +14,7 @@ from click import UsageError
 import lia_plugin.metrics  # noqa: F401  Registers LIA's metrics.
 from lia_plugin import __version__, config, host, inversion, metric_traits, run_dir, transfer
 from lia_plugin.options import TRANSFER_SOURCES, Options
-from lia_plugin.perceptual import make_perceptual
-
-# Modules whose `--detector` is needed are known by these names; other metrics look at no features.
-FEATURE_METRICS = ('fid', 'kid', 'recon_fid')
+from lia_plugin.perceptual import VGG16Features, make_perceptual
 
 
 def plan(options: Options, run: run_dir.Run | None = None, dry: bool = False) -> dict[str, Any]:
@@ -178,11 +175,10 @@ def check_downloads(options: Options, result: dict[str, Any], metrics: list[str]
             make_perceptual(loss['percep'])
     if 'recon_lpips' in metrics:
         try:
-            make_perceptual('vgg16')
+            VGG16Features()
         except host.UserError as error:
             raise host.UserError(f'--metrics: recon_lpips: {error}; or leave it out') from None
-    if any(name.startswith(FEATURE_METRICS) for name in metrics):
-        try:
-            host.fetch_detector(options.detector)
-        except host.UserError as error:
-            raise host.UserError(f'{error}; or --metrics=none') from None
+    try:
+        host.fetch_detectors(metrics, options.detector)
+    except host.UserError as error:
+        raise host.UserError(f'{error}; or --metrics=none') from None

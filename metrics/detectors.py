@@ -1,4 +1,4 @@
-"""Feature networks: NVIDIA's Inception by URL, any TorchScript file, or a fixed-seed network that needs no file.
+"""Feature networks: NVIDIA's Inception and VGG16 by URL, any TorchScript file, or a fixed-seed one that needs no file.
 
 Features of different networks don't compare, so each has a name that tells what it is, and it stands in each result.
 """
@@ -20,7 +20,10 @@ import dnnlib
 from dnnlib.util import UserError
 
 INCEPTION_NAME = 'inception-2015-12-05'
-INCEPTION_URL = f'https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{INCEPTION_NAME}.pt'
+_NVIDIA = 'https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/'
+INCEPTION_URL = f'{_NVIDIA}{INCEPTION_NAME}.pt'
+VGG16_URL = f'{_NVIDIA}vgg16.pt'
+URLS = dict(inception=INCEPTION_URL, vgg16=VGG16_URL)  # By the names that metrics give as `needs_detector`.
 INCEPTION_SHA256 = 'f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4'
 RANDOM_PREFIX = 'random:'
 WITHOUT_DOWNLOAD = 'or do without it: --detector=FILE (TorchScript) or --detector=random:0'

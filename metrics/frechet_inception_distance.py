@@ -33,10 +33,11 @@ def frechet_distance(mean_a: Array, cov_a: Array, mean_b: Array, cov_b: Array) -
 
 def compute_fid(opts: metric_utils.MetricOptions, max_real: int | None, num_gen: int) -> float:
     """FID between the first `max_real` images (None = all) and `num_gen` generated ones. NaN but on rank 0."""
-    call = dict(opts=opts, detector_url=opts.detector, detector_kwargs=dict(return_features=True))
+    url = opts.detector_url('inception')
+    call = dict(opts=opts, detector_url=url, detector_kwargs=dict(return_features=True))
     real = metric_utils.compute_feature_stats_for_dataset(
         rel_lo=0, rel_hi=0.2, capture_mean_cov=True, max_items=max_real, **call)  # type: ignore[arg-type]
     fake = metric_utils.compute_feature_stats_for_generator(
         rel_lo=0.2, rel_hi=1, capture_mean_cov=True, max_items=num_gen, **call)  # type: ignore[arg-type]
-    metric_utils.note_images(opts, num_fake=fake.num_items, num_real=real.num_items)
+    metric_utils.note_images(opts, url, num_fake=fake.num_items, num_real=real.num_items)
     return frechet_distance(*fake.get_mean_cov(), *real.get_mean_cov()) if opts.rank == 0 else float('nan')

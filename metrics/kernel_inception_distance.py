@@ -45,12 +45,13 @@ def compute_kid(
     opts: metric_utils.MetricOptions, max_real: int | None, num_gen: int, num_subsets: int, max_subset_size: int
 ) -> float:
     """KID between the first `max_real` images (None = all) and `num_gen` generated ones. NaN but on rank 0."""
-    call = dict(opts=opts, detector_url=opts.detector, detector_kwargs=dict(return_features=True))
+    url = opts.detector_url('inception')
+    call = dict(opts=opts, detector_url=url, detector_kwargs=dict(return_features=True))
     real = metric_utils.compute_feature_stats_for_dataset(
         rel_lo=0, rel_hi=0.2, capture_all=True, max_items=max_real, **call)  # type: ignore[arg-type]
     fake = metric_utils.compute_feature_stats_for_generator(
         rel_lo=0.2, rel_hi=1, capture_all=True, max_items=num_gen, **call)  # type: ignore[arg-type]
-    metric_utils.note_images(opts, num_fake=fake.num_items, num_real=real.num_items)
+    metric_utils.note_images(opts, url, num_fake=fake.num_items, num_real=real.num_items)
     if opts.rank != 0:
         return float('nan')
     return kernel_distance(real.get_all(), fake.get_all(), num_subsets, max_subset_size, opts.seed)

@@ -1,4 +1,4 @@
-"""What metrics share: their options, progress, and feature statistics of a data set or a generator.
+"""What metrics share: feature statistics of a data set or a generator, and all names that callers look for here.
 
 Numbers don't depend on the batch size or on how many processes share the work: process r of P handles items
 r, r + P, …, the last batch is as small as it must be, and item i of a generator has a latent of its own.
@@ -7,176 +7,30 @@ r, r + P, …, the last batch is as small as it must be, and item i of a generat
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import hashlib
 import json
 import os
 import re
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
-import tqdm
 
 import dnnlib
-from dnnlib.util import EasyDict, UserError
-from metrics import detectors
-from metrics.detectors import get_feature_detector, get_feature_detector_name
+from dnnlib.util import UserError
+from metrics.detectors import FeatureDetector, get_feature_detector, get_feature_detector_name
 from metrics.feature_stats import FeatureStats
+from metrics.generated import GeneratedImages, draw_inputs, prepare_network, shares, to_uint8
+from metrics.options import MetricOptions, ProgressMonitor, dataset_label, note_images, open_dataset
+from metrics.shared_pass import store_of
 
 __all__ = [
-    'FeatureStats', 'MetricOptions', 'ProgressMonitor', 'compute_feature_stats_for_dataset',
-    'compute_feature_stats_for_generator', 'get_feature_detector', 'get_feature_detector_name', 'open_dataset',
+    'FeatureStats', 'GeneratedImages', 'MetricOptions', 'ProgressMonitor', 'compute_feature_stats_for_dataset',
+    'compute_feature_stats_for_generator', 'dataset_label', 'draw_inputs', 'get_feature_detector',
+    'get_feature_detector_name', 'note_images', 'open_dataset', 'prepare_network', 'shares', 'to_uint8',
 ]
-
-
-class ProgressMonitor:
-    """Says on stderr how far a metric is, and reports to the caller's `progress_fn(current, total)`.
-
-    On a terminal a bar, else a line now and then. Arguments from `pfn_lo` on: the span of the whole that this
-    monitor stands for.
-    """
-
-    line_interval = 10.0  # Seconds between lines where stderr is not a terminal.
-
-    def __init__(
-        self,
-        tag: str | None = None,
-        num_items: int | None = None,
-        flush_interval: int = 1000,
-        verbose: bool = False,
-        progress_fn: Callable[[float, float], Any] | None = None,
-        pfn_lo: float = 0,
-        pfn_hi: float = 1000,
-        pfn_total: float = 1000,
-    ) -> None:
-        self.tag, self.num_items, self.verbose = tag, num_items, verbose
-        self.flush_interval = flush_interval
-        self.progress_fn = progress_fn
-        self.span = (pfn_lo, pfn_hi, pfn_total)
-        self.start_time = self.line_time = time.time()
-        self.told_items = 0
-        speaks = verbose and tag is not None
-        self.bar = tqdm.tqdm(total=num_items, desc=tag, leave=False) if speaks and sys.stderr.isatty() else None
-        self.lines = speaks and self.bar is None
-        if progress_fn is not None:
-            progress_fn(pfn_lo, pfn_total)
-
-    def update(self, cur_items: int) -> None:
-        """Tells that `cur_items` of all items are done."""
-        done = self.num_items is not None and cur_items >= self.num_items
-        if self.bar is not None:
-            self.bar.update(cur_items - self.bar.n)
-            if done:
-                self.bar.close()
-        now = time.time()
-        if self.lines and (done or now - self.line_time > self.line_interval):
-            passed = dnnlib.util.format_time(now - self.start_time)
-            print(f'{self.tag}: {cur_items} of {self.num_items or "?"} items, {passed}', file=sys.stderr, flush=True)
-            self.line_time = now
-        if done or cur_items - self.told_items >= self.flush_interval:
-            self.told_items = cur_items
-            if self.progress_fn is not None and self.num_items:
-                lo, hi, total = self.span
-                self.progress_fn(lo + (hi - lo) * cur_items / self.num_items, total)
-
-    def sub(
-        self, tag: str | None = None, num_items: int | None = None, flush_interval: int = 1000, rel_lo: float = 0,
-        rel_hi: float = 1,
-    ) -> ProgressMonitor:
-        """A monitor for the part `rel_lo … rel_hi` of this one's span."""
-        lo, hi, total = self.span
-        ends = [lo + (hi - lo) * part for part in (rel_lo, rel_hi)]
-        return ProgressMonitor(tag, num_items, flush_interval, self.verbose, self.progress_fn, ends[0], ends[1], total)
-
-
-@dataclasses.dataclass
-class MetricOptions:
-    """All that a metric is given. It writes only to `notes` and `shared`; `with_dataset` makes changed copies.
-
-    The first eight are the host's.
-    """
-
-    G: Any = None  # The network: the EMA generator of a snapshot.
-    G_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)  # Keywords of G(): truncation, noise.
-    dataset_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)  # Data set: class_name and arguments.
-    num_gpus: int = 1  # Number of processes.
-    rank: int = 0  # Which of them this is.
-    device: Any = None  # None = a GPU if there is one.
-    progress: Any = None  # ProgressMonitor. None = silence.
-    cache: bool = True  # Keep the features of data sets on disk.
-    detector: str | None = None  # TorchScript path or URL, or random:SEED. None = Inception.
-    num: int | None = None  # Number of images instead of the metric's own.
-    batch: int | None = None  # Images at a time. None = by resolution.
-    seed: int = 0  # Of latents, noise and subsets.
-    shared: dict[Any, Any] | None = None  # Hand the same dict to several metrics of one network to share passes.
-    notes: dict[str, Any] = dataclasses.field(default_factory=dict)  # What results say beside numbers: n, detector, …
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.rank < self.num_gpus:
-            raise ValueError(f'rank: got {self.rank} of {self.num_gpus} processes')
-        for name in ('num', 'batch'):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f'--{name}: got {value}, expected at least 1')
-        self.G_kwargs = EasyDict(self.G_kwargs)
-        self.dataset_kwargs = EasyDict(self.dataset_kwargs)
-        if self.device is None:
-            self.device = torch.device('cuda', self.rank) if torch.cuda.is_available() else torch.device('cpu')
-        self.device = torch.device(self.device)
-        leads = self.progress is not None and self.rank == 0
-        self.progress = self.progress.sub() if leads else ProgressMonitor()
-        self.detector = self.detector or detectors.INCEPTION_URL
-
-    def with_dataset(self, **changes: Any) -> MetricOptions:
-        """The same options with other data set arguments; `notes` and `shared` stay common."""
-        other = copy.copy(self)
-        other.dataset_kwargs = EasyDict({**self.dataset_kwargs, **changes})
-        return other
-
-    def batch_size(self, resolution: int) -> int:
-        """Images at a time: as asked for, or 64, fewer above 256 pixels."""
-        return self.batch or max(min(64, 64 * 256**2 // resolution**2), 4)
-
-
-def dataset_label(opts: MetricOptions) -> str | None:
-    """What results call the data set: its file's name, and the split if it is one."""
-    kwargs = opts.dataset_kwargs
-    stem = os.path.splitext(os.path.basename(os.path.abspath(kwargs['path'])))[0] if kwargs.get('path') else None
-    name = kwargs.get('name') or stem
-    split = kwargs.get('split')
-    return f'{name} ({split} split)' if name and split else name
-
-
-def note_images(opts: MetricOptions, num_fake: int, num_real: int) -> None:
-    """Notes what a distance between features of generated and real images rests on."""
-    name = get_feature_detector_name(str(opts.detector))
-    opts.notes.update(n=num_fake, n_real=num_real, detector=name, value_range='uint8 0..255')
-
-
-def open_dataset(opts: MetricOptions) -> Any:
-    """The data set of `opts.dataset_kwargs`."""
-    if 'class_name' not in opts.dataset_kwargs:
-        raise UserError('--data: this metric needs a data set, and the network file names none')
-    return dnnlib.util.construct_class_by_name(**opts.dataset_kwargs)
-
-
-def to_uint8(img: torch.Tensor) -> torch.Tensor:
-    """[-1, 1] -> uint8, the formula of published FIDs. Its twin is in `lia_plugin.images`, out of reach here."""
-    return (img * 127.5 + 128).clamp(0, 255).to(torch.uint8)
-
-
-def prepare_network(opts: MetricOptions) -> Any:
-    """`opts.G` on the device, in evaluation mode, without gradients: itself if it is so already, else a copy."""
-    tensors = [*opts.G.parameters(), *opts.G.buffers()]
-    ready = not opts.G.training and not any(t.requires_grad for t in tensors)
-    if ready and all(t.device == opts.device for t in tensors):
-        return opts.G
-    return copy.deepcopy(opts.G).eval().requires_grad_(False).to(opts.device)
 
 
 def _default_loader_kwargs(num_items: int, device: torch.device) -> dict[str, Any]:
@@ -244,6 +98,30 @@ def _load_cached(opts: MetricOptions, path: str) -> FeatureStats | None:
     return stats
 
 
+def _real_features(
+    opts: MetricOptions, dataset: Any, batches: list[range], detector: FeatureDetector,
+    detector_kwargs: dict[str, Any], loader_kwargs: dict[str, Any] | None,
+) -> Iterator[np.ndarray]:
+    """Features of each batch of items, float32 [N, D]: an earlier metric's of the same command if all were kept."""
+    store = store_of(opts.shared)
+    what = [opts.dataset_kwargs, detector.name, sorted(detector_kwargs.items()), str(opts.device)]
+    keys = [('real features', json.dumps(what, sort_keys=True, default=repr), items) for items in batches]
+    if store is not None and all(key in store for key in keys):
+        for key in keys:
+            kept = store.get(key)
+            assert kept is not None, 'nothing is ever taken out'
+            yield kept
+        return
+    step = max(map(len, batches), default=1)
+    items = [item for batch in batches for item in batch]
+    loaded = iterate_dataset(dataset, items, step, opts.device, loader_kwargs)
+    for key, (images, _labels) in zip(keys, loaded, strict=True):
+        features = detector(images, **detector_kwargs).cpu().numpy()
+        if store is not None:
+            store.put(key, features)
+        yield features
+
+
 @torch.no_grad()
 def compute_feature_stats_for_dataset(
     opts: MetricOptions,
@@ -272,30 +150,15 @@ def compute_feature_stats_for_dataset(
 
     stats = FeatureStats(max_items=num_items, **stats_kwargs)
     progress = opts.progress.sub('dataset features', num_items, rel_lo=rel_lo, rel_hi=rel_hi)
-    items = list(range(opts.rank, num_items, opts.num_gpus))
-    batch = batch_size or opts.batch_size(dataset.image_shape[-1])
-    for images, _labels in iterate_dataset(dataset, items, batch, opts.device, data_loader_kwargs):
-        stats.append_torch(detector(images, **detector_kwargs))
+    batches = list(shares(opts, num_items, batch_size or opts.batch_size(dataset.image_shape[-1])))
+    for features in _real_features(opts, dataset, batches, detector, detector_kwargs, data_loader_kwargs):
+        stats.append(features)
         progress.update(min(stats.num_items * opts.num_gpus, num_items))
     stats.merge_processes(opts.num_gpus, opts.rank, opts.device)
     if path is not None and opts.rank == 0:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         stats.save(path)
     return stats
-
-
-def draw_inputs(opts: MetricOptions, G: Any, dataset: Any, items: range) -> tuple[torch.Tensor, torch.Tensor]:
-    """z ~ N(0, I) [N, z_dim] and labels [N, c_dim] of random images, for generated images number `items`."""
-    latents, labels = [], []
-    for item in items:
-        stream = np.random.default_rng([opts.seed, item])
-        latents.append(stream.standard_normal(G.z_dim, dtype=np.float32))
-        if G.c_dim > 0:
-            labels.append(dataset.get_label(int(stream.integers(len(dataset)))))
-    c = np.stack(labels) if labels else np.zeros([len(latents), 0], np.float32)
-    if c.shape[1] != G.c_dim:
-        raise UserError(f'--data: its labels have {c.shape[1]} dimensions, but the network takes {G.c_dim}')
-    return torch.as_tensor(np.stack(latents), device=opts.device), torch.as_tensor(c, device=opts.device)
 
 
 @torch.no_grad()
@@ -317,16 +180,12 @@ def compute_feature_stats_for_generator(
     stats = FeatureStats(**stats_kwargs)
     if stats.max_items is None:
         raise ValueError('max_items: a generator never ends, so a number of images is needed')
-    G = prepare_network(opts)
-    dataset = open_dataset(opts) if G.c_dim > 0 else None
+    source = GeneratedImages(opts)
     detector = get_feature_detector(detector_url, opts.device, opts.num_gpus, opts.rank, opts.progress.verbose)
     progress = opts.progress.sub('generator features', stats.max_items, rel_lo=rel_lo, rel_hi=rel_hi)
-    items = range(opts.rank, stats.max_items, opts.num_gpus)
-    step = batch_gen or batch_size or opts.batch_size(G.img_resolution)
-    for start in range(0, len(items), step):
-        z, c = draw_inputs(opts, G, dataset, items[start : start + step])
-        images = to_uint8(G(z=z, c=c, **opts.G_kwargs))
-        stats.append_torch(detector(images, **detector_kwargs))
+    step = batch_gen or batch_size or opts.batch_size(source.G.img_resolution)
+    for items in shares(opts, stats.max_items, step):
+        stats.append(source.features(items, detector, detector_kwargs))
         progress.update(min(stats.num_items * opts.num_gpus, stats.max_items))
     stats.merge_processes(opts.num_gpus, opts.rank, opts.device)
     return stats

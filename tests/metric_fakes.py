@@ -1,5 +1,8 @@
 """Stand-ins with answers in closed form: a data set, a generator and an encoding network that are simple formulas."""
 
+import types
+import warnings
+
 import numpy as np
 import torch
 
@@ -9,7 +12,8 @@ SIDE = 12
 class FakeImages(torch.utils.data.Dataset):
     """Images of one seeded stream, 100 … 150; `xflip` doubles them, as in the host's data sets."""
 
-    def __init__(self, num=10, channels=1, xflip=False, max_size=None, label_dim=0, resolution=SIDE, path=None):
+    def __init__(self, num=10, channels=1, xflip=False, max_size=None, label_dim=0, resolution=SIDE, path=None,
+                 use_labels=True):
         stream = np.random.RandomState(1)
         self.images = stream.randint(100, 150, [num, channels, resolution, resolution]).astype(np.uint8)[:max_size]
         if xflip:
@@ -17,7 +21,7 @@ class FakeImages(torch.utils.data.Dataset):
         self.name = 'fake'
         self.image_shape = list(self.images.shape[1:])
         self.num_channels = channels
-        self.label_dim = label_dim
+        self.label_dim = label_dim if use_labels else 0
 
     def __len__(self):
         return len(self.images)
@@ -29,6 +33,9 @@ class FakeImages(torch.utils.data.Dataset):
         one_hot = np.zeros(self.label_dim, np.float32)
         one_hot[idx % max(self.label_dim, 1) : idx % max(self.label_dim, 1) + 1] = 1
         return one_hot
+
+    def image_name(self, idx):
+        return f'00000/img{idx:08d}.png'
 
     def floats(self):
         return self.images.astype(np.float64) / 127.5 - 1
@@ -90,6 +97,23 @@ class FakeLIA(torch.nn.Module):
         return y.reshape(-1, self.img_channels, self.img_resolution, self.img_resolution) + self.offset
 
 
+class FakeLayers(FakeLIA):
+    """Its encoder gives y+: FakeLIA's y as the base code, and `detail` more in the second layer, which is shown."""
+
+    def __init__(self, detail=0.5, **kwargs):
+        super().__init__(**kwargs)
+        self.num_ws, self.detail = 2, detail
+        self.encoder = types.SimpleNamespace(space='y+')
+
+    def encode(self, img, c=None, space=None):
+        base = super().encode(img, c)
+        assert space in (None, 'y')
+        return base if space == 'y' else torch.stack([base, base + self.detail], dim=1)
+
+    def decode(self, y, c=None, **kwargs):
+        return super().decode(y if y.ndim == 2 else y[:, 1], c, **kwargs)
+
+
 class StageOne(FakeLIA):
     encoder = None
 
@@ -103,10 +127,25 @@ class Corner(torch.nn.Module):
         return img[:, 0, 0, :4].to(torch.float32)
 
 
-def save_corner_detector(path):
-    import warnings
+class Face(torch.nn.Module):
+    """An embedder of RGB images in [-1, 1]: means of their quarters; none (zero) where the mean is above `limit`."""
 
+    def __init__(self, limit: float = 2.0, nothing: float = 0.0) -> None:
+        super().__init__()
+        self.limit, self.nothing = limit, nothing
+
+    def forward(self, img: torch.Tensor) -> torch.Tensor:
+        means = torch.nn.functional.adaptive_avg_pool2d(img.mean(dim=1, keepdim=True), 2).flatten(1)
+        found = (means.mean(dim=1, keepdim=True) <= self.limit).to(torch.float32)
+        return torch.where(found > 0, means, torch.full_like(means, self.nothing))
+
+
+def save_script(module, path):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        torch.jit.script(Corner()).save(str(path))
+        torch.jit.script(module).save(str(path))
     return str(path)
+
+
+def save_corner_detector(path):
+    return save_script(Corner(), path)

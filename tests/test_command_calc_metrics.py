@@ -8,11 +8,14 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from metric_fakes import Face, save_script
+from stand_in_vgg import save_vgg
 
 from lia_plugin import cli
 from torch_utils import network_pickle
 
 SIDE = 16
+pytestmark = pytest.mark.filterwarnings('ignore:.*torch.jit:DeprecationWarning')
 
 
 def write_zip(path, num=9, side=SIDE, channels=3, labels=None):
@@ -157,11 +160,65 @@ def test_conditional_network_and_plain_stylegan(capsys, tmp_path):
     assert code == 2 and 'not a LIA network' in err
 
 
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    """Stand-ins of the networks that some metrics need, as options."""
+    folder = tmp_path_factory.mktemp('files')
+    return [f'--lpips={save_vgg(folder / "vgg16.pt")}', f'--id-detector={save_script(Face(), folder / "face.pt")}',
+            '--detector=random:0']  # fmt: skip
+
+
+def test_all_reconstruction_metrics_with_and_without_their_files(place, files, capsys):
+    args = [f'--network={place}/net.pkl', '--metrics=all-recon,latent_fd']
+    code, lines, err = call(capsys, *args)
+    assert code == 0
+    names = ['recon_mse', 'recon_psnr', 'recon_ssim', 'recon_swd', 'latent_fd']
+    assert [line['metric'] for line in lines] == names and all(line['n'] == 9 for line in lines)
+    (said,) = [line for line in err.splitlines() if 'leaves out' in line]
+    assert all(name in said for name in ('recon_msssim', 'recon_lpips', 'recon_id', 'recon_fid', 'recon_fid_train'))
+    code, lines, err = call(capsys, *args, *files)
+    found = {line['metric']: line for line in lines}
+    assert code == 0 and set(found) == {*names, 'recon_lpips', 'recon_id', 'recon_fid', 'recon_fid_train'}
+    assert all(np.isfinite(line['results'][name]) and line['space'] == 'y' for name, line in found.items())
+    assert found['recon_lpips']['lpips'].startswith('VGG16, vgg16-')
+    assert found['recon_id']['id_detector'].startswith('face-')
+    assert found['recon_fid_train']['results']['recon_fid_train'] == pytest.approx(
+        found['recon_fid']['results']['recon_fid'], rel=1e-6), 'measured on what it was trained on, both are the same'
+
+
+def test_the_training_set_is_that_of_the_network_whatever_data_says(place, files, capsys, tmp_path):
+    other = write_zip(tmp_path / 'other.zip', num=4)
+    args = [f'--network={place}/net.pkl', '--metrics=recon_fid_train', '--num=3', f'--data={other}', *files]
+    code, (line,), _err = call(capsys, *args)
+    assert code == 0 and (line['n'], line['n_real'], line['data']) == (3, 9, 'other')
+    moved = write_network(tmp_path / 'moved.pkl', '/no/such/place.zip')
+    code, lines, err = call(capsys, f'--network={moved}', *args[1:])
+    assert (code, lines) == (2, []) and 'recon_fid_train needs the training set, and that of the network file' in err
+
+
+def test_separability_with_labels_of_the_data_and_of_a_file(place, capsys, tmp_path):
+    labelled = write_zip(tmp_path / 'labelled.zip', num=24, labels=2)
+    args = [f'--network={place}/net.pkl', '--metrics=ls', f'--data={labelled}']
+    code, (line,), _err = call(capsys, *args)
+    assert code == 0 and line['n'] == 24 and line['results']['ls_chance'] == pytest.approx(2)
+    assert 1 <= line['results']['ls_y'] <= 2.0001 and 1 <= line['results']['ls_z'] <= 2.0001
+    rows = [f'img{i:08d}.png,{i // 2 % 2}' for i in range(24)]
+    (tmp_path / 'pairs.csv').write_text('\n'.join(['file,pair', *rows]))
+    code, (line,), _err = call(capsys, *args, f'--labels={tmp_path}/pairs.csv', '--num=20')
+    assert code == 0 and line['attributes'] == 'pair' and line['n'] == 20
+
+
 def test_list_needs_no_network(capsys):
     assert cli.run(cli.load_command('calc_metrics'), ['--metrics=list']) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert {line.split()[0] for line in lines} >= {'fid50k_full', 'kid50k_full', 'recon_psnr', 'cycle_z', 'latent_fd'}
-    assert all(len(line.split()) > 3 for line in lines)
+    header, *lines, blank, note = capsys.readouterr().out.splitlines()
+    columns = [header.index(title) for title in ('Metric', 'Needs', 'What')]
+    rows = [[line[start:stop].strip() for start, stop in zip(columns, [*columns[1:], None])] for line in lines]
+    needs = {name: need for name, need, _what in rows}
+    expected = dict(fid50k_full='Inception*', is50k='Inception*', pr50k3='VGG16*', ppl_zfull='VGG16*', swd='-',
+                    recon_psnr='encoder', recon_fid='encoder, Inception*')
+    assert needs.items() >= expected.items()
+    assert all(len(what.split()) > 3 for _name, _need, what in rows)
+    assert blank == '' and note.startswith('* ') and '--detector' in note
 
 
 @pytest.fixture(scope='module')
@@ -199,6 +256,16 @@ def wrong(tmp_path_factory, place):
     (['--network={place}/net.pkl', '--metrics=recon_mse', '--data={wrong}/none.zip'], 'none.zip'),
     (['--network={place}/net.pkl', '--metrics=recon_mse', '--num=0'], '--num'),
     (['--network={place}/net.pkl', '--metrics=recon_mse', '--device=gpu'], '--device'),
+    (['--network={place}/net.pkl', '--metrics=recon_msssim,recon_mse'], 'recon_msssim needs images of at least 161'),
+    (['--network={place}/net.pkl', '--metrics=recon_mse,recon_id'], 'recon_id needs --id-detector=FILE'),
+    (['--network={place}/net.pkl', '--metrics=recon_id', '--id-detector=none.pt'], '--id-detector: none.pt: no such'),
+    (['--network={place}/net.pkl', '--metrics=recon_lpips', '--lpips={place}/data.zip'], '--lpips: '),
+    (['--network={place}/net.pkl', '--metrics=recon_lpips', '--lpips=http://127.0.0.1:9/vgg16.pt'], '--lpips: '),
+    (['--network={place}/net.pkl', '--metrics=recon_mse', '--space=y+'], "--space: y+: this network's encoder gives y"),
+    (['--network={place}/net.pkl', '--metrics=recon_mse', '--space=w'], '--space'),
+    (['--network={place}/net.pkl', '--metrics=ls'], 'ls needs labels, and data has none; --labels=FILE.csv'),
+    (['--network={place}/net.pkl', '--metrics=ls', '--labels={place}/none.csv'], 'none.csv: cannot be read'),
+    (['--network={wrong}/stage1.pkl', '--metrics=all-recon'], 'train the encoder first'),
     (['--network={place}/net.pkl', '--metrics=recon_fid', '--detector=none.pt'], '--detector: none.pt: no such file'),
     (['--network={place}/net.pkl', '--metrics=recon_fid', '--detector=http://127.0.0.1:9/x.pt'], '--detector=random:0'),
 ])

@@ -53,8 +53,9 @@ SHARED = {
 
 # Of our host alone. Only lia_plugin/host.py may use them, and says what the others do instead.
 OURS_ONLY = {
-    'metrics.detectors.INCEPTION_URL',
+    'metrics.detectors.URLS',
     'metrics.detectors.get_feature_detector',
+    'metrics.metric_main.check_detector',
     'metrics.metric_main.get_metric',
     'torch_utils.distributed.spawn',
     'training.augment.augpipe_specs',

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pathlib
 import signal
 
 import pytest
 
-from lia_plugin import host, options
+import dnnlib
+from lia_plugin import files, host, options
 from training.augment import augpipe_specs
 
 
@@ -76,3 +78,54 @@ def test_the_first_ctrl_c_asks_and_the_second_breaks(capsys: pytest.CaptureFixtu
         assert interrupted() and 'Stopping at the end of this tick' in capsys.readouterr().out
         os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+class StockOptions:
+    """What NVIDIA's hosts give a metric: no notes, nothing to share."""
+
+
+def test_metrics_elsewhere_get_the_options_of_our_command_and_their_notes_reach_the_result(
+    elsewhere: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from metrics import metric_main
+
+    seen = []
+
+    def calc(metric: str, dataset_kwargs: dict[str, object], progress: object, G: str) -> dict[str, object]:
+        """Theirs: takes no option of ours."""
+        opts = StockOptions()
+        seen.append([host.metric_option(opts, name) for name in ('space', 'lpips', 'num')])
+        shared = host.metric_option(opts, 'shared')
+        shared['passes'] = shared.get('passes', 0) + 1
+        return dict(metric=metric, results=host.say(opts, dict(mine=1.0), 7, space='y'), max_size=dataset_kwargs)
+
+    monkeypatch.setattr(metric_main, 'calc_metric', calc)
+    shared = dict(space='y', lpips=None)
+    for _ in range(2):
+        result = host.calc_metric('mine', dict(path='x'), False, dict(num=5, batch=None), shared, G='G')
+    assert seen == [['y', None, None]] * 2 and shared['passes'] == 2
+    assert result == dict(metric='mine', results=dict(mine=1.0), n=7, space='y', max_size=dict(path='x', max_size=5))
+    # In their training loop there is no command of ours: n stands among the numbers.
+    assert host.metric_option(StockOptions(), 'space') is None
+    assert host.say(StockOptions(), dict(mine=1.0), 7, space='y') == dict(mine=1.0, mine_n=7)
+
+
+def test_names_of_images_are_found_alike(elsewhere: None) -> None:
+    class Stock:
+        """NVIDIA's data sets keep names and order to themselves."""
+
+        _image_fnames = ['a.png', 'b.png', 'c.png']
+
+        def __len__(self) -> int:
+            return 2
+
+        def get_details(self, idx: int) -> dnnlib.EasyDict:
+            return dnnlib.EasyDict(raw_idx=[2, 0][idx])
+
+    assert host.image_names(Stock()) == ['c.png', 'a.png']
+
+
+def test_hashes_are_those_of_the_content(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / 'file'
+    path.write_bytes(b'abc' * 10**6)
+    assert files.file_hash(str(path)) == host.file_hash(str(path)) == hashlib.sha256(b'abc' * 10**6).hexdigest()

@@ -1,21 +1,45 @@
 """Metrics of an encoding network, on stand-ins whose answers are formulas."""
 
+import copy
 import math
 
 import numpy as np
 import pytest
 import torch
-from metric_fakes import FakeGenerator, FakeImages, FakeLIA, StageOne, save_corner_detector
+from metric_fakes import (
+    Face,
+    FakeGenerator,
+    FakeImages,
+    FakeLayers,
+    FakeLIA,
+    StageOne,
+    save_corner_detector,
+    save_script,
+)
+from stand_in_vgg import save_vgg
 
 from dnnlib.util import UserError
-from lia_plugin import frechet, latent_metrics
+from lia_plugin import latent_metrics
 from lia_plugin import metrics as lia_metrics
 from metrics import metric_main
 
 DATA = dict(class_name='metric_fakes.FakeImages', num=11)
 CPU = torch.device('cpu')
-RECONSTRUCTION = ['recon_mse', 'recon_psnr', 'recon_ssim', 'recon_fid', 'latent_fd']
+DATA16 = dict(DATA, resolution=16)
+RECONSTRUCTION = [
+    'recon_mse', 'recon_psnr', 'recon_ssim', 'recon_lpips', 'recon_id', 'recon_fid', 'recon_fid_train', 'recon_swd',
+    'latent_fd',
+]  # fmt: skip
 ALL = [*RECONSTRUCTION, 'cycle_y', 'cycle_z']
+pytestmark = pytest.mark.filterwarnings('ignore:.*torch.jit:DeprecationWarning')
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    """What the metrics of a command share: the files that some of them need, and the training set."""
+    folder = tmp_path_factory.mktemp('files')
+    networks = dict(lpips=save_vgg(folder / 'vgg16.pt'), id_detector=save_script(Face(), folder / 'face.pt'))
+    return dict(networks, training_set=dict(DATA16, num=20, xflip=True, max_size=3))
 
 
 @pytest.fixture(autouse=True)
@@ -99,110 +123,52 @@ def test_recon_fid_of_perfect_reconstructions_is_zero_though_covariances_lack_ra
     assert calc('recon_fid', FakeLIA(offset=0.0)).results.recon_fid == pytest.approx(0, abs=1e-4)
 
 
-def test_latent_fd_is_the_distance_to_a_standard_normal():
-    # z = (y − shift) / scale of the pixels: the data set's own moments say the rest.
-    G = FakeLIA(scale=0.05, shift=0.02)
-    z = (FakeImages(num=40).floats().reshape(40, -1) - 0.02) / 0.05
-    mean, cov = z.mean(axis=0), np.cov(z.T, bias=True)
-    values = np.linalg.eigvalsh(cov).clip(min=0)
-    expected = np.square(mean).sum() + np.trace(cov) + len(mean) - 2 * np.sqrt(values).sum()
-    result = calc('latent_fd', G, dataset_kwargs=dict(DATA, num=40))
-    assert result.results.latent_fd == pytest.approx(expected, rel=1e-5)
-    assert result.n == 40 and result.results.latent_fd_ks_p < 1e-6
-
-
-def test_frechet_distance_to_the_standard_normal_in_closed_form():
-    distance = frechet.frechet_to_standard_normal
-    assert distance(np.array([3.0, 4.0]), np.diag([4.0, 9.0])) == pytest.approx(25 + 1 + 4)
-    assert distance(np.zeros(5), np.eye(5)) == pytest.approx(0, abs=1e-12)
-
-
-def test_the_floor_is_what_true_samples_of_this_number_get():
-    z = np.random.RandomState(0).randn(60, 20)
-    true = frechet.frechet_to_standard_normal(z.mean(axis=0), np.cov(z.T, bias=True))
-    assert frechet.frechet_floor(60, 20) == pytest.approx(true, rel=0.3)
-    assert frechet.frechet_floor(10000, 20) < 0.02 * true
-
-
-def test_cycles_of_a_known_error():
-    # gain 1.1, no offset: y comes back 10 % too long; so does z where φ only scales.
-    G = FakeLIA(gain=1.1, offset=0.0, scale=3.0)
-    assert calc('cycle_y', G, num=20).results == pytest.approx(dict(cycle_y=0.1), rel=1e-5)
-    assert calc('cycle_z', G, num=20).results == pytest.approx(dict(cycle_z=0.1), rel=1e-5)
-    assert calc('cycle_y', G).n == 1000
-
-
-def test_cycle_z_is_measured_in_z():
-    # y is far from 0, so the same absolute error is small in y and 1 / scale larger in z.
-    G = FakeLIA(offset=0.5, scale=0.25, shift=30.0)
-    y, z = calc('cycle_y', G, num=50).results.cycle_y, calc('cycle_z', G, num=50).results.cycle_z
-    assert y == pytest.approx(0.5 / 30, rel=0.02) and z == pytest.approx(0.5 / 0.25, rel=0.02)
-
-
 @pytest.mark.parametrize('metric', ALL)
 @pytest.mark.parametrize('batch', [1, 4])
-def test_batch_size_changes_nothing_and_no_image_is_lost(metric, batch):
-    G = FakeLIA(gain=1.2, offset=0.1)
-    kwargs = dict(num=9) if metric.startswith('cycle') else {}
-    small, whole = calc(metric, G, batch=batch, cache=False, **kwargs), calc(metric, G, batch=64, cache=False, **kwargs)
-    assert small.results == pytest.approx(whole.results, rel=1e-6)
-    assert small.n == whole.n == (9 if kwargs else 11)
+def test_batch_size_changes_nothing_and_no_image_is_lost(metric, batch, files):
+    G = FakeLIA(gain=1.2, offset=0.1, side=16)
+    kwargs = dict(dataset_kwargs=DATA16, cache=False, **(dict(num=9) if metric.startswith('cycle') else {}))
+    small, whole = (calc(metric, G, batch=size, shared=dict(files), **kwargs) for size in (batch, 64))
+    assert small.results == pytest.approx(whole.results, rel=1e-5)
+    assert small.n == whole.n == (9 if metric.startswith('cycle') else 11)
 
 
 @pytest.mark.parametrize('metric', RECONSTRUCTION)
-def test_mirrored_copies_are_not_counted_and_options_stay_as_they_are(metric):
-    data = dict(DATA, xflip=True)
-    result = calc(metric, dataset_kwargs=data)
-    assert result.n == 11 and data == dict(DATA, xflip=True)
-    assert calc(metric, dataset_kwargs=data, num=4).n == 4
-
-
-def test_several_metrics_of_one_call_share_their_pass(monkeypatch):
-    passes = []
-    monkeypatch.setattr('lia_plugin.evaluation.real_batches', spy(passes))
-    names = ['recon_mse', 'recon_psnr', 'recon_ssim', 'latent_fd']
-    G, shared = FakeLIA(gain=1.2), dict(metrics=names)
-    together = [calc(metric, G, shared=shared).results for metric in names]
-    assert len(passes) == 1
-    assert together == [calc(metric, G).results for metric in names]
-    assert calc('recon_mse', FakeLIA(offset=0.3), shared=shared).results.recon_mse == pytest.approx(0.09, rel=1e-4)
-    assert calc('recon_mse', G, shared=shared, num=3).n == 3
-
-
-def spy(passes):
-    from lia_plugin import evaluation
-
-    real_batches = evaluation.real_batches
-
-    def counted(*args):
-        passes.append(args)
-        return real_batches(*args)
-
-    return counted
-
-
-def test_latent_fd_alone_decodes_nothing(monkeypatch):
-    monkeypatch.setattr(FakeLIA, 'decode', None)
-    assert calc('latent_fd').n == 11
+def test_mirrored_copies_are_not_counted_and_options_stay_as_they_are(metric, files):
+    data, shared = dict(DATA16, xflip=True), copy.deepcopy(files)
+    result = calc(metric, FakeLIA(side=16), dataset_kwargs=data, shared=shared)
+    assert result.n == 11 and data == dict(DATA16, xflip=True)
+    assert {name: shared[name] for name in files} == files
+    assert calc(metric, FakeLIA(side=16), dataset_kwargs=data, shared=dict(files), num=4).n == 4
 
 
 @pytest.mark.parametrize('metric', ALL)
-def test_conditional_networks_get_the_labels_of_the_data(metric):
-    data = dict(DATA, label_dim=3)
-    calc(metric, FakeLIA(c_dim=3), dataset_kwargs=data, batch=64, num=11)
+def test_conditional_networks_get_the_labels_of_the_data(metric, files):
+    data, shared = dict(DATA16, label_dim=3), dict(files, training_set=dict(DATA16, label_dim=3))
+    calc(metric, FakeLIA(c_dim=3, side=16), dataset_kwargs=data, batch=64, num=11, shared=shared)
     assert FakeLIA.last_labels.shape == (11, 3)
     if metric in RECONSTRUCTION:
         np.testing.assert_array_equal(FakeLIA.last_labels.argmax(dim=1), np.arange(11) % 3)
     with pytest.raises(UserError, match='3 dimensions, but the network takes 2'):
-        calc(metric, FakeLIA(c_dim=2), dataset_kwargs=data)
+        calc(metric, FakeLIA(c_dim=2, side=16), dataset_kwargs=data, shared=dict(files))
+
+
+@pytest.mark.parametrize('metric', RECONSTRUCTION)
+def test_grey_and_colour(metric, files):
+    data = dict(DATA16, channels=3)
+    shared = dict(files, training_set=data)
+    result = calc(metric, FakeLIA(channels=3, side=16), dataset_kwargs=data, shared=shared)
+    assert math.isfinite(result.results[metric]) and result.n == 11
 
 
 @pytest.mark.parametrize('metric', ALL)
-def test_networks_without_encoder_are_refused_in_one_line(metric):
+def test_networks_without_encoder_are_refused_in_one_line(metric, files):
     with pytest.raises(UserError, match='stage-1 network: train the encoder first: train.py --stage=encoder --resume='):
-        calc(metric, StageOne())
+        calc(metric, StageOne(side=16), shared=dict(files))
+    plain = FakeGenerator()
+    plain.img_resolution = 16
     with pytest.raises(UserError, match='not a LIA network'):
-        calc(metric, FakeGenerator())
+        calc(metric, plain, shared=dict(files))
 
 
 @pytest.mark.parametrize('data, complaint', [
@@ -214,15 +180,156 @@ def test_images_that_do_not_fit_are_refused(data, complaint):
         calc('recon_mse', dataset_kwargs=dict(DATA, **data))
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# MS-SSIM, LPIPS, identity
+
+
+@pytest.mark.parametrize('batch', [1, 64])
+def test_ms_ssim_agrees_with_pytorch_msssim(batch):
+    pytorch_msssim = pytest.importorskip('pytorch_msssim')
+    G = FakeLIA(gain=1.5, offset=-0.1, side=161)
+    real, recon = (torch.from_numpy(x) for x in images_and_reconstructions(G, resolution=161))
+    expected = pytorch_msssim.ms_ssim(real, recon, data_range=2)
+    result = calc('recon_msssim', G, dataset_kwargs=dict(DATA, resolution=161), batch=batch)
+    assert result.results.recon_msssim == pytest.approx(float(expected), abs=1e-6) and result.n == 11
+
+
+def test_ms_ssim_needs_161_pixels():
+    with pytest.raises(UserError, match='recon_msssim needs images of at least 161 pixels a side, the network'):
+        calc('recon_msssim')
+
+
+def test_lpips_is_the_distance_of_the_files_own_vectors(files):
+    G = FakeLIA(gain=1.5, offset=-0.1, side=16)
+    script = torch.jit.load(files['lpips'])
+    pair = (torch.from_numpy((x + 1) * 127.5).float() for x in images_and_reconstructions(G, resolution=16))
+    first, second = (script(x.repeat(1, 3, 1, 1), resize_images=False, return_lpips=True).detach() for x in pair)
+    expected = (first - second).square().sum(dim=1).mean()
+    result = calc('recon_lpips', G, dataset_kwargs=DATA16, shared=dict(files))
+    assert result.results.recon_lpips == pytest.approx(float(expected), rel=1e-4)
+    assert result.lpips.startswith('VGG16, vgg16-') and len(result.lpips) == len('VGG16, vgg16-01234567')
+
+
+@pytest.mark.parametrize('nothing', [0.0, math.nan])
+def test_identity_is_the_cosine_of_embeddings_and_failures_are_counted(nothing, tmp_path):
+    G = FakeLIA(gain=-0.5, offset=0.02, channels=3)
+    pairs = images_and_reconstructions(G, channels=3)
+    first, second = (x.mean(axis=1).reshape(11, 2, 6, 2, 6).mean(axis=(2, 4)).reshape(11, 4) for x in pairs)
+    cosines = (first * second).sum(axis=1) / np.linalg.norm(first, axis=1) / np.linalg.norm(second, axis=1)
+    limit = float(np.sort(np.maximum(first.mean(axis=1), second.mean(axis=1)))[7:9].mean())  # Three images are above.
+    failed = np.maximum(first.mean(axis=1), second.mean(axis=1)) > limit
+    detector = save_script(Face(limit, nothing), tmp_path / 'face.pt')
+    result = calc('recon_id', G, dataset_kwargs=dict(DATA, channels=3), shared=dict(id_detector=detector), batch=2)
+    expected = np.where(failed, 0, cosines).mean()
+    assert result.results == pytest.approx(dict(recon_id=expected, recon_id_failed=3), abs=1e-5)
+    assert result.n == 11 and result.id_detector.startswith('face-')
+
+
+def test_identity_of_perfect_reconstructions_is_one(files):
+    perfect = calc('recon_id', FakeLIA(offset=0.0), shared=dict(files)).results
+    assert perfect == pytest.approx(dict(recon_id=1, recon_id_failed=0), abs=1e-6)
+
+
+@pytest.mark.parametrize('shared, complaint', [
+    (dict(), 'recon_id needs --id-detector=FILE'),
+    (dict(id_detector='none.pt'), '--id-detector: none.pt: no such file'),
+])  # fmt: skip
+def test_identity_without_its_network(shared, complaint):
+    with pytest.raises(UserError, match=complaint):
+        calc('recon_id', shared=shared)
+
+
+def test_networks_that_embed_nothing_are_told(tmp_path):
+    script = save_script(torch.nn.Identity(), tmp_path / 'same.pt')
+    with pytest.raises(UserError, match=r'--id-detector: gave \[11, 3, 12, 12\] for 11 images, expected \[N, feat'):
+        calc('recon_id', shared=dict(id_detector=script))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Distances of sets
+
+
+def corner(levels):
+    """Mean and covariance of what the corner detector finds."""
+    rows = torch.from_numpy(levels[:, 0, 0, :4].astype(np.float64))
+    return rows.mean(dim=0), torch.cov(rows.T, correction=0)
+
+
+def test_both_fids_agree_with_torchmetrics(tmp_path):
+    from torchmetrics.image.fid import _compute_fid
+
+    G = FakeLIA(gain=1.5, offset=0.1)
+    _real, recon = images_and_reconstructions(G)
+    fakes = corner(np.floor(recon.astype(np.float32) * 127.5 + 128))  # To whole levels, as pictures are.
+    same, training = (float(_compute_fid(*fakes, *corner(FakeImages(num=num).images))) for num in (11, 40))
+    shared = dict(training_set=dict(DATA, num=40, xflip=True, max_size=3))
+    detector = save_corner_detector(tmp_path / 'corner.pt')
+    found = calc('recon_fid', G, detector=detector, shared=shared)
+    assert found.results == pytest.approx(dict(recon_fid=same), rel=1e-4)
+    found = calc('recon_fid_train', G, detector=detector, shared=shared)
+    assert found.results == pytest.approx(dict(recon_fid_train=training), rel=1e-4)
+    assert (found.n, found.n_real) == (11, 40), 'the whole training set, not mirrored, whatever part training used'
+
+
+def test_fid_to_the_training_set_needs_to_know_it():
+    with pytest.raises(UserError, match='recon_fid_train needs the training set, which metrics are not told here'):
+        calc('recon_fid_train')
+
+
+def test_swd_of_perfect_reconstructions_is_the_floor():
+    perfect = calc('recon_swd', FakeLIA(offset=0.0, side=32), dataset_kwargs=dict(DATA, resolution=32)).results
+    assert set(perfect) == {f'recon_swd{kind}{side}' for kind in ('', '_floor') for side in ('', '_32', '_16')}
+    for side in ('', '_32', '_16'):
+        assert perfect[f'recon_swd{side}'] == pytest.approx(perfect[f'recon_swd_floor{side}'], rel=1e-6)
+    assert perfect.recon_swd > 0
+
+
+def test_swd_sees_lost_detail_at_the_level_where_it_is_lost():
+    class Blurred(FakeLIA):
+        def decode(self, y, c=None, **kwargs):
+            img = super().decode(y, c, **kwargs)
+            return torch.nn.functional.avg_pool2d(img, 2).repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+
+    found = calc('recon_swd', Blurred(offset=0.0, side=32), dataset_kwargs=dict(DATA, resolution=32)).results
+    ratio = {side: found[f'recon_swd_{side}'] / found[f'recon_swd_floor_{side}'] for side in (16, 32)}
+    assert ratio[32] > 1.5 and ratio[16] < 1.3
+
+
+def test_swd_takes_a_random_part_of_large_sets(monkeypatch):
+    from metrics import sliced_wasserstein
+
+    monkeypatch.setattr(sliced_wasserstein, 'NUM_IMAGES', 6)
+    first, again, other = (calc('recon_swd', FakeLIA(side=16), dataset_kwargs=DATA16, seed=seed, batch=batch)
+                           for seed, batch in ((0, 64), (0, 2), (1, 64)))  # fmt: skip
+    assert first.n == 6 and first.results == pytest.approx(again.results, rel=1e-6) and first.results != other.results
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# y+
+
+
+def test_reconstructions_of_layers_and_of_the_base_code_alone():
+    layers = calc('recon_mse', FakeLayers(detail=0.3))
+    assert layers.results.recon_mse == pytest.approx(0.4**2, rel=1e-4) and layers.space == 'y+'
+    base = calc('recon_mse', FakeLayers(detail=0.3), shared=dict(space='y'))
+    assert base.results.recon_mse == pytest.approx(0.1**2, rel=1e-4) and base.space == 'y'
+    with pytest.raises(UserError, match=r'--space: z: this network\'s encoder gives y\+; measure it in y\+ or y'):
+        calc('recon_mse', FakeLayers(), shared=dict(space='z'))
+    with pytest.raises(UserError, match=r'--space: y\+: this network\'s encoder gives y; measure it in y$'):
+        calc('recon_mse', FakeLIA(), shared=dict(space='y+'))
+
+
 def test_attributes_that_the_training_loop_reads():
     held_out = {name for name in ALL if metric_main.get_metric(name).held_out}
     assert held_out == set(RECONSTRUCTION)
     assert all(metric_main.get_metric(name).needs_encoder for name in ALL)
 
 
-def test_a_network_that_gives_nan_gives_nan_not_an_error():
-    for metric in ('recon_mse', 'recon_psnr', 'recon_ssim', 'latent_fd'):
-        assert math.isnan(calc(metric, FakeLIA(gain=math.nan)).results[metric])
+def test_a_network_that_gives_nan_gives_nan_not_an_error(files):
+    G = FakeLIA(gain=math.nan, side=16)
+    for metric in ('recon_mse', 'recon_psnr', 'recon_ssim', 'recon_lpips', 'latent_fd'):
+        assert math.isnan(calc(metric, G, dataset_kwargs=DATA16, shared=dict(files)).results[metric])
+    assert calc('recon_id', G, dataset_kwargs=DATA16, shared=dict(files)).results.recon_id_failed == 11
 
 
 class Silence:

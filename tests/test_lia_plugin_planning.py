@@ -170,3 +170,31 @@ def test_a_plan_is_a_function_of_its_options(files: dict[str, str]) -> None:
     options = Options(files['data'], **SMALL)
     assert planning.plan(options) == planning.plan(options)
     assert planning.plan(options)['options'] == dataclasses.asdict(options)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Metrics
+
+
+def test_all_recon_stands_for_what_can_be_measured_here(
+    files: dict[str, str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('DNNLIB_CACHE_DIR', str(tmp_path))
+    plan = planning.plan(Options(files['data'], metrics='all-recon,latent_fd', detector='random:0', **SMALL))
+    found = plan['encoder']['metrics']
+    recon = {f'recon_{name}' for name in ('mse', 'psnr', 'ssim', 'swd', 'fid', 'fid_train')}
+    assert set(found) == {'latent_fd', *recon} and len(found) == 7
+    assert plan['gan']['metrics'] == [] and plan['options']['metrics'] == 'all-recon,latent_fd'
+    (note,) = plan['notes']
+    assert note.startswith('all-recon leaves out') and 'recon_lpips' in note and 'recon_fid' not in note
+
+
+@pytest.mark.parametrize('said, complaint', [
+    (dict(metrics='recon_msssim'), 'recon_msssim needs images of at least 161 pixels a side, the network makes 16'),
+    (dict(metrics='recon_mse,recon_id'), 'recon_id needs --id-detector'),
+    (dict(metrics='all-recon', stage='gan'), 'recon_mse needs an encoder, which this command'),
+    (dict(metrics='all-recons'), 'all-recons: unknown'),
+])  # fmt: skip
+def test_metrics_that_this_run_cannot_measure(files: dict[str, str], said: dict[str, str], complaint: str) -> None:
+    with pytest.raises((UserError, click.UsageError), match=complaint):
+        planning.plan(Options(files['data'], **said, **SMALL))

@@ -69,9 +69,9 @@ def test_the_right_hash_makes_the_name_inception_whatever_the_file_is_called(tmp
 
 def test_offline_one_line_names_file_folder_and_the_way_without(cache, monkeypatch):
     monkeypatch.setattr('time.sleep', lambda seconds: None)
-    monkeypatch.setattr(detectors, 'INCEPTION_URL', 'http://127.0.0.1:9/inception-2015-12-05.pt')
+    monkeypatch.setitem(detectors.URLS, 'inception', 'http://127.0.0.1:9/inception-2015-12-05.pt')
     with pytest.raises(UserError) as caught:
-        metric_utils.get_feature_detector(str(metric_utils.MetricOptions().detector))
+        metric_utils.get_feature_detector(metric_utils.MetricOptions().detector_url('inception'))
     message = str(caught.value)
     assert 'inception-2015-12-05.pt' in message and str(cache / 'downloads') in message
     assert '--detector=' in message and '\n' not in message

@@ -47,7 +47,7 @@ def parse_metrics(ctx: click.Context, param: click.Parameter, value: str) -> lis
 @click.option('--gpus', type=click.IntRange(min=1), default=1, help='Number of GPUs, or of processes on a CPU')
 @click.option('--num', type=click.IntRange(min=1), metavar='INT', help="Number of images  [default: each metric's own]")
 @click.option('--detector', metavar='FILE|URL|random:SEED',
-              help='Feature network: TorchScript, or one of fixed random weights  [default: NVIDIA\'s Inception]')
+              help="Feature network: TorchScript, or one of fixed random weights  [default: NVIDIA's, per metric]")
 @click.option('--lpips', metavar='FILE|URL', help="NVIDIA's vgg16.pt, for recon_lpips  [default: theirs]")
 @click.option('--id-detector', metavar='FILE|URL',
               help='Face network for recon_id: TorchScript, RGB images in [-1, 1] → one vector each')
@@ -112,14 +112,25 @@ def calc_metrics(
 
 
 def list_metrics() -> None:
-    """Prints every metric's name and what it is."""
+    """Prints every metric's name, what it needs beside a generator, and what it is, in columns."""
     from lia_plugin import host
     from lia_plugin import metrics as _registers_ours  # noqa: F401
     from metrics import metric_main
 
+    networks = dict(inception='Inception*', vgg16='VGG16*')
+    rows = [('Metric', 'Needs', 'What it is')]
     for name in metric_main.list_valid_metrics():
-        summary = (host.metric_function(name).__doc__ or '').strip().splitlines()
-        click.echo(f'{name:<14} {summary[0] if summary else ""}')
+        function = host.metric_function(name)
+        detector = host.needed_detector(name)
+        needs = ['encoder'] if getattr(function, 'needs_encoder', False) else []
+        needs += [networks[detector]] if detector is not None else []
+        needs += {'lpips': ['--lpips*'], 'id_detector': ['--id-detector']}.get(getattr(function, 'file', None), [])
+        summary = (function.__doc__ or '').strip().splitlines()
+        rows.append((name, ', '.join(needs) or '-', summary[0] if summary else ''))
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    for name, need, what in rows:
+        click.echo(f'{name:<{widths[0]}}  {need:<{widths[1]}}  {what}'.rstrip())
+    click.echo('\n* NVIDIA\'s network, downloaded once; --detector=FILE or --detector=random:0 does without')
 
 
 def load_generator(path: str, trust: bool) -> tuple[Any, dict[str, Any]]:
