@@ -23,11 +23,11 @@ from lia_plugin.networks import base_code
 from lia_plugin.perceptual import Perceptual
 from metrics import metric_main
 
-SET_METRICS = ('recon_fid', 'recon_swd')
-ENCODER_METRICS = ('latent_fd',)
-LABEL_METRICS = ('ls',)  # Where the data has labels.
-GENERATOR_METRICS = ('fid50k_full',)
-PATH_METRICS = ('ppl_zend', 'ppl2_wend')
+SET_METRICS: tuple[str, ...] = ('recon_fid', 'recon_swd')
+ENCODER_METRICS: tuple[str, ...] = ('latent_fd',)
+LABEL_METRICS: tuple[str, ...] = ('ls',)  # Where the data has labels.
+GENERATOR_METRICS: tuple[str, ...] = ('fid50k_full',)
+PATH_METRICS: tuple[str, ...] = ('ppl_zend', 'ppl2_wend')
 REPEATS = 5  # Timings of a single pass; the median counts.
 SLOW = 1.0  # Seconds; what takes longer is timed once.
 

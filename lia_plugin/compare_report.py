@@ -170,11 +170,12 @@ def tables(results: Results) -> list[tuple[str, list[str], list[list[str]]]]:
         means = summary(results.records, part)
         if means:
             n = int(next(iter(means.values()))['n'][0])
-            heading = f'{words}, the same {n} held-out images; FID by {detector(r[part] for r in results.records)}'
+            name = detector((r[part] for r in results.records), 'fid')
+            heading = f'{words}, the same {n} held-out images; FID by {name}'
             found.append((heading, *figure_table(results, means)))
     if results.generators:
-        name = detector(g['figures'] for g in results.generators)
-        heading = f'Generators, {results.settings.gen_num} images each; FID by {name}'
+        fid, path = (detector((g['figures'] for g in results.generators), kind) for kind in ('fid', 'ppl'))
+        heading = f'Generators, {results.settings.gen_num} images each; FID by {fid}, path lengths by {path}'
         found.append((heading, *generator_table(results)))
     return found
 
@@ -201,10 +202,10 @@ def generator_table(results: Results) -> tuple[list[str], list[list[str]]]:
     return ['mapping', *keys], rows
 
 
-def detector(rows: Iterable[Mapping[str, Any] | None]) -> str:
-    """Name of the feature network of Fréchet distances, or that there is none."""
+def detector(rows: Iterable[Mapping[str, Any] | None], kind: str) -> str:
+    """Name of the feature network of a kind of metrics, or that there is none."""
     found = [value['detector'] for row in rows for key, value in (row or {}).items()
-             if key.endswith('_notes') and 'fid' in key]
+             if key.endswith('_notes') and kind in key and 'detector' in value]
     return found[0] if found else 'no detector'
 
 

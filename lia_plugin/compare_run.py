@@ -71,7 +71,7 @@ def prepare(settings: Settings) -> Tools:
     training = settings.training
     device = torch.device(planning.resolve_device(training.get('device', 'auto'), 1))
     vgg16 = perceptual.cached_vgg16()
-    detector = settings.detector or host.cached_download(host.default_inception()) or 'random:0'
+    detector = settings.detector or host.cached_download(host.detector_url('inception')) or 'random:0'
     host.feature_detector(detector, device)
     resolution = host.open_data_set(**compare_training.held_out_set(settings, 1)).resolution
     batch = settings.batch or max(min(64, 64 * 256**2 // resolution**2), 4)
