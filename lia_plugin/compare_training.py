@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -44,10 +45,7 @@ def complete(settings: Settings) -> Settings:
     if training.get('enc_kimg') is None:
         training['enc_kimg'] = config.EncoderPreset.kimg
     if training.get('kimg') is None:
-        if STAGE1 in settings.taken and {'bigan', STAGE1_MLP} & {*settings.trained, *settings.bases}:
-            raise UsageError('--kimg: needed: what is still to be trained must see as many images as the network that '
-                             'was given; say how many that were')
-        training['kimg'] = config.PRESETS['lia'].kimg
+        training['kimg'] = given_kimg(settings)
     settings = dataclasses.replace(settings, training=training)
     for name, options in example_options(settings):
         opts.check(options)
@@ -56,6 +54,27 @@ def complete(settings: Settings) -> Settings:
     for name, path in settings.taken.items():
         check_taken(settings, name, taken_pickle(name, path))
     return settings
+
+
+def given_kimg(settings: Settings) -> float:
+    """The budget of stage 1 if none is said: what a given network's file name tells of it, else the preset's.
+
+    UsageError where a given network's is unknown, and others must be trained as long.
+    """
+    given = settings.taken.get(STAGE1)
+    if given is None:
+        return config.PRESETS['lia'].kimg
+    told = snapshot_kimg(taken_pickle(STAGE1, given))
+    if told is None and {'bigan', STAGE1_MLP} & {*settings.trained, *settings.bases} - {*settings.taken}:
+        raise UsageError('--kimg: needed: what is still to be trained must see as many images as the network that was '
+                         'given; say how many that were')
+    return told or config.PRESETS['lia'].kimg
+
+
+def snapshot_kimg(path: str) -> int | None:
+    """The thousands of images in a snapshot's name; None for a file of another name."""
+    found = re.fullmatch(r'network-snapshot-(\d{6,})\.pkl', os.path.basename(path))
+    return int(found[1]) if found else None
 
 
 def check_taken(settings: Settings, name: str, path: str) -> None:
@@ -71,6 +90,10 @@ def check_taken(settings: Settings, name: str, path: str) -> None:
     if same_data and any(theirs.get(key) != ours.get(key) for key in ('split', 'val_share', 'val_seed')):
         raise UserError(f'--take {name}: {path} was trained on images that are held out here: its share of them is '
                         f'{theirs.get("val_share") or "none"}, here it is --val={settings.training["val"]}')
+    told, kimg = snapshot_kimg(path), settings.training['kimg']
+    if name in (STAGE1, STAGE1_MLP) and told is not None and told != int(kimg):
+        raise UserError(f'--kimg: {kimg:g}, but {path} has seen {told}: budgets must be equal; say --kimg={told}, or '
+                        'wait until it has finished')
     if name == STAGE1 and STAGE1_MLP in settings.bases and STAGE1_MLP not in settings.taken:
         wanted = planning.plan(stage1_options(settings, 0, STAGE1_MLP), dry=True)['gan']['G_kwargs']
         has = {**attach.synthesis_kwargs(content['G_ema']), 'w_dim': content['G_ema'].w_dim}

@@ -231,10 +231,16 @@ def test_networks_that_are_compared_are_of_one_size(data: str, lia: Generator, t
         compare_training.complete(wanted)
 
 
-def test_what_a_given_network_has_seen_must_be_said(data: str, tmp_path: pathlib.Path) -> None:
-    wanted = settings(data, tmp_path, taken={STAGE1: 'x.pkl'}, training=dict(kimg=None))
+def test_budgets_are_that_of_a_given_network(data: str, lia: Generator, tmp_path: pathlib.Path) -> None:
+    path = _pickle(tmp_path / 'network.pkl', lia)
+    wanted = settings(data, tmp_path, taken={STAGE1: path}, training=dict(kimg=None))
     with pytest.raises(UsageError, match='--kimg: needed'):
         compare_training.complete(wanted)
+    named = _pickle(tmp_path / 'network-snapshot-000007.pkl', lia)
+    wanted = settings(data, tmp_path, taken={STAGE1: named}, training=dict(kimg=None))
+    assert compare_training.complete(wanted).training['kimg'] == 7
+    with pytest.raises(UserError, match='--kimg: 60, but .*000007.pkl has seen 7: budgets must be equal'):
+        compare_training.complete(settings(data, tmp_path, taken={STAGE1: named}, training=dict(kimg=60)))
 
 
 @pytest.mark.parametrize('name, reason', [('encoder-z', 'its encoder leads to y, that of encoder-z to z'),
