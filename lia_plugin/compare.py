@@ -127,6 +127,7 @@ class Settings:
     opt_num: int = 64  # … and those of them that all methods reconstruct.
     gen_num: int = 10_000  # Generated images for metrics of generators.
     detector: str | None = None  # None = Inception if it is in the cache, else random:0.
+    labels: str | None = None  # CSV file for linear separability. None = the data set's labels.
     taken: Mapping[str, str] = dataclasses.field(default_factory=dict)
     mlp_depth: int = 8  # Layers of the MLP mapping; StyleGAN's.
     fit_steps: int = 1000  # Of the φ that stands for the MLP in stage 2.

@@ -175,26 +175,37 @@ def set_distances(
 
 
 def encoder_figures(
-    G: Any, dataset_kwargs: Mapping[str, Any], device: torch.device, options: Mapping[str, Any]
+    G: Any,
+    dataset_kwargs: Mapping[str, Any],
+    device: torch.device,
+    options: Mapping[str, Any],
+    labels: str | None = None,  # CSV file of attributes. None = the data set's own labels, if it has any.
 ) -> dict[str, Any]:
     """Metrics of the codes of real images: how they fit the prior, and how well labels, if there are any, part them."""
     names, data = ENCODER_METRICS, dict(dataset_kwargs)
-    labelled = host.open_data_set(**{**data, 'use_labels': True})
-    if labelled.has_labels:
-        names, data = names + LABEL_METRICS, {**data, 'use_labels': True}
-    labelled.close()
-    return registry(names, G, data, device, options)
+    dataset = host.open_data_set(**{**data, 'use_labels': True})
+    if labels is None and dataset.has_labels:
+        data['use_labels'] = True
+    if labels is not None or dataset.has_labels:
+        names = names + LABEL_METRICS
+    dataset.close()
+    return registry(names, G, data, device, options, {} if labels is None else dict(labels=labels))
 
 
 def registry(
-    names: tuple[str, ...], G: Any, dataset_kwargs: Mapping[str, Any], device: torch.device, options: Mapping[str, Any]
+    names: tuple[str, ...],
+    G: Any,
+    dataset_kwargs: Mapping[str, Any],
+    device: torch.device,
+    options: Mapping[str, Any],  # num, detector.
+    more: Mapping[str, Any] | None = None,  # Options of the plugin's own metrics.
 ) -> dict[str, Any]:
     """Metrics of the registry: all their numbers, the notes beside them under `<name>_notes`."""
     results: dict[str, Any] = {}
     for name in filter(metric_main.is_valid_metric, names):
         try:
             found = host.calc_metric(
-                name, dataset_kwargs, False, options, {}, G=G, num_gpus=1, rank=0, device=device)
+                name, dataset_kwargs, False, options, dict(more or {}), G=G, num_gpus=1, rank=0, device=device)
         except UserError as error:
             results[f'{name}_left_out'] = host.one_line(error)
             continue

@@ -37,9 +37,9 @@ LEGEND = (
     'Images in [-1, 1], clipped; MSE is 4 times that of [0, 1], PSNR has peak 2, SSIM a Gaussian window of 11 pixels. '
     'FID and SWD are of reconstructions against the images themselves, biased upward at small n; SWD is ×10³. Seconds '
     'are warm: one image alone, and as one of a batch. ‖z‖²/d is 1 under the prior; log p(y)/d in nats, of the base '
-    'code; behind the MLP all figures of z are those of a φ fitted to its w afterwards. Latent FD is the Fréchet '
-    'distance of encoded images to N(0, I), LS linear separability by labels (1 is best). ± is the standard deviation '
-    'over seeds.'
+    'code, compares only with others of one generator; behind the MLP all figures of z are those of a φ fitted to its '
+    'w afterwards. Latent FD is the Fréchet distance of encoded images to N(0, I), LS linear separability by labels (1 '
+    'is best). ± is the standard deviation over seeds.'
 )
 
 

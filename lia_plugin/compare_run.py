@@ -140,7 +140,8 @@ def measured(settings: Settings, tools: Tools, method: Method, G: Any) -> tuple[
     record: dict[str, Any] = dict(name=method.name, label=method.label, shared={**shared.figures, **times}, all=None)
     if not method.optimises:
         data = compare_training.held_out_set(settings, large)
-        encoder = compare_measure.encoder_figures(G, data, tools.device, dict(detector=tools.detector))
+        encoder = compare_measure.encoder_figures(
+            G, data, tools.device, dict(detector=tools.detector), settings.labels)
         record['all'] = {**measure(large, 0).figures, **encoder, **times}
     return record, shared.shown
 
@@ -181,7 +182,7 @@ def fingerprint(settings: Settings, tools: Tools, path: str) -> dict[str, Any]:
     return dict(
         network=_version(path), data=_version(data), val=str(settings.training['val']), num=settings.num,
         opt_num=settings.opt_num, shown=settings.shown, detector=tools.detector, batch=tools.batch,
-        device=str(tools.device),
+        labels=settings.labels, device=str(tools.device),
     )  # fmt: skip
 
 

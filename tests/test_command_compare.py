@@ -87,6 +87,7 @@ def test_all_methods_and_again_at_once(
     assert '--batch: 4 now, 8 in' in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_given_network_is_measured_and_nothing_trained(
     data: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -106,6 +107,7 @@ def test_a_given_network_is_measured_and_nothing_trained(
         assert b['records'][0]['given'] == ['stage1'] and not (out / 'runs').exists()
 
 
+@pytest.mark.slow
 def test_after_ctrl_c_the_same_command_goes_on(
     data: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,6 +126,7 @@ def test_after_ctrl_c_the_same_command_goes_on(
     assert '| LIA, y | ' in (tmp_path / 'compare.md').read_text()
 
 
+@pytest.mark.slow
 def test_a_method_that_fails_is_told_and_the_others_go_on(
     data: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -344,6 +344,22 @@ def test_a_metric_that_can_not_be_had_is_left_out_with_its_reason(lia: Generator
     assert list(found) == ['recon_fid_left_out'] and '/no/such.pt' in found['recon_fid_left_out']
 
 
+def test_labels_of_the_data_or_of_a_file_tell_how_separable_codes_are(lia: Generator, tmp_path: Any) -> None:
+    path = make_data(tmp_path / 'data')
+    data = dict(class_name='training.dataset.ImageFolderDataset', path=path)
+    assert 'ls_y' not in compare_measure.encoder_figures(lia, data, CPU, {})
+    names = [f'{i:03d}.png' for i in range(20)]
+    csv = tmp_path / 'labels.csv'
+    csv.write_text('file,kind\n' + ''.join(f'{name},{i % 2}\n' for i, name in enumerate(names)))
+    from_file = compare_measure.encoder_figures(lia, data, CPU, {}, str(csv))
+    labels = dict(labels=[[name, i % 2] for i, name in enumerate(names)])
+    (tmp_path / 'data' / 'dataset.json').write_text(json.dumps(labels))
+    from_data = compare_measure.encoder_figures(lia, data, CPU, {})
+    assert from_data['ls_chance'] == pytest.approx(2) and from_data['latent_fd'] > 0
+    for name in ('ls_y', 'ls_z', 'ls_chance'):
+        assert from_file[name] == from_data[name]
+
+
 def test_slow_methods_are_timed_once(monkeypatch: pytest.MonkeyPatch, lia: Generator, data: str, tmp_path: Any) -> None:
     kwargs = compare_training.held_out_set(settings(data, tmp_path), 3)
     calls: list[int] = []

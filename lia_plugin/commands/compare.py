@@ -31,6 +31,8 @@ OWN = ('outdir', 'cfg', 'stage', 'dry_run', 'new_run', 'resume', 'seed', 'desc',
 @click.option('--shown', type=POSITIVE, default=8, show_default=True, help='Images in grid.png')
 @click.option('--detector', metavar='FILE|URL|random:SEED',
               help='Feature network of FID  [default: Inception if it was downloaded before, else random:0]')
+@click.option('--labels', metavar='FILE', type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+              help="Attributes for linear separability: CSV, as in calc_metrics  [default: the data set's labels]")
 @click.option('--mlp-depth', type=POSITIVE, default=8, show_default=True, help='Layers of the MLP in the place of φ')
 @click.option('--fit-steps', type=click.IntRange(min=0), default=1000, show_default=True,
               help='Steps to fit a φ to the w of that MLP, which starts its encoder and says what is typical')
@@ -40,8 +42,8 @@ OWN = ('outdir', 'cfg', 'stage', 'dry_run', 'new_run', 'resume', 'seed', 'desc',
 @click.pass_context
 def compare(
     ctx: click.Context, outdir: str, methods: str | None, network: str | None, take: tuple[str, ...], seeds: int,
-    num: int, opt_num: int, gen_num: int, shown: int, detector: str | None, mlp_depth: int, fit_steps: int,
-    measure_batch: int | None, dry_run: bool, **training: Any,
+    num: int, opt_num: int, gen_num: int, shown: int, detector: str | None, labels: str | None, mlp_depth: int,
+    fit_steps: int, measure_batch: int | None, dry_run: bool, **training: Any,
 ) -> int:
     """Compare LIA with other encoders, BiGAN/ALI and optimisation, as the paper does: on held-out images, after equal
     budgets.
@@ -72,8 +74,8 @@ def compare(
     detector = values.pop('detector')
     settings = comparison.Settings(
         outdir=os.path.abspath(outdir), training=values, methods=comparison.parse_methods(methods), seeds=seeds,
-        num=num, opt_num=opt_num, gen_num=gen_num, detector=detector, taken=taken, mlp_depth=mlp_depth,
-        fit_steps=fit_steps, batch=measure_batch, shown=shown, command=spoken(ctx),
+        num=num, opt_num=opt_num, gen_num=gen_num, detector=detector, labels=labels, taken=taken,
+        mlp_depth=mlp_depth, fit_steps=fit_steps, batch=measure_batch, shown=shown, command=spoken(ctx),
     )  # fmt: skip
     if dry_run:
         click.echo('\n'.join(compare_run.plan_lines(compare_training.complete(settings))))
