@@ -54,9 +54,13 @@ METHODS = (
     Method('encoder-z', 'encoder to z', 'encoder to z', "LIA's generator and loss, but the encoder leads to z, as in "
            'VAE/GAN', encoder=dict(enc_space='z'), without=('enc_offset', 'enc_iters')),
     Method('mlp-w', 'MLP mapping, encoder to w', 'MLP, to w', "StyleGAN2 with its MLP in φ's place; the encoder leads "
-           'to its w', base=STAGE1_MLP, encoder=dict(enc_space='y')),
-    Method('no-disc', 'LIA, y, no discriminator', 'no D', "the encoder learns from pixels alone: no features of D's, "
-           'nor its judgement', encoder=dict(enc_space='y', percep='none', enc_percep=None, enc_adv=0.0),
+           'to its w; an MLP has no exact prior, so the loss has none', base=STAGE1_MLP,
+           encoder=dict(enc_space='y', enc_prior=0.0)),
+    Method('lia-y-disc', 'LIA, y, D in the loss', 'LIA y, D', "D's features count, and late and weakly its judgement",
+           encoder=dict(enc_space='y', percep='disc', enc_percep=0.03, enc_adv=0.02)),
+    Method('no-disc', 'LIA, y, no discriminator', 'no D', "the encoder has nothing from D: neither features nor "
+           'judgement, nor its convolutions to begin with',
+           encoder=dict(enc_space='y', percep='none', enc_percep=None, enc_adv=0.0, enc_start='random'),
            without=('enc_offset', 'enc_adv_start')),
     Method('bigan', 'BiGAN/ALI', 'BiGAN', 'generator, encoder and a discriminator of pairs (x, z) trained together; '
            'the encoder is deterministic', joint=True, without=('enc_offset', 'enc_iters')),

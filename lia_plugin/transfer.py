@@ -54,6 +54,8 @@ def plan_encoder(result: dict[str, Any], source: str, options: Options, info: co
         if changed(options, (field,)) is None:
             wanted[key] = there.get(key, wanted[key])
     _shape_encoder(wanted, data['G_ema'], options)
+    if config.encoder_preset(options).lr is None:
+        stage['G_opt_kwargs']['lr'] = config.encoder_lr(wanted['channel_max'])
     G_kwargs = stages.generator_kwargs(data['G_ema'], wanted, source)
     if options.fp32:  # Precision alone: conv_clamp belongs to the function that the networks were trained to be.
         G_kwargs['synthesis_kwargs'] = dict(G_kwargs.get('synthesis_kwargs', {}), num_fp16_res=0)
