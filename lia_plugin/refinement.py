@@ -215,7 +215,10 @@ class _Task:
         return total
 
     def _inconsistency(self, code: torch.Tensor, recon: torch.Tensor) -> torch.Tensor:
-        """Mean squared difference of the code and what the encoder makes of its image, in variances of y: [N]."""
+        """Mean squared difference of the code and what the encoder makes of its image, in variances of y: [N].
+
+        What an encoder of several passes is shown of its earlier answers counts as given: no gradient goes there.
+        """
         again = self.G.encode(recon, self.c)
         if again.ndim != code.ndim:
             again, code = base_code(again), base_code(code)

@@ -161,6 +161,25 @@ def test_a_code_for_each_layer_can_be_used_as_one(files: Files, monkeypatch: pyt
         assert (refined.y_plus is not None) == (space == 'y+')
 
 
+@pytest.mark.parametrize('encoder', [dict(space='y+'), dict(space='z'), dict(space='y+', iters=2)])
+def test_every_kind_of_encoder_can_be_refined(files: Files, encoder: dict[str, Any]) -> None:
+    from lia_plugin.inverter import Inverter
+
+    G = make_generator()
+    kwargs = {**G.init_kwargs, 'encoder_kwargs': dict(channel_base=128, channel_max=8, **encoder)}
+    torch.manual_seed(0)
+    G = type(G)(**kwargs).eval().requires_grad_(False)
+    img = picture(Path(files.one))[None]
+    for space in ('y', 'y+', 'z'):
+        settings = Settings(3, space, lr=0.03, consistency_weight=0.01)
+        found = Inverter(G, space, settings=settings)(img, None, ['a'])
+        wanted = G.encode(img) if space == 'y+' else G.encode(img, space='y')
+        error = (G.decode(wanted, noise_mode='const').clamp(-1, 1) - img).square().mean()
+        assert found.figures['start_mse'] == pytest.approx([float(error)], rel=1e-4)
+        assert found.figures['mse'] < found.figures['start_mse']
+        assert (found.y_plus is not None) == (space == 'y+')
+
+
 # Networks without an encoder, and without φ
 
 
