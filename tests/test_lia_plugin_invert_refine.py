@@ -115,7 +115,7 @@ def test_layers_of_their_own(files: Files, tmp_path: Path) -> None:
 def test_the_command_is_the_function(files: Files, tmp_path: Path) -> None:
     invert(files.network, files.one, tmp_path, '--refine=6', '--space=z', '--init=mean', '--percep=none',
            '--refine-lr=0.2', '--prior-weight=0.1', '--consistency-weight=0.05')  # fmt: skip
-    settings = Settings(6, 'z', 0.2, prior_weight=0.1, consistency_weight=0.05)
+    settings = Settings(6, 'z', lr=0.2, prior_weight=0.1, consistency_weight=0.05)
     expected = refine(files.G, picture(Path(files.one))[None], settings=settings)
     np.testing.assert_allclose(latents(tmp_path / 'projected_w.npz')['y'], expected.code, rtol=1e-3, atol=1e-4)
 
