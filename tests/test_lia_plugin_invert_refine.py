@@ -292,6 +292,9 @@ def bad_calls(files: Files, folder: Path) -> dict[str, list[str]]:
         'let an optimisation find the codes: --refine': stage1,
         'let an optimisation find the codes: --refine=1000': stock,
         '--refine-lr: only with --refine': [*lia, '--refine-lr=1'],
+        '--refine-optimizer: only with --refine': [*lia, '--refine-optimizer=adam'],
+        '--refine-optimizer=lbfgs: not with --refine-noise': [
+            *lia, '--refine=1', '--refine-noise', '--refine-optimizer=lbfgs'],
         '--prior-weight: only with --refine': [*lia, '--prior-weight=1'],
         '--refine-noise: only with --refine': [*lia, '--refine-noise'],
         '--save-video: only with --refine': [*lia, '--save-video'],
