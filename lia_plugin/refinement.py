@@ -39,7 +39,7 @@ class Settings:
     beta2: float = 0.9  # Of Adam; its β₁ is 0.9.
     pixel_weight: float = 1.0
     percep_weight: float = 0.1  # Counts where an extractor is given.
-    prior_weight: float = 0.0
+    prior_weight: float = 0.0  # 1e-4 to 1e-3 keep codes likely; without, log p falls to where no sample is.
     consistency_weight: float = 0.0
     offset_weight: float = 0.0
     noise: bool = False  # The layers' noise moves too.

@@ -45,7 +45,8 @@ def parse_finite(ctx: click.Context, param: click.Parameter, value: float) -> fl
               help='L-BFGS needs a third of the steps  [default: lbfgs; adam with --refine-noise]')
 @click.option('--refine-lr', type=params.FiniteRange(min=0, min_open=True),
               help="Adam's learning rate, or L-BFGS's first step, in standard deviations of the code  [default: 0.3]")
-@click.option('--prior-weight', type=params.FiniteRange(min=0), default=0.0, help='Of -log p(y) per dimension')
+@click.option('--prior-weight', type=params.FiniteRange(min=0), default=0.0,
+              help='Of -log p(y) per dimension; 1e-4 to 1e-3 keep the codes likely and cost little of the picture')
 @click.option('--consistency-weight', type=params.FiniteRange(min=0), default=0.0,
               help='Of |f(g(y)) - y|², in variances of y')
 @click.option('--offset-weight', type=params.FiniteRange(min=0), default=0.0,
