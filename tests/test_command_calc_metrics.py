@@ -157,6 +157,26 @@ def test_conditional_network_and_plain_stylegan(capsys, tmp_path):
     assert code == 2 and 'not a LIA network' in err
 
 
+def test_every_metric_of_generated_images_with_a_stand_in(place, capsys, tmp_path):
+    from generator_fakes import Flat, save_script
+
+    names = 'pr50k3_full pr50k3 ppl2_wend ppl_zfull ppl_wfull ppl_zend ppl_wend swd kid50k_full'.split()
+    common = [f'--network={place}/net.pkl', '--num=9']
+    code, lines, _err = call(capsys, *common, f'--metrics={",".join(names)}', '--detector=random:0')
+    assert code == 0 and [line['metric'] for line in lines] == names
+    for line in lines:
+        assert line['n'] == 9 and all(np.isfinite(value) for value in line['results'].values())
+        assert line['value_range'] and line.get('detector') == (None if line['metric'] == 'swd' else 'random:0')
+    assert [line['data'] for line in lines[1:3]] == ['data', 'generated images']
+    moved = write_network(tmp_path / 'moved.pkl', '/no/such/place.zip')
+    detector = save_script(Flat(), tmp_path / 'flat.pt')
+    code, lines, _err = call(
+        capsys, f'--network={moved}', '--num=10', '--metrics=is50k,ppl2_wend', f'--detector={detector}')
+    assert code == 0 and lines[0]['results']['is50k_mean'] >= 1, 'neither needs a data set'
+    code, lines, err = call(capsys, *common, '--metrics=swd,is50k', '--detector=random:0')
+    assert (code, lines) == (2, []) and 'random:0 has no classes' in err, 'said before the first metric'
+
+
 def test_list_needs_no_network(capsys):
     assert cli.run(cli.load_command('calc_metrics'), ['--metrics=list']) == 0
     header, *lines, blank, note = capsys.readouterr().out.splitlines()
