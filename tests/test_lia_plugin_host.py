@@ -69,6 +69,13 @@ def test_which_network_a_metric_looks_through_is_its_trait_here_and_known_by_fam
     assert {name: host.needed_detector(name) for name in theirs} == theirs
 
 
+def test_only_our_host_has_a_sliced_wasserstein_distance(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert host.sliced_wasserstein().NUM_IMAGES == 16384
+    monkeypatch.setattr(host, 'OURS', False)
+    with pytest.raises(host.UserError, match='--metrics: .* has no sliced Wasserstein distance'):
+        host.sliced_wasserstein()
+
+
 @pytest.mark.parametrize('metrics, networks', [
     (['recon_mse', 'swd', 'cycle_y'], []), (['fid50k', 'kid50k', 'recon_fid'], ['inception']),
     (['ppl2_wend', 'is50k', 'pr50k3'], ['inception', 'vgg16']),

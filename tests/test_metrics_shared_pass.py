@@ -88,7 +88,7 @@ def test_a_network_of_the_real_kind_with_its_noise_and_conditional(flat):
     made = []
     G.synthesis.register_forward_hook(lambda module, args, img: made.append(len(img)))
     # Mirrored reals are other labels to draw from, so fid50k may not take the images of fid50k_full.
-    names = ['fid50k_full', 'kid50k_full', 'fid50k']
+    names = ['fid50k_full', 'kid50k_full', 'pr50k3_full', 'is50k', 'fid50k']
     together = calc(names, G, flat, dict(metrics=names), dict(grey, xflip=True))
     assert sum(made) == 2 * NUM
     assert together == calc(names, G, flat, data_kwargs=dict(grey, xflip=True))
