@@ -14,7 +14,7 @@ import pytest
 import torch
 from test_lia_plugin_inversion import RESOLUTION, make_generator, save_pickle
 
-from lia_plugin import audit, calibration, charts, cli, prior, targets
+from lia_plugin import audit, audit_report, calibration, charts, cli, prior, targets
 from lia_plugin.audit import Rules
 from lia_plugin.host import UserError
 from training.dataset import ImageFolderDataset
@@ -65,6 +65,13 @@ def save_set(path: Path, channels: int = 3, labels: bool = False, extra: dict[st
         if labels:
             archive.writestr('dataset.json', json.dumps({'labels': [[name(i), i % 3] for i in range(N)]}))
     return str(path)
+
+
+@pytest.fixture(autouse=True)
+def short_page(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing a hundred pictures takes longer than the audit of a small set."""
+    if 'page' not in request.node.name:
+        monkeypatch.setattr(audit_report, 'SHOWN', 2)
 
 
 @pytest.fixture(scope='module')
