@@ -18,6 +18,8 @@ from lia_plugin import audit, audit_report, calibration, charts, cli, prior, tar
 from lia_plugin.audit import Rules
 from lia_plugin.host import UserError
 from training.dataset import ImageFolderDataset
+from training.dataset_convert import Options, convert
+from training.dataset_sources import open_source
 
 CPU = torch.device('cpu')
 N = 60
@@ -174,6 +176,17 @@ def test_unreadable_images_are_counted_and_named(
     assert row['suggestion'] == 'drop' and 'not an image file' in row['reasons'] and row['mse'] == ''
     assert 'a/bad.png' not in kept(tmp_path / 'out') and './#1.png' in kept(tmp_path / 'out')
     assert json.loads((tmp_path / 'out' / 'audit.json').read_text())['unreadable'] == ['a/bad.png']
+
+
+def test_the_list_names_just_what_the_data_set_has(network: str, tmp_path: Path) -> None:
+    """Also with what macOS leaves in zips, and names that Windows' tools write."""
+    debris = {'__MACOSX/00000/._img000.png': b'x', 'b/._c.png': b'x'}
+    data = save_set(tmp_path / 'set.zip', extra={**debris, 'sub\\d.png': png(photo(70)), 'e.JPG': png(photo(71))})
+    assert run(network, data, tmp_path / 'out', '--drop-duplicates=no') == 0
+    source = open_source(data)
+    assert kept(tmp_path / 'out') == sorted(source.name(i).replace('\\', '/') for i in range(len(source)))
+    report = convert(data, str(tmp_path / 'all.zip'), Options(workers=0, include=str(tmp_path / 'out' / 'keep.txt')))
+    assert report.num_images == N + 2
 
 
 @pytest.mark.parametrize('channels, c_dim', [(1, 0), (3, 3), (1, 3)])
