@@ -116,6 +116,7 @@ def test_planted_faults_are_found(network: str, data: str, tmp_path: Path, capsy
     assert {key for key, row in rows.items() if row['odd']} == {name(30), name(31)}
     assert kept(tmp_path / 'out') == [name(i) for i in range(N) if i != 20]
     said = capsys.readouterr().out
+    assert 'odd by error: 2: ' in said and 'odd by code: 2: ' in said
     assert '1 exact, 1 mirrored, 1 near' in said and 'keep 59, drop 1' in said
 
 
@@ -238,6 +239,7 @@ def test_the_page_and_the_figures_of_the_set(network: str, data: str, tmp_path: 
     assert told['network_hash'] == calibration.network_hash(G) and told['n'] == N and told['kept'] == N - 1
     mse = [float(row['mse']) for row in read_csv(tmp_path / 'out').values()]
     assert told['quantiles']['mse']['0.5'] == pytest.approx(np.median(mse), rel=1e-4)
+    assert '2 images are odd by their error, 2 by their code, 2 by both' in text
     assert set(told['worst'][:2]) == {name(30), name(31)} and set(told['units']) == set(audit.UNITS)
 
 
