@@ -35,6 +35,12 @@ def test_a_stage_starts_in_a_folder_of_its_own_and_goes_on_from_what_it_left(
     newest = f'{tmp_path}/gan-part01/network-snapshot-000001.pkl'
     assert host.place_stage(kwargs, 'state.pt') == dict(
         run_dir=f'{tmp_path}/gan-part03', stage='gan', total_kimg=5, resume_pkl=newest, start_kimg=0)
+    # Five kimg of eight are over: what follows a schedule begins there.
+    timed = dict(kwargs, total_kimg=8, batch_size=16, G_opt_kwargs=dict(lr=1, total_steps=500), D_opt_kwargs=dict(lr=1),
+                 loss_kwargs=dict(total_kimg=8))
+    later = host.place_stage(timed, 'state.pt')
+    assert later['G_opt_kwargs'] == dict(lr=1, total_steps=500, first_step=round(5000 / 16))
+    assert later['D_opt_kwargs'] == dict(lr=1) and later['loss_kwargs'] == dict(total_kimg=8, first_kimg=5)
     # Stage 2's count begins where stage 1 ended in our loop, at 0 in NVIDIA's.
     later = host.place_stage(dict(kwargs, stage='encoder', start_kimg=10, total_kimg=13), 'state.pt')
     assert (later['start_kimg'], later['total_kimg'], later['resume_pkl']) == (0, 3, 'theirs.pkl')

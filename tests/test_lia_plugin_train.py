@@ -1,6 +1,7 @@
 """train.py around the training loop, which is a fake here: bad input, and which stage of which run goes on."""
 
 import json
+import math
 import os
 import pathlib
 from collections.abc import Callable
@@ -88,7 +89,7 @@ SHORT = ('--kimg=10', '--enc-kimg=4', '--aug=noaug')
 
 
 def test_both_stages_in_one_directory(run: Any, loop: Loop, data: str, tmp_path: pathlib.Path, capsys: Any) -> None:
-    assert run(f'--data={data}', *SHORT, '--desc=my words/here') == 0
+    assert run(f'--data={data}', *SHORT, '--desc=my words/here', '--percep=disc') == 0
     assert _runs(tmp_path) == ['00000-lia-data-gpus1-batch32-gamma0.0016-my_words_here']
     gan, encoder = loop.calls
     folder = gan['run_dir']
@@ -240,6 +241,30 @@ def test_a_longer_stage_2_keeps_its_average(run: Any, loop: Loop, data: str) -> 
     before, after = loop.calls[1:]
     assert before['ema_kimg'] == after['ema_kimg'] == pytest.approx(0.05 * 4)
     assert before['kimg_per_tick'] != after['kimg_per_tick']
+
+
+def test_a_longer_stage_2_stretches_what_follows_a_schedule(run: Any, loop: Loop, data: str) -> None:
+    loop.endings = ['done', 'Ctrl-C']
+    run(f'--data={data}', *SHORT)
+    assert run('--resume=latest', '--enc-kimg=40') == 0
+    before, after = loop.calls[1:]
+    steps = [call['G_opt_kwargs']['total_steps'] for call in (before, after)]
+    assert steps == [math.ceil(kimg * 1000 / before['batch_size']) for kimg in (4, 40)]
+    assert [call['loss_kwargs']['total_kimg'] for call in (before, after)] == [4, 40]
+
+
+def test_a_run_that_began_under_other_defaults_keeps_its_encoder(run: Any, loop: Loop, data: str,
+                                                                 tmp_path: pathlib.Path) -> None:
+    loop.endings = ['done', 'Ctrl-C']
+    run(f'--data={data}', *SHORT)
+    path = tmp_path / 'runs' / _runs(tmp_path)[0] / run_dir.OPTIONS_FILE
+    recorded = json.loads(path.read_text())
+    del recorded['encoder']['G_kwargs']['encoder_kwargs']['hidden_features']
+    recorded['encoder']['G_opt_kwargs'] = dict(class_name='torch.optim.Adam', lr=3e-3, betas=[0.0, 0.99], eps=1e-8)
+    path.write_text(json.dumps(recorded))
+    assert run('--resume=latest') == 0
+    assert loop.calls[-1]['G_kwargs'] == recorded['encoder']['G_kwargs']
+    assert loop.calls[-1]['G_opt_kwargs'] == recorded['encoder']['G_opt_kwargs']
 
 
 def test_a_stage_2_that_has_not_begun_follows_its_new_length(run: Any, loop: Loop, data: str) -> None:
