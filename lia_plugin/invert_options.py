@@ -31,6 +31,7 @@ class InvertOptions:
     space: str | None = None
     init: str | None = None
     refine: int | None = None
+    refine_optimizer: str | None = None
     refine_lr: float | None = None
     prior_weight: float = 0.0
     consistency_weight: float = 0.0
@@ -48,8 +49,8 @@ class InvertOptions:
     def check(self) -> None:
         """UserError, one line, for options that don't go together whatever the network."""
         if self.refine is None:
-            self._refuse('--refine', 'refine_lr', 'prior_weight', 'consistency_weight', 'offset_weight',
-                         'refine_noise', 'save_video')  # fmt: skip
+            self._refuse('--refine', 'refine_optimizer', 'refine_lr', 'prior_weight', 'consistency_weight',
+                         'offset_weight', 'refine_noise', 'save_video')  # fmt: skip
             if self.space == 'z' or self.init == 'mean':
                 raise UserError(f'{"--init=mean" if self.init == "mean" else "--space=z"}: only with --refine=N')
             if self.tune is None:
@@ -58,6 +59,8 @@ class InvertOptions:
                     raise UserError(f'--init={self.init}: only with --refine=N or --tune=N')
         if self.tune is None:
             self._refuse('--tune', 'tune_lr', 'tune_save')
+        if self.refine_noise and self.refine_optimizer == 'lbfgs':
+            raise UserError('--refine-optimizer=lbfgs: not with --refine-noise, whose regulariser is too stiff for it')
         if self.tune_save == 'delta' and self.delta is not None:
             raise UserError('--tune-save=delta: a delta belongs to a network file, and --delta changes that; '
                             'save the network')
@@ -120,8 +123,8 @@ class InvertOptions:
             return None
         default = Settings()
         return Settings(
-            steps=self.refine, space=self.chosen_space(G), lr=self.refine_lr or default.lr,
-            percep_weight=self._percep_weight(percep), prior_weight=self.prior_weight,
+            steps=self.refine, space=self.chosen_space(G), optimizer=self.refine_optimizer,
+            lr=self.refine_lr or default.lr, percep_weight=self._percep_weight(percep), prior_weight=self.prior_weight,
             consistency_weight=self.consistency_weight, offset_weight=self.offset_weight, noise=self.refine_noise,
         )  # fmt: skip
 

@@ -4,8 +4,8 @@ For each image    pixel · mean (x − x̃)²  +  percep · ε(x, x̃)  +  prior
                   +  consistency · ‖f(x̃) − y‖²/dim/var y  +  offset · ‖yₗ − y₀‖²/dim/var y (y+ only)
 
 The prior is LIA's own and exact (Zhu et al., arXiv 1906.08090: log p(y) = log N(φ(y); 0, I) + log|det ∂φ/∂y|);
-the encoder's consistency is In-Domain inversion's (Zhu et al. 2020, arXiv 2004.00049). Losses are summed over images
-and Adam works element by element, so every image goes the way it would go alone.
+the encoder's consistency is In-Domain inversion's (Zhu et al. 2020, arXiv 2004.00049). Each image has its own loss and
+its own L-BFGS (or Adam, which works element by element), so in a batch it goes the way it would go alone.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from lia_plugin import noise_maps, spaces
 from lia_plugin.networks import base_code
 from lia_plugin.perceptual import Perceptual
+from lia_plugin.row_lbfgs import RowLBFGS
 from lia_plugin.similarity import mse
 
 Callback = Callable[[int, torch.Tensor, torch.Tensor], None]
@@ -29,10 +30,11 @@ Callback = Callable[[int, torch.Tensor, torch.Tensor], None]
 class Settings:
     """How codes are refined. Raises ValueError for what can't be."""
 
-    steps: int = 100
+    steps: int = 100  # Each is one pass through g and back, whatever the optimiser.
     space: str = 'y'  # What moves: 'y', 'y+' (one code per layer) or 'z' (y = φ⁻¹(z)).
-    lr: float = 0.3  # Of Adam, in standard deviations of each dimension of the code.
-    warmup: float = 0.05  # Part of the steps in which the learning rate rises from 0 …
+    optimizer: str | None = None  # 'lbfgs' or 'adam'. None = L-BFGS, for noise Adam.
+    lr: float = 0.3  # Of Adam, or L-BFGS's first step: in standard deviations of each dimension of the code.
+    warmup: float = 0.05  # Of Adam: part of the steps in which the learning rate rises from 0 …
     rampdown: float = 0.25  # … and at the end falls to 0 along a cosine.
     beta2: float = 0.9  # Of Adam; its β₁ is 0.9.
     pixel_weight: float = 1.0
@@ -46,6 +48,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.space not in spaces.SPACES:
             raise ValueError(f"space: expected 'y', 'y+' or 'z', got {self.space!r}")
+        if self.optimizer not in (None, 'lbfgs', 'adam') or (self.noise and self.optimizer == 'lbfgs'):
+            raise ValueError(f"optimizer: expected 'adam', without noise 'lbfgs', or None, got {self.optimizer!r}")
         if self.steps < 0 or not self.lr > 0:
             raise ValueError(f'steps, lr: expected at least 0 and more than 0, got {self.steps} and {self.lr}')
         if self.offset_weight and self.space != 'y+':
@@ -88,13 +92,12 @@ def refine(
         ValueError: shapes that don't fit, or a setting that this network has no part for.
     """
     task = _Task(G, img, c, settings, percep, statistics or spaces.code_statistics(G))
-    units = task.start(code).requires_grad_()
     noise = noise_maps.initial_noise(G.synthesis, len(img)) if settings.noise else {}
-    moving = [units, *(value.requires_grad_() for value in noise.values())]
-    optimizer = torch.optim.Adam(moving, betas=(0.9, settings.beta2))
+    mover = _choose_mover(task.start(code), noise, settings)
     best: _Best | None = None
     history = []
     for step in range(settings.steps + 1):
+        units = mover.units
         with torch.set_grad_enabled(step < settings.steps):
             recon, losses = task.evaluate(units, noise)
         best = _Best.better(best, losses, units, noise, recon)
@@ -102,16 +105,61 @@ def refine(
         if callback is not None:
             callback(step, losses.detach(), recon.detach())
         if step < settings.steps:
-            with torch.enable_grad():
-                penalty = settings.noise_weight * noise_maps.correlation(noise) if noise else torch.zeros_like(losses)
-                total = (losses + penalty).sum()
-            for value, grad in zip(moving, torch.autograd.grad(total, moving)):
-                value.grad = grad
-            optimizer.param_groups[0]['lr'] = settings.lr * schedule(step, settings)
-            optimizer.step()
-            noise_maps.normalize({name: value.detach() for name, value in noise.items()})
+            mover.move(step, losses)
     assert best is not None, 'the start itself is evaluated'
     return task.finish(best, torch.stack(history).cpu())
+
+
+class _LBFGSMover:
+    """Moves codes by L-BFGS, image by image."""
+
+    def __init__(self, units: torch.Tensor, settings: Settings) -> None:
+        self.shape = units.shape
+        flat = units.flatten(1)
+        self.rows = RowLBFGS(flat, first_step=settings.lr * math.sqrt(flat.shape[1]))
+        self.units = units.requires_grad_()
+
+    def move(self, step: int, losses: torch.Tensor) -> None:
+        """Makes `units` the next codes to evaluate, given the losses [N] of these."""
+        (grad,) = torch.autograd.grad(_sum(losses), [self.units])
+        self.rows.tell(losses.detach(), grad.flatten(1))
+        self.units = self.rows.trial.reshape(self.shape).requires_grad_()
+
+
+class _AdamMover:
+    """Moves codes and noise by Adam."""
+
+    def __init__(self, units: torch.Tensor, noise: Mapping[str, torch.Tensor], settings: Settings) -> None:
+        self.units, self.noise, self.settings = units.requires_grad_(), noise, settings
+        self.moving = [units, *(value.requires_grad_() for value in noise.values())]
+        self.optimizer = torch.optim.Adam(self.moving, betas=(0.9, settings.beta2))
+
+    def move(self, step: int, losses: torch.Tensor) -> None:
+        """Moves `units` and the noise in place, given the losses [N] without the noise's regulariser."""
+        total = _sum(losses)
+        if self.noise:
+            with torch.enable_grad():
+                total = total + self.settings.noise_weight * noise_maps.correlation(self.noise).sum()
+        for value, grad in zip(self.moving, torch.autograd.grad(total, self.moving)):
+            value.grad = grad
+        self.optimizer.param_groups[0]['lr'] = self.settings.lr * schedule(step, self.settings)
+        self.optimizer.step()
+        noise_maps.normalize({name: value.detach() for name, value in self.noise.items()})
+
+
+def _choose_mover(
+    units: torch.Tensor, noise: Mapping[str, torch.Tensor], settings: Settings
+) -> _LBFGSMover | _AdamMover:
+    # The noise's regulariser is so stiff, and its maps are so large, that L-BFGS would think of nothing else.
+    if noise or settings.optimizer == 'adam':
+        return _AdamMover(units, noise, settings)
+    return _LBFGSMover(units, settings)
+
+
+def _sum(losses: torch.Tensor) -> torch.Tensor:
+    """Their sum, differentiable whatever the caller has switched off."""
+    with torch.enable_grad():
+        return losses.sum()
 
 
 def schedule(step: int, settings: Settings) -> float:
@@ -215,7 +263,10 @@ class _Task:
         return total
 
     def _inconsistency(self, code: torch.Tensor, recon: torch.Tensor) -> torch.Tensor:
-        """Mean squared difference of the code and what the encoder makes of its image, in variances of y: [N]."""
+        """Mean squared difference of the code and what the encoder makes of its image, in variances of y: [N].
+
+        What an encoder of several passes is shown of its earlier answers counts as given: no gradient goes there.
+        """
         again = self.G.encode(recon, self.c)
         if again.ndim != code.ndim:
             again, code = base_code(again), base_code(code)

@@ -115,7 +115,7 @@ def test_layers_of_their_own(files: Files, tmp_path: Path) -> None:
 def test_the_command_is_the_function(files: Files, tmp_path: Path) -> None:
     invert(files.network, files.one, tmp_path, '--refine=6', '--space=z', '--init=mean', '--percep=none',
            '--refine-lr=0.2', '--prior-weight=0.1', '--consistency-weight=0.05')  # fmt: skip
-    settings = Settings(6, 'z', 0.2, prior_weight=0.1, consistency_weight=0.05)
+    settings = Settings(6, 'z', lr=0.2, prior_weight=0.1, consistency_weight=0.05)
     expected = refine(files.G, picture(Path(files.one))[None], settings=settings)
     np.testing.assert_allclose(latents(tmp_path / 'projected_w.npz')['y'], expected.code, rtol=1e-3, atol=1e-4)
 
@@ -159,6 +159,25 @@ def test_a_code_for_each_layer_can_be_used_as_one(files: Files, monkeypatch: pyt
         refined = Inverter(files.G, space, settings=Settings(2, space))(img, None, ['a'])
         assert refined.figures['start_mse'] == pytest.approx(start.figures['mse'], rel=1e-4)
         assert (refined.y_plus is not None) == (space == 'y+')
+
+
+@pytest.mark.parametrize('encoder', [dict(space='y+'), dict(space='z'), dict(space='y+', iters=2)])
+def test_every_kind_of_encoder_can_be_refined(files: Files, encoder: dict[str, Any]) -> None:
+    from lia_plugin.inverter import Inverter
+
+    G = make_generator()
+    kwargs = {**G.init_kwargs, 'encoder_kwargs': dict(channel_base=128, channel_max=8, **encoder)}
+    torch.manual_seed(0)
+    G = type(G)(**kwargs).eval().requires_grad_(False)
+    img = picture(Path(files.one))[None]
+    for space in ('y', 'y+', 'z'):
+        settings = Settings(3, space, lr=0.03, consistency_weight=0.01)
+        found = Inverter(G, space, settings=settings)(img, None, ['a'])
+        wanted = G.encode(img) if space == 'y+' else G.encode(img, space='y')
+        error = (G.decode(wanted, noise_mode='const').clamp(-1, 1) - img).square().mean()
+        assert found.figures['start_mse'] == pytest.approx([float(error)], rel=1e-4)
+        assert found.figures['mse'] < found.figures['start_mse']
+        assert (found.y_plus is not None) == (space == 'y+')
 
 
 # Networks without an encoder, and without φ
@@ -273,6 +292,9 @@ def bad_calls(files: Files, folder: Path) -> dict[str, list[str]]:
         'let an optimisation find the codes: --refine': stage1,
         'let an optimisation find the codes: --refine=1000': stock,
         '--refine-lr: only with --refine': [*lia, '--refine-lr=1'],
+        '--refine-optimizer: only with --refine': [*lia, '--refine-optimizer=adam'],
+        '--refine-optimizer=lbfgs: not with --refine-noise': [
+            *lia, '--refine=1', '--refine-noise', '--refine-optimizer=lbfgs'],
         '--prior-weight: only with --refine': [*lia, '--prior-weight=1'],
         '--refine-noise: only with --refine': [*lia, '--refine-noise'],
         '--save-video: only with --refine': [*lia, '--save-video'],

@@ -85,12 +85,15 @@ def map_estimate(G: Any, img: torch.Tensor, prior_weight: float) -> torch.Tensor
 # Optima
 
 
+@pytest.mark.parametrize('optimizer, steps', [('lbfgs', 30), ('adam', 250)])
 @pytest.mark.parametrize('space', ['y', 'y+', 'z'])
 @pytest.mark.parametrize('prior_weight', [0.0, 0.3])
-def test_a_linear_generator_is_solved(linear: Any, space: str, prior_weight: float) -> None:
+def test_a_linear_generator_is_solved(
+    linear: Any, space: str, prior_weight: float, optimizer: str, steps: int
+) -> None:
     """The prior of a linear φ has one maximum in y and in z alike, and with layers that do the same, one in y+."""
     img = pictures(4, 1, SIDE, SIDE)
-    settings = Settings(steps=400, space=space, prior_weight=prior_weight, rampdown=0.9)
+    settings = Settings(steps, space, optimizer, prior_weight=prior_weight, rampdown=0.9)
     found = refine(linear, img, settings=settings)
     expected = map_estimate(linear, img, prior_weight)
     code = found.code.mean(dim=1) if space == 'y+' else found.code
@@ -102,7 +105,7 @@ def test_a_linear_generator_is_solved(linear: Any, space: str, prior_weight: flo
 
 def test_a_heavy_prior_is_all_there_is(linear: Any) -> None:
     start = torch.ones([2, DIM])
-    found = refine(linear, pictures(2, 1, SIDE, SIDE), code=start, settings=Settings(steps=300, prior_weight=1e6))
+    found = refine(linear, pictures(2, 1, SIDE, SIDE), code=start, settings=Settings(steps=30, prior_weight=1e6))
     torch.testing.assert_close(found.code, torch.zeros([2, DIM]), rtol=0, atol=1e-2)
 
 
@@ -122,7 +125,7 @@ def test_consistency_leads_to_what_the_encoder_says(linear: Any) -> None:
     target = torch.tensor([0.2, -0.4, 1.0])
     linear.encoder = object()
     linear.encode = lambda img, c: target.expand(len(img), -1)
-    settings = Settings(steps=300, pixel_weight=0, consistency_weight=1)
+    settings = Settings(steps=30, pixel_weight=0, consistency_weight=1)
     found = refine(linear, pictures(2, 1, SIDE, SIDE), settings=settings)
     torch.testing.assert_close(found.code, target.expand(2, -1), rtol=1e-3, atol=1e-3)
     variance = spaces.code_statistics(linear).std.square().mean()
@@ -155,6 +158,7 @@ def test_the_offsets_penalty_ties_the_layers(G: Any) -> None:
 
 @pytest.mark.parametrize('options', [
     dict(space='y'),
+    dict(space='y', optimizer='adam'),
     dict(space='y+', offset_weight=0.1, prior_weight=0.01),
     dict(space='z', prior_weight=0.01, consistency_weight=0.1),
     dict(noise=True),
@@ -175,7 +179,7 @@ def test_the_best_state_of_each_image_is_kept(G: Any) -> None:
     """A step far too long makes everything worse at times: what was best comes out, image by image."""
     img = pictures(4)
     seen: list[tuple[int, torch.Tensor, torch.Tensor]] = []
-    found = refine(G, img, settings=Settings(steps=15, lr=3.0), callback=lambda *state: seen.append(state))
+    found = refine(G, img, settings=Settings(15, optimizer='adam', lr=3.0), callback=lambda *state: seen.append(state))
     assert [step for step, _, _ in seen] == list(range(16)) and found.losses.shape == (16, 4)
     torch.testing.assert_close(torch.stack([losses for _, losses, _ in seen]), found.losses)
     assert (found.losses[1:] > found.losses[:-1]).any(), 'or there would be nothing to keep'
@@ -183,6 +187,12 @@ def test_the_best_state_of_each_image_is_kept(G: Any) -> None:
     for i in range(4):
         assert torch.equal(found.recon[i], seen[int(best[i])][2][i])
     torch.testing.assert_close(G.synthesis(found.ws, noise_mode='const'), found.recon, rtol=1e-4, atol=1e-4)
+
+
+def test_lbfgs_needs_fewer_steps(G: Any) -> None:
+    img = pictures(3)
+    lbfgs, adam = (refine(G, img, settings=Settings(40, optimizer=name)).losses for name in (None, 'adam'))
+    assert float(lbfgs.amin(dim=0).mean()) < float(adam.amin(dim=0).mean())
 
 
 def test_a_start_that_is_perfect_stays(G: Any) -> None:
@@ -337,7 +347,7 @@ def test_noise_of_its_own_for_each_image(G: Any) -> None:
 
 def test_noise_that_is_free_takes_up_the_image_and_the_regulariser_forbids_it(G: Any) -> None:
     img = pictures(2)
-    plain = refine(G, img, settings=Settings(steps=30))
+    plain = refine(G, img, settings=Settings(steps=30, optimizer='adam'))
     free, held = (refine(G, img, settings=Settings(steps=30, noise=True, noise_weight=w)) for w in (0.0, 1e5))
     assert plain.noise is None and free.noise is not None and held.noise is not None
     assert (free.losses.amin(dim=0) < plain.losses.amin(dim=0)).all()
@@ -356,6 +366,8 @@ def test_noise_that_is_free_takes_up_the_image_and_the_regulariser_forbids_it(G:
     (dict(space='w'), "space: expected 'y', 'y\\+' or 'z', got 'w'"),
     (dict(steps=-1), 'steps, lr'),
     (dict(lr=0.0), 'steps, lr'),
+    (dict(optimizer='sgd'), "optimizer: .*'sgd'"),
+    (dict(optimizer='lbfgs', noise=True), "optimizer: .*'lbfgs'"),
     (dict(lr=math.nan), 'steps, lr'),
     (dict(offset_weight=0.1), 'offset_weight'),
 ])

@@ -41,8 +41,10 @@ def parse_finite(ctx: click.Context, param: click.Parameter, value: float) -> fl
 @click.option('--init', metavar='encoder|mean|FILE',
               help='Where codes start; FILE is an .npz of this command or of a projector  [default: encoder, if any]')
 @click.option('--refine', type=click.IntRange(min=1), metavar='N', help='Improve the codes by N steps of optimisation')
+@click.option('--refine-optimizer', type=click.Choice(['lbfgs', 'adam']),
+              help='L-BFGS needs a third of the steps  [default: lbfgs; adam with --refine-noise]')
 @click.option('--refine-lr', type=params.FiniteRange(min=0, min_open=True),
-              help='Its learning rate, in standard deviations of the code  [default: 0.3]')
+              help="Adam's learning rate, or L-BFGS's first step, in standard deviations of the code  [default: 0.3]")
 @click.option('--prior-weight', type=params.FiniteRange(min=0), default=0.0, help='Of -log p(y) per dimension')
 @click.option('--consistency-weight', type=params.FiniteRange(min=0), default=0.0,
               help='Of |f(g(y)) - y|², in variances of y')
