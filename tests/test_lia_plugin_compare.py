@@ -150,7 +150,8 @@ def test_the_plain_generator_differs_in_its_mapping_alone(data: str, tmp_path: p
 
 @pytest.mark.parametrize('name, said', [
     ('lia-y', dict(enc_space='y')), ('lia-y+', dict(enc_space='y+')), ('encoder-z', dict(enc_space='z')),
-    ('no-disc', dict(enc_space='y', percep='none', enc_adv=0.0)), ('bigan', dict(enc_space='z')),
+    ('mlp-w', dict(enc_space='y', enc_prior=0.0)), ('lia-y-disc', dict(enc_space='y', percep='disc')),
+    ('no-disc', dict(enc_space='y', percep='none', enc_adv=0.0, enc_start='random')), ('bigan', dict(enc_space='z')),
 ])  # fmt: skip
 def test_each_encoder_is_what_its_name_says(name: str, said: dict[str, Any], data: str) -> None:
     full = settings(data, 'out', training=dict(percep='vgg16', enc_percep=0.3, enc_adv=0.2, phi_layers=6))
