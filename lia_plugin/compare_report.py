@@ -108,8 +108,8 @@ class Results:
         found = {'grid': grid(originals(self.settings, len(self.shown[names[0]])),
                               {compare.method(name).caption: self.shown[name] for name in names})}
         means = summary(self.records, 'shared')
-        points = [plot.Point(m['seconds'][0], m['mse'][0], compare.method(name).label) for name, m in means.items()
-                  if m['seconds'][0] > 0 and m['mse'][0] > 0]
+        points = [plot.Point(m['seconds'][0], m['mse'][0], compare.method(name).label, compare.method(name).family)
+                  for name, m in means.items() if m['seconds'][0] > 0 and m['mse'][0] > 0]
         if points:
             title = f'Reconstruction error of {self.records[0]["shared"]["n"]} held-out images'
             found['curve'] = plot.scatter(points, title, 'seconds per image', 'MSE, images in [-1, 1]')

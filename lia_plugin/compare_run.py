@@ -24,6 +24,7 @@ from lia_plugin import (
     host,
     perceptual,
     planning,
+    run_dir,
 )
 from lia_plugin.compare import STAGE1, STAGE1_MLP, Method, Settings, work_name
 from lia_plugin.host import UserError
@@ -48,7 +49,18 @@ def run(settings: Settings) -> int:
     everything that was finished on the disk.
     """
     settings = compare_training.complete(settings)
+    compare_training.check_runs(settings)
     tools = prepare(settings)
+    folder = run_dir.Run(settings.outdir)
+    if folder.worker() not in (None, os.getpid()):
+        raise UserError(f'--outdir: {settings.outdir}: process {folder.worker()} is at work here; wait for it')
+    os.makedirs(settings.outdir, exist_ok=True)
+    with folder.at_work():
+        return run_all(settings, tools)
+
+
+def run_all(settings: Settings, tools: Tools) -> int:
+    """All methods with all seeds; gives the number of those that failed."""
     results = compare_report.Results(settings)
     for seed in range(settings.seeds):
         for base in settings.bases:

@@ -243,9 +243,25 @@ def _train(settings: Settings, name: str, options: Options, planner: Planner) ->
     return snapshot
 
 
-def _check_same(run: run_dir.Run, options: Options) -> None:
+def check_runs(settings: Settings) -> None:
+    """UserError if the folder holds a run of other options, whatever has to be trained before it."""
+    for seed in range(settings.seeds):
+        for name in (*settings.bases, *settings.trained):
+            run = run_dir.Run(settings.path('runs', compare.work_name(seed, name)))
+            if name not in settings.taken and os.path.exists(run.file(run_dir.OPTIONS_FILE)):
+                _check_same(run, _options_of(settings, seed, name), but=('resume',))
+
+
+def _options_of(settings: Settings, seed: int, name: str) -> Options:
+    """Options of a run; those of a stage 2 name no pickle."""
+    if name in (STAGE1, STAGE1_MLP):
+        return stage1_options(settings, seed, name)
+    return joint_options(settings, seed) if compare.method(name).joint else encoder_options(settings, seed, name, '')
+
+
+def _check_same(run: run_dir.Run, options: Options, but: tuple[str, ...] = ()) -> None:
     then, now = run.recorded.get('options', {}), dataclasses.asdict(options)
-    wrong = next((k for k in now if k not in MAY_CHANGE and k in then and then[k] != now[k]), None)
+    wrong = next((k for k in now if k not in MAY_CHANGE + but and k in then and then[k] != now[k]), None)
     if wrong is not None:
         raise UserError(f'{opts.flag(wrong)}: {now[wrong]} now, {then[wrong]} in {run.path}; one table must not mix '
                         'them: give another --outdir')

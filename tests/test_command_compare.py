@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 from click.testing import CliRunner
 
-from lia_plugin import cli, compare_run, launch
+from lia_plugin import cli, compare_run, launch, run_dir
 from lia_plugin.commands.compare import compare
 
 METHODS = 'lia-y,lia-y+,encoder-z,mlp-w,lia-y-disc,no-disc,bigan,opt-2,opt-5,refine-2'
@@ -84,9 +84,20 @@ def test_all_methods_and_again_at_once(
     # A part of it needs nothing new either.
     assert run(*args, '--methods=opt-5,bigan') == 0
     assert 'LIA, y' not in capfd.readouterr().out.rpartition('# Comparison')[2]
-    # Other options must not be mixed in.
-    assert run(*args, '--batch=4') == 2
-    assert '--batch: 4 now, 8 in' in capfd.readouterr().err
+    # Other options must not be mixed in, of whatever run.
+    for option, told in (('--batch=4', '--batch: 4 now, 8 in'), ('--enc-lr=0.5', '--enc-lr: 0.5 now, None in')):
+        assert run(*args, option) == 2
+        assert told in capfd.readouterr().err
+    assert files_of(tmp_path) == before
+
+
+def test_a_folder_where_another_process_is_at_work(data: str, tmp_path: pathlib.Path, capfd: Any) -> None:
+    with run_dir.Run(str(tmp_path)).at_work():
+        noted = json.loads((tmp_path / 'running.json').read_text())
+    parent = dict(noted, pid=os.getppid(), born=run_dir._born(os.getppid()))
+    (tmp_path / 'running.json').write_text(json.dumps(parent))
+    assert run(f'--data={data}', f'--outdir={tmp_path}', *TINY) == 2
+    assert f'process {os.getppid()} is at work here' in capfd.readouterr().err
 
 
 @pytest.mark.slow
