@@ -76,7 +76,8 @@ def scatter(points: Sequence[Point], title: str, x_label: str, y_label: str) -> 
     places = [(across.pixel(point.x), up.pixel(point.y)) for point in points]
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in places]
     for group in {point.group for point in points} - {''}:
-        draw.line(sorted(place for place, point in zip(places, points) if point.group == group), fill=POINT)
+        joined = sorted(place for place, point in zip(places, points) if point.group == group)
+        draw.line([coordinate for place in joined for coordinate in place], fill=POINT)
     for (x, y), point in zip(places, points):
         draw.ellipse([(x - 4, y - 4), (x + 4, y + 4)], fill=POINT)
         _name(draw, small, point.name, x, y, taken)
