@@ -125,12 +125,21 @@ def method_record(
     if not method.optimises or method.needs is not None:
         check_encoder(G, method, path)
     record, shown = measured(settings, tools, method, G)
-    record.update(of=of, seed=seed, network=path, **compare_report.budget(settings, method))
+    record.update(of=of, seed=seed, network=path, machine=machine(tools.device))
+    record.update(compare_report.budget(settings, method))
     os.makedirs(os.path.dirname(file), exist_ok=True)
     with host.atomic_write(f'{file}.npy') as out:
         np.save(out, shown)
     save_json(f'{file}.json', record)
     return record, shown
+
+
+def machine(device: torch.device) -> str:
+    """What times were taken on."""
+    if device.type == 'cuda':
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f'{device}, {threads} thread{"s" if threads > 1 else ""}'
 
 
 def measured(settings: Settings, tools: Tools, method: Method, G: Any) -> tuple[dict[str, Any], np.ndarray]:

@@ -384,7 +384,7 @@ def record(name: str, seed: int, mse: float, full: Settings) -> dict[str, Any]:
     figures = dict(n=3, mse=mse, seconds=0.01, recon_fid=2.0, recon_fid_notes=dict(detector='random:0'))
     method = compare.method(name)
     return dict(name=name, label=method.label, seed=seed, shared=figures, all=None if method.optimises else figures,
-                **compare_report.budget(full, method))
+                machine='a machine', **compare_report.budget(full, method))
 
 
 def test_tables_give_mean_and_spread_over_seeds(data: str, tmp_path: pathlib.Path) -> None:
@@ -400,6 +400,7 @@ def test_tables_give_mean_and_spread_over_seeds(data: str, tmp_path: pathlib.Pat
     assert '| BiGAN/ALI | 0.5000 | 2.000 | 0.01 | 3 kimg | 1 |' in text
     assert '| optimisation, 7 steps | 0.1250 | 2.000 | 0.01 | 2 kimg, 7 steps | 1 |' in text
     assert 'bigan, seed 1: failed: it diverged' in text and 'lia compare --x' in text and 'FID by random:0' in text
+    assert 'Timed on a machine.' in text
     content = json.loads((tmp_path / 'compare.json').read_text())
     assert content['summary']['shared']['lia-y']['mse'] == pytest.approx([0.3, math.sqrt(0.005)])
     assert content['summary']['all'].keys() == {'lia-y', 'bigan'}
