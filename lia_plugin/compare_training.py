@@ -87,7 +87,8 @@ def check_taken(settings: Settings, name: str, path: str) -> None:
         raise UserError(f'--take {name}: {path}: holds no generator (no G_ema)')
     ours, theirs = training_set(settings), recorded_set(path) or {}
     same_data = os.path.basename(str(theirs.get('path'))) == os.path.basename(ours['path'])
-    if same_data and any(theirs.get(key) != ours.get(key) for key in ('split', 'val_share', 'val_seed')):
+    shares = ours.get('split') == 'train'  # Else other data is held out.
+    if same_data and shares and any(theirs.get(key) != ours[key] for key in ('split', 'val_share', 'val_seed')):
         raise UserError(f'--take {name}: {path} was trained on images that are held out here: its share of them is '
                         f'{theirs.get("val_share") or "none"}, here it is --val={settings.training["val"]}')
     told, kimg = snapshot_kimg(path), settings.training['kimg']

@@ -223,6 +223,9 @@ def test_a_network_that_knows_held_out_images_is_refused(
             compare_training.complete(wanted)
     else:
         compare_training.complete(wanted)
+    elsewhere = make_data(tmp_path / 'held-out', 3)
+    compare_training.complete(settings(data, tmp_path, methods=('opt-3',), taken={STAGE1: path},
+                                       training=dict(val=elsewhere)))
 
 
 def test_networks_that_are_compared_are_of_one_size(data: str, lia: Generator, tmp_path: pathlib.Path) -> None:
