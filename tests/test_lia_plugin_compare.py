@@ -268,7 +268,7 @@ def test_an_encoder_behind_an_mlp_leads_to_its_w(plain: PlainGenerator, tmp_path
     with_phi, _fitted = attach.attach(start, 'x.pkl', Labels(0), fit=Fit(steps=0))
     source, out = (str(tmp_path / name) for name in ('phi.pkl', 'init.pkl'))
     network_pickle.save(source, with_phi)
-    stages.prepare_encoder_stage(source, out, dict(WIDTHS, space='y'))
+    stages.prepare_encoder_stage(source, out, dict(WIDTHS, space='y'), start='random')
     G = network_pickle.load(out)['G_ema']
     img = torch.rand([3, 3, 16, 16]) * 2 - 1
     found = compare_measure.reconstructor(compare.method('mlp-w'), G)(img, None)
