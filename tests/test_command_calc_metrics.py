@@ -8,7 +8,8 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from metric_fakes import Face, save_script
+from generator_fakes import Flat, save_script
+from metric_fakes import Face
 from stand_in_vgg import save_vgg
 
 from lia_plugin import cli
@@ -206,6 +207,24 @@ def test_separability_with_labels_of_the_data_and_of_a_file(place, capsys, tmp_p
     (tmp_path / 'pairs.csv').write_text('\n'.join(['file,pair', *rows]))
     code, (line,), _err = call(capsys, *args, f'--labels={tmp_path}/pairs.csv', '--num=20')
     assert code == 0 and line['attributes'] == 'pair' and line['n'] == 20
+
+
+def test_every_metric_of_generated_images_with_a_stand_in(place, capsys, tmp_path):
+    names = 'pr50k3_full pr50k3 ppl2_wend ppl_zfull ppl_wfull ppl_zend ppl_wend swd kid50k_full'.split()
+    common = [f'--network={place}/net.pkl', '--num=9']
+    code, lines, _err = call(capsys, *common, f'--metrics={",".join(names)}', '--detector=random:0')
+    assert code == 0 and [line['metric'] for line in lines] == names
+    for line in lines:
+        assert line['n'] == 9 and all(np.isfinite(value) for value in line['results'].values())
+        assert line['value_range'] and line.get('detector') == (None if line['metric'] == 'swd' else 'random:0')
+    assert [line['data'] for line in lines[1:3]] == ['data', 'generated images']
+    moved = write_network(tmp_path / 'moved.pkl', '/no/such/place.zip')
+    detector = save_script(Flat(), tmp_path / 'flat.pt')
+    code, lines, _err = call(
+        capsys, f'--network={moved}', '--num=10', '--metrics=is50k,ppl2_wend', f'--detector={detector}')
+    assert code == 0 and lines[0]['results']['is50k_mean'] >= 1, 'neither needs a data set'
+    code, lines, err = call(capsys, *common, '--metrics=swd,is50k', '--detector=random:0')
+    assert (code, lines) == (2, []) and 'random:0 has no classes' in err, 'said before the first metric'
 
 
 def test_list_needs_no_network(capsys):

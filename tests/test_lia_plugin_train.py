@@ -346,6 +346,8 @@ def test_bad_data(make: Callable[[pathlib.Path], str], named: str, run: Any, loo
     (['--stage=encoder'], '--resume'), (['--cfg=auto', '--enc-kimg=3'], '--enc-kimg'), (['--subset=50'], '--subset'),
     (['--cond'], '--cond'), (['--val=1.5'], '--val'), (['--val=nowhere.zip'], 'nowhere.zip'),
     (['--metrics=fid51k'], 'fid51k'), (['--stage=gan', '--metrics=recon_mse'], 'recon_mse'),
+    (['--metrics=pr50k3', '--detector=nowhere.pt'], 'nowhere.pt'),
+    (['--metrics=is50k', '--detector=random:0'], 'is50k'),
     (['--metrics=fid50k_full', '--detector=nowhere.pt'], 'nowhere.pt'), (['--resume=nowhere.pkl'], 'nowhere.pkl'),
     (['--stage=encoder', '--resume=nowhere.pkl'], 'nowhere.pkl'), (['--resume=latest'], '--resume'),
     (['--resume=latest', '--new-run'], '--new-run'),
@@ -370,7 +372,8 @@ def test_outdir_that_is_a_file(data: str, loop: Loop, tmp_path: pathlib.Path, ca
     assert err.count('\n') == 1 and '--outdir' in err and not loop.calls
 
 
-@pytest.mark.parametrize('metrics, percep', [('fid50k_full', 'disc'), ('none', 'vgg16')])
+@pytest.mark.parametrize('metrics, percep', [
+    ('fid50k_full', 'disc'), ('is50k,swd', 'disc'), ('ppl2_wend', 'disc'), ('pr50k3_full', 'disc'), ('none', 'vgg16')])
 def test_offline_says_so_before_training(metrics: str, percep: str, run: Any, loop: Loop, data: str, monkeypatch: Any,
                                          tmp_path: pathlib.Path, capsys: Any) -> None:
     """One line: the file, the folder to put it in, and the option that does without."""
@@ -384,7 +387,8 @@ def test_offline_says_so_before_training(metrics: str, percep: str, run: Any, lo
     monkeypatch.setenv('DNNLIB_CACHE_DIR', str(tmp_path / 'cache'))
     assert run(f'--data={data}', *SHORT, f'--metrics={metrics}', f'--percep={percep}') == 2
     err = capsys.readouterr().err.strip().splitlines()[-1]
-    assert str(tmp_path / 'cache') in err and ('inception' in err if percep == 'disc' else 'vgg16.pt' in err)
+    of_vgg16 = percep == 'vgg16' or metrics.startswith('p')
+    assert str(tmp_path / 'cache') in err and ('vgg16.pt' if of_vgg16 else 'inception') in err
     assert ('--detector' if percep == 'disc' else '--percep=disc') in err
     assert not loop.calls and not _runs(tmp_path)
 
