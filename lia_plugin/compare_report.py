@@ -212,7 +212,7 @@ def detector(rows: Iterable[Mapping[str, Any] | None], kind: str) -> str:
 def notes(results: Results) -> list[str]:
     """What people must know to read the tables, one line each."""
     settings = results.settings
-    machines = sorted({record['machine'] for record in results.records})
+    machines = sorted({record['machine'] for record in results.records if 'machine' in record})
     lines = [LEGEND, *(f'Timed on {machine}.' for machine in machines)]
     lines += [f'{compare.method(name).label}: {compare.method(name).about}.' for name in settings.methods]
     for name, path in settings.taken.items():
