@@ -297,8 +297,19 @@ def place_stage(kwargs: dict[str, Any], state_file: str) -> dict[str, Any]:
     total = kwargs['total_kimg'] - kwargs.get('start_kimg', 0)
     if newest is not None:
         print(f'Going on from {newest}: its weights; optimisers start afresh, for {NAME} keeps none', flush=True)
-        kwargs = {**kwargs, 'resume_pkl': newest}
+        kwargs = {**_further_on(kwargs, done), 'resume_pkl': newest}
     return {**kwargs, 'run_dir': f'{base}-part{len(folders):02d}', 'start_kimg': 0, 'total_kimg': max(total - done, 0)}
+
+
+def _further_on(kwargs: dict[str, Any], done_kimg: float) -> dict[str, Any]:
+    """The same arguments for a stage of which so much is over: schedules of loss and optimisers begin there."""
+    moved = dict(kwargs)
+    for key in ('G_opt_kwargs', 'D_opt_kwargs'):
+        if 'total_steps' in kwargs[key]:
+            moved[key] = {**kwargs[key], 'first_step': round(done_kimg * 1000 / kwargs['batch_size'])}
+    if 'total_kimg' in kwargs['loss_kwargs']:
+        moved['loss_kwargs'] = {**kwargs['loss_kwargs'], 'first_kimg': done_kimg}
+    return moved
 
 
 def newest_snapshot(folder: str) -> tuple[str | None, int]:
@@ -449,6 +460,11 @@ def _run_rank(
 
 def _is_distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def world_size() -> int:
+    """Number of processes that work together."""
+    return torch.distributed.get_world_size() if _is_distributed() else 1
 
 
 def loss_must_sync() -> bool:

@@ -78,6 +78,7 @@ def _begin_encoder(run: run_dir.Run, config: dict[str, Any]) -> None:
         seed=kwargs['random_seed'],
         trust=config['options']['trust_pickle'],
         D_kwargs=kwargs['D_kwargs'],
+        start=config.get('encoder_start', 'random'),  # Runs that began before there was a choice.
     )
     # The state in the directory is stage 1's, which stage 2 must not go on from; it writes its own.
     with contextlib.suppress(FileNotFoundError):

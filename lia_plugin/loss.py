@@ -1,6 +1,7 @@
 """Stage-2 loss: the encoder f learns image → y with the generator frozen, the discriminator goes on (section 3.3).
 
-    E:  pixel · mean (x − x̃)²  +  percep · ε(x, x̃)  +  adv · softplus(−c(x̃))  +  latent · |f(g(y)) − y|² / var y
+    E:  pixel · mean (x − x̃)²  +  percep · ε(x, x̃)  +  adv · softplus(−c(x̃))
+        +  latent · mean (f(g(y)) − y)² / var y  +  offset · mean (y+ − y)² / var y  −  prior · log p(y) / dim y
     c:  softplus(c(x̃)) + softplus(−c(x)) + γ/2 · ‖∇c(x)‖²                  with x̃ = g(f(x))
 
 The class stands in the place of the host's StyleGAN2Loss and takes what either host gives its loss.
@@ -15,10 +16,12 @@ import torch
 import torch.nn.functional as F
 
 from lia_plugin import host
-from lia_plugin.networks import Encoder, MappingNetwork
+from lia_plugin.networks import Encoder, Feedback, MappingNetwork, base_code
 from lia_plugin.perceptual import make_perceptual
 from lia_plugin.stages import code_statistics
 from torch_utils import misc, training_stats
+
+UNLOCKING = (0.1, 0.4)  # The share of stage 2 after which the first and the last layer of y+ have offsets.
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -54,8 +57,14 @@ class EncoderLoss:
         percep_weight: float = 0.1,
         percep_network: str | None = None,  # Pickle whose D gives the features of percep='disc'.
         adv_weight: float = 0.0,  # 0 = no adversarial term; the discriminator then rests.
-        latent_weight: float = 0.0,  # Supervision on generated images, whose y is known.
+        adv_start: float = 0.0,  # Share of the stage before which it rests, too.
+        latent_weight: float = 0.0,  # Supervision of generated images' codes, which are known.
+        mix: float = 0.0,  # Share of a batch whose images are generated ones.
+        offset_weight: float = 0.0,  # Penalty on the offsets of y+ from its base code.
+        prior_weight: float = 0.0,  # Of the code's likelihood under the exact prior, per dimension; φ is frozen.
         r1_gamma: float = 10.0,
+        total_kimg: float | None = None,  # Length of the stage. None = unknown, nothing waits for its time.
+        first_kimg: float = 0.0,  # How much of it is over, in a host that keeps no state of a loss.
     ) -> None:
         if G is None and (G_mapping is None or G_synthesis is None):
             raise ValueError('EncoderLoss: needs G, or G_mapping and G_synthesis')
@@ -73,8 +82,13 @@ class EncoderLoss:
         self.pixel_weight = pixel_weight
         self.percep_weight = percep_weight
         self.percep = make_perceptual(percep, percep_network, device) if percep_weight else None
-        self.adv_weight = adv_weight
-        self.latent_weight = latent_weight
+        self.adv_weight, self.adv_start = adv_weight, adv_start
+        self.latent_weight, self.mix = latent_weight, mix
+        self.offset_weight, self.prior_weight = offset_weight, prior_weight
+        self.total_kimg = total_kimg
+        self.shown = round(first_kimg * 1000)  # Images of the stage so far, over all ranks.
+        if latent_weight and not mix:
+            raise ValueError('EncoderLoss: latent_weight needs generated images, mix > 0')
         # Errors are counted in units of the latent space's own variance, measured once: a batch's would depend on
         # how the batch is cut into rounds and ranks.
         self.code_variance = code_statistics(mapping, self.encoder.space)[1].square().mean().to(device)
@@ -82,10 +96,11 @@ class EncoderLoss:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run can't measure again: its φ is at random until the checkpoint is in place."""
-        return {'code_variance': self.code_variance.cpu()}
+        return {'code_variance': self.code_variance.cpu(), 'shown': torch.tensor(self.shown)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.code_variance = state['code_variance'].to(self.device)
+        self.shown = int(state.get('shown', self.shown))  # States of version 0.1 have none, nor anything that needs it.
 
     def accumulate_gradients(
         self,
@@ -100,8 +115,10 @@ class EncoderLoss:
     ) -> torch.Tensor | None:
         """Adds one round's gradients to the phase's parameters; gives the loss as a scalar, None if nothing was due."""
         if phase in ('Gmain', 'Gboth'):
+            self._unlock_layers()
             loss = self._encoder_loss(real_img, real_c, gen_z, gen_c)
-        elif phase in ('Dmain', 'Dreg', 'Dboth') and self.adv_weight:
+            self.shown += len(real_img) * host.world_size()
+        elif phase in ('Dmain', 'Dreg', 'Dboth') and self._adversary_counts():
             loss = self._discriminator_loss(phase, real_img, real_c, sync)
         else:
             return None
@@ -113,36 +130,80 @@ class EncoderLoss:
     def _encoder_loss(
         self, real_img: torch.Tensor, real_c: torch.Tensor, gen_z: torch.Tensor, gen_c: torch.Tensor
     ) -> torch.Tensor:
-        fake_img, fake_y = self._draw(gen_z, gen_c)
-        # One pass for both halves: a batch norm in the encoder then sees, and counts, one batch a step.
-        code = self.encoder(real_img if fake_img is None else torch.cat([real_img, fake_img]))
-        code, fake_code = code[: len(real_img)], code[len(real_img) :]
-        y = self.mapping.code_to_y(code, real_c)
-        recon = self._decode_amplified(y, real_c)
-
-        terms = {'pixel': self.pixel_weight * F.mse_loss(recon, real_img)}
-        if self.percep is not None:
-            terms['percep'] = self.percep_weight * self.percep.distance(real_img, recon).mean()
-        if self.adv_weight:
-            logits = self._run_D(recon, real_c, sync=False)
-            training_stats.report('Loss/scores/recon', logits)
-            terms['adv'] = self.adv_weight * F.softplus(-logits).mean()
-        if fake_y is not None:
-            target = gen_z if self.encoder.space == 'z' else fake_y
-            terms['latent'] = self.latent_weight * F.mse_loss(fake_code, target) / self.code_variance
+        """The mean over the encoder's answers, each of which starts from what the one before has made."""
+        img, c, known = self._mix(real_img, real_c, gen_z, gen_c)
+        feedback, losses = None, []
+        for _ in range(self.encoder.iters):
+            code = self.encoder(img, feedback)
+            recon = self._decode_amplified(self.mapping.code_to_y(code, c), c)
+            terms = self._terms(img, c, code, recon, known)
+            losses.append(torch.stack(list(terms.values())).sum())
+            if len(losses) < self.encoder.iters:
+                (gradient,) = torch.autograd.grad(F.mse_loss(recon, img), [code], retain_graph=True)
+                feedback = Feedback(recon.detach().to(torch.float32), code.detach(), gradient)
         for name, value in terms.items():
             training_stats.report(f'Loss/E/{name}', value)
-        loss = torch.stack(list(terms.values())).sum()
-        training_stats.report('Loss/E/loss', loss)
-        return loss
+        training_stats.report('Loss/E/loss', losses[-1])
+        return torch.stack(losses).mean()
+
+    def _terms(
+        self, img: torch.Tensor, c: torch.Tensor, code: torch.Tensor, recon: torch.Tensor, known: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
+        """The weighted terms of one answer. `known` are the codes of as many images at the end of the batch."""
+        terms = {'pixel': self.pixel_weight * F.mse_loss(recon, img)}
+        if self.percep is not None:
+            terms['percep'] = self.percep_weight * self.percep.distance(img, recon).mean()
+        if self._adversary_counts():
+            logits = self._run_D(recon, c, sync=False)
+            training_stats.report('Loss/scores/recon', logits)
+            terms['adv'] = self.adv_weight * F.softplus(-logits).mean()
+        if known is not None and self.latent_weight:
+            found = base_code(code)[-len(known) :]
+            # In proportion to the batch: however few the generated images, each weighs the same.
+            share = len(known) / len(img)
+            terms['latent'] = self.latent_weight * share * F.mse_loss(found, known) / self.code_variance
+        if code.ndim == 3 and self.offset_weight:
+            offsets = (code[:, 1:] - code[:, :1]).square().mean() / self.code_variance
+            terms['offset'] = self.offset_weight * offsets
+        if self.prior_weight:
+            y = base_code(self.mapping.code_to_y(code, c))
+            terms['prior'] = -self.prior_weight * self.mapping.log_prob(y, c).mean() / y.shape[1]
+        return terms
 
     @torch.no_grad()
-    def _draw(self, z: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Generated images and their y, (None, None) if they don't count."""
-        if not self.latent_weight:
-            return None, None
-        y = self.mapping.z_to_y(z, c)
-        return self._decode(y, c), y
+    def _mix(
+        self, img: torch.Tensor, c: torch.Tensor, z: torch.Tensor, gen_c: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """The batch with its last images replaced by generated ones, and their codes; None if there are none.
+
+        Each process does so with its own share, so that which images these are depends on their number.
+        """
+        count = round(self.mix * len(img))
+        if count == 0:
+            return img, c, None
+        z, gen_c = z[:count], gen_c[:count]
+        y = self.mapping.z_to_y(z, gen_c)
+        fakes = self._decode(y, gen_c).to(img.dtype)
+        keep = len(img) - count
+        known = z if self.encoder.space == 'z' else y
+        return torch.cat([img[:keep], fakes]), torch.cat([c[:keep], gen_c]), known
+
+    def _progress(self) -> float:
+        """The share of stage 2 that is over, 0 to 1; 1 where nobody said how long it is."""
+        return 1.0 if self.total_kimg is None else min(self.shown / (self.total_kimg * 1000), 1.0)
+
+    def _adversary_counts(self) -> bool:
+        return bool(self.adv_weight) and self._progress() >= self.adv_start
+
+    @torch.no_grad()
+    def _unlock_layers(self) -> None:
+        """Lets the layers of y+ leave the base code one after the other, coarse ones first."""
+        if self.encoder.offsets is None:
+            return
+        count = len(self.encoder.unlocked)
+        first, last = UNLOCKING
+        for i in range(count):
+            self.encoder.unlocked[i] = float(self._progress() >= first + (last - first) * i / count)
 
     def _decode(self, y: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         return self.synthesis(self.mapping.y_to_ws(y, c), noise_mode='const')
@@ -169,7 +230,7 @@ class EncoderLoss:
         judges_recon = phase in ('Dmain', 'Dboth')
         if judges_recon:
             with torch.no_grad():
-                recon = self._decode(self.mapping.encode(real_img, real_c), real_c)
+                recon = self._decode(self.mapping.encode(real_img, real_c, self.synthesis), real_c)
             recon_logits = self._run_D(recon, real_c, sync=False)
         real_img = real_img.detach().requires_grad_(phase in ('Dreg', 'Dboth') and self.r1_gamma != 0)
         real_logits = self._run_D(real_img, real_c, sync)

@@ -27,10 +27,21 @@ LRELU_SLOPE, LRELU_GAIN = 0.2, math.sqrt(2)  # Of the activation after each laye
 
 
 class Inversion(NamedTuple):
-    """Latents of a batch of images: y = f(x) and z = φ(y), both float32 [N, z_dim]."""
+    """Latents of images: y = f(x), float32 [N, z_dim] or y+ [N, num_ws, z_dim], and z = φ(base code of y)."""
 
     y: torch.Tensor
     z: torch.Tensor
+
+
+class Feedback(NamedTuple):
+    """What has come of a code: the reconstruction NCHW, the code, and the squared error's gradient in the code.
+
+    The gradient is as long as it may be; only its direction is used.
+    """
+
+    recon: torch.Tensor
+    code: torch.Tensor
+    gradient: torch.Tensor
 
 
 def base_code(y: torch.Tensor) -> torch.Tensor:
@@ -425,12 +436,20 @@ def _lrelu(x: torch.Tensor) -> torch.Tensor:
 
 @persistence.persistent_class
 class Encoder(torch.nn.Module):
-    """The encoder f: images NCHW in [-1, 1] → one code [N, code_dim] in y (paper) or in z (the ablation).
+    """The encoder f: images NCHW in [-1, 1] → a code in y (paper), in z (the ablation), or one y for each layer (y+).
+
+    [N, code_dim], for y+ [N, num_ws, code_dim]: the base code, which is also the first layer's, and the others'
+    offsets from it (Tov et al., arXiv 2102.02766), which begin at 0 and count as far as `unlocked` lets them.
 
     arch='resnet' mirrors the discriminator's trunk and widths; arch='paper' is the reference code's BN network (64
     channels, doubled per stage). The code is `output_mean + output_std · head(x)`, both learned: the head has unit
     scale, the latent space has not, and a fixed scale would press y into a shape that it hasn't.
+
+    With iters > 1 the encoder is meant to be asked again, with what has come of its last answer (`Feedback`), and then
+    gives the change of the code (iterative refinement, Alaluf et al., arXiv 2104.02699).
     """
+
+    unlocked: torch.Tensor
 
     def __init__(
         self,
@@ -438,15 +457,23 @@ class Encoder(torch.nn.Module):
         img_resolution: int,
         img_channels: int,
         arch: str = 'resnet',  # 'resnet' or 'paper'.
-        space: str = 'y',  # What the code is: 'y' or 'z'.
+        space: str = 'y',  # What the code is: 'y', 'y+' or 'z'.
         channel_base: int = 32768,  # Channels at resolution r: channel_base / r …
         channel_max: int = 512,  # … but no more than this.
         num_fp16_res: int = 0,  # So many of the highest resolutions run in float16 on CUDA.
         conv_clamp: float | None = None,
+        num_ws: int = 1,  # Layers of y+.
+        iters: int = 1,  # Times that it is asked.
+        hidden_features: int | None = None,  # Width before the head. None = that of the last convolution.
     ) -> None:
         super().__init__()
-        if arch not in ('resnet', 'paper') or space not in ('y', 'z'):
-            raise ValueError(f"encoder: arch is 'resnet' or 'paper', space 'y' or 'z'; got {arch!r} and {space!r}")
+        if arch not in ('resnet', 'paper') or space not in ('y', 'y+', 'z'):
+            expected = "arch 'resnet' or 'paper', space 'y', 'y+' or 'z'"
+            raise ValueError(f'encoder: expected {expected}; got {arch!r} and {space!r}')
+        if iters > 1 and space == 'z':
+            raise ValueError(f'encoder: iters is 1 for an encoder towards z, got {iters}')
+        if iters > 1 and arch == 'paper':
+            raise ValueError("encoder: iters > 1 needs arch='resnet', for batch norm would mix first and later answers")
         if img_resolution < 8 or img_resolution & (img_resolution - 1):
             raise ValueError(f'encoder: img_resolution must be a power of two from 8 on, got {img_resolution}')
         self.arch = arch
@@ -454,42 +481,95 @@ class Encoder(torch.nn.Module):
         self.code_dim = code_dim
         self.img_resolution = img_resolution
         self.img_channels = img_channels
+        self.num_ws = num_ws if space == 'y+' else 1
+        self.iters = iters
         self.num_stages = int(math.log2(img_resolution)) - 2
         if arch == 'resnet':
-            self._build_resnet(channel_base, channel_max, num_fp16_res, conv_clamp)
+            width = self._build_resnet(channel_base, channel_max, num_fp16_res, conv_clamp, hidden_features)
         else:
-            self._build_paper()
+            width = self._build_paper()
+        self.head = Dense(width, code_dim)
+        self.offsets = None
+        if space == 'y+':
+            self.offsets = Dense(width, (num_ws - 1) * code_dim, weight_init=0)
+            self.register_buffer('unlocked', torch.ones([num_ws - 1]))
+        self.feedback = None
+        if iters > 1:
+            # Of the code and of the gradient, which are as long as the code: see Feedback.
+            self.feedback = Dense(2 * self.num_ws * code_dim, width)
+            self.combine = Dense(width, width, activation='lrelu')
+            self.change = Dense(width, self.num_ws * code_dim, weight_init=0)  # Later answers begin as the first one.
         self.output_mean = torch.nn.Parameter(torch.zeros([code_dim]))
         self.output_std = torch.nn.Parameter(torch.ones([code_dim]))
 
     def _build_resnet(
-        self, channel_base: int, channel_max: int, num_fp16_res: int, conv_clamp: float | None
-    ) -> None:
+        self,
+        channel_base: int,
+        channel_max: int,
+        num_fp16_res: int,
+        conv_clamp: float | None,
+        hidden_features: int | None,
+    ) -> int:
         widths = [min(channel_base * 2**i // self.img_resolution, channel_max) for i in range(self.num_stages + 1)]
-        self.stem = Conv(self.img_channels, widths[0], 1, activation='lrelu', clamp=conv_clamp)
+        in_channels = self.img_channels * (2 if self.iters > 1 else 1)
+        self.stem = Conv(in_channels, widths[0], 1, activation='lrelu', clamp=conv_clamp)
         for i in range(self.num_stages):
             use_fp16 = i < num_fp16_res
             block = EncoderBlock(widths[i], widths[i + 1], use_fp16, conv_clamp if use_fp16 else None)
             setattr(self, f'stage{i}', block)
         self.conv = Conv(widths[-1], widths[-1], 3, activation='lrelu')
-        self.dense = Dense(widths[-1] * 16, widths[-1], activation='lrelu')
-        self.head = Dense(widths[-1], self.code_dim)
+        width = hidden_features or widths[-1]
+        self.dense = Dense(widths[-1] * 16, width, activation='lrelu')
+        return width
 
-    def _build_paper(self) -> None:
+    def _build_paper(self) -> int:
         widths = [min(64 * 2**i, 1024) for i in range(self.num_stages + 1)]
         self.stem = Conv(self.img_channels, widths[0], 3, bias=False)
         self.norm = BatchNorm(widths[0])
         for i in range(self.num_stages):
             setattr(self, f'stage{i}', PaperBlock(widths[i], widths[i + 1]))
-        self.head = Dense(widths[-1] * 16, self.code_dim)
         self.head_norm = BatchNorm(self.code_dim, affine=False)
+        return widths[-1] * 16
 
-    def forward(self, img: torch.Tensor) -> torch.Tensor:
+    def forward(self, img: torch.Tensor, feedback: Feedback | None = None) -> torch.Tensor:
         expected = (self.img_channels, self.img_resolution, self.img_resolution)
         if img.ndim != 4 or tuple(img.shape[1:]) != expected:
             raise ValueError(f'encoder: expected images [N, {", ".join(map(str, expected))}], got {list(img.shape)}')
-        x = self._trunk(img.to(torch.float32))
-        return self.output_mean + self.output_std * x
+        if feedback is not None and self.feedback is None:
+            raise ValueError('encoder: takes no feedback, for it was made with iters=1')
+        features = self.head_input(img.to(torch.float32), feedback)
+        if feedback is not None:
+            return self._later_answer(features, feedback.code)
+        code = self.head(features)
+        code = self.output_mean + self.output_std * (self.head_norm(code) if self.arch == 'paper' else code)
+        return code if self.offsets is None else self._per_layer(code, self.offsets(features))
+
+    def _per_layer(self, base: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        """Base code [N, code_dim] and what is to be added to it, [N, (num_ws − 1)·code_dim] → [N, num_ws, code_dim]."""
+        offsets = self.output_std * offsets.reshape([len(base), self.num_ws - 1, self.code_dim])
+        base = base.unsqueeze(1)
+        return torch.cat([base, base + offsets * self.unlocked[:, None]], dim=1)
+
+    def _later_answer(self, features: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
+        """The last code, changed."""
+        change = self.change(features)
+        if self.offsets is None:
+            return code + self.output_std * change
+        base, offsets = change.tensor_split([self.code_dim], dim=1)
+        return code + self._per_layer(self.output_std * base, offsets)
+
+    def head_input(self, img: torch.Tensor, feedback: Feedback | None = None) -> torch.Tensor:
+        """What the heads see of images NCHW in [-1, 1]: [N, features]."""
+        if self.feedback is None:
+            return self._trunk(img)
+        # Before the first answer there is nothing to see: no error, no code, no direction.
+        error = torch.zeros_like(img) if feedback is None else img - feedback.recon
+        x = self._trunk(torch.cat([img, error], dim=1))
+        if feedback is not None:
+            code = (feedback.code - self.output_mean) / self.output_std
+            direction = _normalize((feedback.gradient * self.output_std).flatten(1))
+            x = x + self.feedback(torch.cat([code.flatten(1), direction], dim=1))
+        return self.combine(x)
 
     def _trunk(self, x: torch.Tensor) -> torch.Tensor:
         x = self.stem(x)
@@ -499,8 +579,8 @@ class Encoder(torch.nn.Module):
             x = getattr(self, f'stage{i}')(x)
         x = x.to(torch.float32)
         if self.arch == 'paper':
-            return self.head_norm(self.head(x.flatten(1)))
-        return self.head(self.dense(self.conv(x).flatten(1)))
+            return x.flatten(1)
+        return self.dense(self.conv(x).flatten(1))
 
     @torch.no_grad()
     def set_output_statistics(self, mean: torch.Tensor, std: torch.Tensor) -> None:
@@ -625,17 +705,44 @@ class MappingNetwork(torch.nn.Module):
             ws = torch.cat([self.w_avg.lerp(ws[:, :cutoff], truncation_psi), ws[:, cutoff:]], dim=1)
         return ws
 
-    def encode(self, img: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:
-        """f: images NCHW in [-1, 1] → y [N, z_dim]. Labels are needed only by an encoder towards z."""
+    def encode(
+        self,
+        img: torch.Tensor,
+        c: torch.Tensor | None = None,
+        synthesis: Any = None,  # Makes images of ws; needed by an encoder that is asked more than once.
+    ) -> torch.Tensor:
+        """f: images NCHW in [-1, 1] → y [N, z_dim], or y+ [N, num_ws, z_dim] where the encoder is made for it.
+
+        Labels are needed by an encoder towards z, and by one that sees what has come of its answers.
+        """
         if self.encoder is None:
             raise ValueError('this network has no encoder: it comes from stage 1')
-        return self.code_to_y(self.encoder(img), c)
+        code = self.encoder(img)
+        for _ in range(1, self.encoder.iters):
+            code = self.encoder(img, self.feedback(img, code, c, synthesis))
+        return self.code_to_y(code, c)
+
+    def feedback(
+        self, img: torch.Tensor, code: torch.Tensor, c: torch.Tensor | None, synthesis: Any
+    ) -> Feedback:
+        """Decodes a code, and finds where the reconstruction would get better: one pass through g and back."""
+        if synthesis is None:
+            raise ValueError('this encoder sees reconstructions: encode needs the synthesis network')
+        with torch.inference_mode(False), torch.enable_grad():
+            img, code = img.detach().clone().to(torch.float32), code.detach().clone().requires_grad_(True)
+            recon = synthesis(self.y_to_ws(self.code_to_y(code, c), c), noise_mode='const').to(torch.float32)
+            # Neither the sum nor the mean over pixels: float16 layers would overflow or underflow on the way back.
+            error = (recon - img).square().sum() / math.sqrt(img[0].numel())
+            (gradient,) = torch.autograd.grad(error, [code])
+        return Feedback(recon.detach(), code.detach(), gradient)
 
     def code_to_y(self, code: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:
-        """What the encoder gives, y or z → y, [N, z_dim]."""
+        """What the encoder gives, y, y+ or z → y or y+."""
         if self.encoder is not None and self.encoder.space == 'z':
             return self.z_to_y(code, c)
-        return code if self.base is None else _normalize(code)
+        if self.base is None:
+            return code
+        return _normalize(code.flatten(0, -2)).reshape(code.shape)
 
     def log_prob(self, y: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:
         """log p(y | c) = log N(φ(y); 0, I) + log|det ∂φ/∂y|, in nats, [N]."""
@@ -674,7 +781,8 @@ class Generator(torch.nn.Module):
         self.num_ws = self.synthesis.num_ws
         if encoder_kwargs is not None:
             freeze(self.synthesis)
-            encoder_kwargs = {**image, **encoder_kwargs}
+            layers = dict(num_ws=self.num_ws) if encoder_kwargs.get('space') == 'y+' else {}
+            encoder_kwargs = {**image, **layers, **encoder_kwargs}
         self.mapping = MappingNetwork(
             z_dim=z_dim,
             c_dim=c_dim,
@@ -703,19 +811,28 @@ class Generator(torch.nn.Module):
             synthesis_kwargs['update_emas'] = True
         return self.synthesis(ws, **synthesis_kwargs)
 
-    def encode(self, img: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:
-        """Images NCHW in [-1, 1] → y [N, z_dim]. Raises ValueError in stage 1."""
-        return self.mapping.encode(img, c)
+    def encode(self, img: torch.Tensor, c: torch.Tensor | None = None, space: str | None = None) -> torch.Tensor:
+        """Images NCHW in [-1, 1] → y [N, z_dim], or y+ [N, num_ws, z_dim] if the encoder is made for it.
 
-    def invert(self, img: torch.Tensor, c: torch.Tensor | None = None) -> Inversion:
-        """Images NCHW in [-1, 1] → y = f(img) and z = φ(y)."""
-        y = self.encode(img, c)
-        return Inversion(y, self.mapping.y_to_z(y, c))
+        space='y' asks for the base code alone; None = whatever the encoder gives. Raises ValueError in stage 1, and for
+        a space that the encoder doesn't reach.
+        """
+        if space not in (None, 'y', 'y+'):
+            raise ValueError(f"space: expected 'y', 'y+' or None, got {space!r}")
+        y = self.mapping.encode(img, c, self.synthesis)
+        if space == 'y+' and y.ndim == 2:
+            raise ValueError('space: this encoder gives one y for all layers, not y+')
+        return base_code(y) if space == 'y' else y
+
+    def invert(self, img: torch.Tensor, c: torch.Tensor | None = None, space: str | None = None) -> Inversion:
+        """Images NCHW in [-1, 1] → y = f(img), as `encode` gives it, and z = φ(y) of the base code."""
+        y = self.encode(img, c, space)
+        return Inversion(y, self.mapping.y_to_z(base_code(y), c))
 
     def decode(
         self, y: torch.Tensor, c: torch.Tensor | None = None, truncation_psi: float = 1, **synthesis_kwargs: Any
     ) -> torch.Tensor:
-        """y [N, z_dim] → images NCHW, about [-1, 1]."""
+        """y [N, z_dim] or y+ [N, num_ws, z_dim] → images NCHW, about [-1, 1]."""
         return self.synthesis(self.mapping.y_to_ws(y, c, truncation_psi), **synthesis_kwargs)
 
 

@@ -6,6 +6,9 @@ from click import UsageError
 
 STAGES = ('gan', 'encoder', 'both')
 AUGPIPES = ('blit', 'geom', 'color', 'filter', 'noise', 'cutout', 'bg', 'bgc', 'bgcf', 'bgcfn', 'bgcfnc')
+SPACES = ('y', 'y+', 'z')
+STARTS = ('network', 'random')
+SCHEDULES = ('cosine', 'step', 'constant')
 PERCEPTUAL = ('disc', 'vgg16', 'vgg16-conv4_3', 'none')
 
 # NVIDIA's transfer-learning sources for stylegan2-ada-pytorch.
@@ -62,11 +65,18 @@ class Options:
 
     enc_arch: str = 'resnet'
     enc_space: str = 'y'
+    enc_iters: int | None = None
     enc_loss: str = 'default'
     enc_pixel: float | None = None
     enc_percep: float | None = None
     enc_adv: float | None = None
+    enc_adv_start: float | None = None
     enc_latent: float | None = None
+    enc_mix: float | None = None
+    enc_offset: float | None = None
+    enc_prior: float | None = None
+    enc_schedule: str | None = None
+    enc_start: str | None = None
     percep: str | None = None
 
     resume: str = 'noresume'
@@ -101,8 +111,9 @@ class Options:
 # ---------------------------------------------------------------------------------------------------------------------
 # Contradictions.
 
-ENCODER_ONLY = ('enc_kimg', 'enc_batch', 'enc_lr', 'enc_arch', 'enc_space', 'enc_loss', 'enc_pixel', 'enc_percep',
-                'enc_adv', 'enc_latent', 'percep')
+ENCODER_ONLY = ('enc_kimg', 'enc_batch', 'enc_lr', 'enc_arch', 'enc_space', 'enc_iters', 'enc_loss', 'enc_pixel',
+                'enc_percep', 'enc_adv', 'enc_adv_start', 'enc_latent', 'enc_mix', 'enc_offset', 'enc_prior',
+                'enc_schedule', 'enc_start', 'percep')
 GAN_ONLY = ('kimg', 'glr', 'aug', 'p', 'target', 'augpipe', 'freezed')
 PHI_ONLY = ('coupling', 'phi_layers')
 FIXED_BY_PICKLE = ('latent_dim', 'map_depth', 'noise_inputs', 'mbstd_group', 'nhwc') + PHI_ONLY
@@ -159,3 +170,9 @@ def _check_augmentation(options: Options) -> None:
 def _check_encoder_loss(options: Options) -> None:
     if options.percep == 'none' and options.enc_percep:
         raise UsageError('--enc-percep: contradicts --percep=none')
+    if options.enc_offset is not None and options.enc_space != 'y+':
+        raise UsageError(f'--enc-offset: only --enc-space=y+ has offsets, {options.enc_space} has none')
+    if options.enc_latent and options.enc_mix == 0:
+        raise UsageError('--enc-latent: needs generated images, of which --enc-mix=0 leaves none')
+    if options.enc_iters not in (None, 1) and options.enc_space == 'z':
+        raise UsageError('--enc-iters: refines y; an encoder towards z has one pass')

@@ -33,12 +33,13 @@ def plan(options: Options, run: run_dir.Run | None = None, dry: bool = False) ->
     gan_metrics, all_metrics = split_metrics(options)
     result: dict[str, Any] = dict(
         version=__version__, options=dataclasses.asdict(said), data=dataclasses.asdict(info), device=device,
-        gan=None, encoder=None, encoder_source=None, attach=None, notes=left_out, transfer=[],
+        gan=None, encoder=None, encoder_source=None, encoder_start=None, attach=None, notes=left_out, transfer=[],
     )  # fmt: skip
     if options.has_gan_stage:
         result['gan'] = host.adapt_stage(config.gan_stage(options, info, augpipe(options), gan_metrics))
         check_batch(result['gan'], '--batch')
     if options.has_encoder_stage:
+        result['encoder_start'] = config.encoder_preset(options).start
         result['encoder'] = host.adapt_stage(config.encoder_stage(options, info))
         check_batch(result['encoder'], '--enc-batch')
         if options.stage == 'encoder':
@@ -46,10 +47,10 @@ def plan(options: Options, run: run_dir.Run | None = None, dry: bool = False) ->
             source = (None if run is None else run.encoder_source()) or resume_source(options)
             transfer.plan_encoder(result, source, options, info)
         if run is not None and run.has_begun('encoder'):
-            # It follows --enc-kimg, which may change; the average that has begun goes on as it was. So does the loss,
-            # which depends on what the pickle of --resume held.
-            for key in ('ema_kimg', 'loss_kwargs'):
-                result['encoder'][key] = run.recorded['encoder'][key]
+            # It follows --enc-kimg, which may change; the average that has begun goes on as it was. So do loss and
+            # encoder, which depend on what the pickle of --resume held, and on defaults that may have changed since.
+            for key in ('ema_kimg', 'loss_kwargs', 'G_kwargs', 'G_opt_kwargs', 'D_opt_kwargs'):
+                result['encoder'][key] = keep_length(run.recorded['encoder'][key], result['encoder'][key])
     if options.has_gan_stage and options.transfers:
         if run is None:
             transfer.plan_gan(result, options, info, resume_source(options))
@@ -61,6 +62,13 @@ def plan(options: Options, run: run_dir.Run | None = None, dry: bool = False) ->
     if not dry:
         check_downloads(options, result, all_metrics)
     return result
+
+
+def keep_length(recorded: Any, planned: Any) -> Any:
+    """Arguments as they were when the stage began, but for its length: that may have become another."""
+    if not isinstance(recorded, dict):
+        return recorded
+    return {**recorded, **{k: planned[k] for k in ('total_kimg', 'total_steps') if k in recorded and k in planned}}
 
 
 def resolve_device(name: str, gpus: int) -> str:

@@ -14,37 +14,57 @@ import torch
 from lia_plugin import page
 from lia_plugin.host import atomic_write
 from lia_plugin.images import LoadedImage, reconstruction_rows, save_png, side_by_side, to_uint8
-from lia_plugin.inversion import UNITS, InvertedBatch, mean_figures
+from lia_plugin.inversion import ALL_UNITS, InvertedBatch, mean_figures
 from lia_plugin.similarity import psnr_from_mse
 from lia_plugin.targets import Target
 
 FORMATS = {
+    'start_mse': ('start MSE', '.5f'),
+    'pivot_mse': ('pivot MSE', '.5f'),
     'mse': ('MSE', '.5f'),
     'psnr': ('PSNR dB', '.2f'),
     'ssim': ('SSIM', '.4f'),
+    'start_lpips': ('start LPIPS', '.4f'),
     'lpips': ('LPIPS', '.4f'),
     'ms': ('ms', '.1f'),
+    'seconds': ('s', '.2f'),
     'z_norm2': ('|z|^2', '.1f'),
+    'start_log_prob': ('start log p', '.1f'),
+    'log_prob': ('log p(y)', '.1f'),
+    'start_typicality': ('start p', '.3g'),
     'typicality': ('typical p', '.3g'),
+    'typicality_set': ('set p', '.3g'),
+    'p_distance': ('far p', '.3g'),
     'phi_error': ('phi error', '.1e'),
 }
+CAPTIONS = ('original', 'reconstruction')
 MAX_TABLE_ROWS = 50
 MAX_SHOWN = 64  # Images on the page and in the grid.
 
 
 class Picture(NamedTuple):
-    """One inverted image as it is shown: uint8 [C, H, W] twice, and its name."""
+    """One inverted image as it is shown: uint8 [C, H, W] each, and its name."""
 
     name: str
     original: torch.Tensor
+    earlier: tuple[torch.Tensor, ...]  # What it looked like on the way, if it was refined or tuned.
     recon: torch.Tensor
 
 
-def save_latents(path: str, ws: torch.Tensor, y: torch.Tensor, z: torch.Tensor, **more: Any) -> None:
-    """An .npz with `w` [N, num_ws, w_dim], `y` and `z` [N, z_dim], float32; stock generate.py takes it for N = 1."""
-    w_array, y_array, z_array = (value.detach().cpu().numpy() for value in (ws, y, z))
+def save_latents(path: str, latents: Mapping[str, torch.Tensor], **more: Any) -> None:
+    """An .npz of float32 arrays, N in front: `w`, with φ `y` and `z`, and what else there is.
+
+    Stock generate.py takes it for N = 1.
+    """
+    arrays: dict[str, Any] = {name: value.detach().cpu().numpy() for name, value in latents.items()}
     with atomic_write(path) as file:
-        np.savez(file, w=w_array, y=y_array, z=z_array, **more)
+        np.savez(file, **arrays, **more)
+
+
+def batch_latents(result: InvertedBatch) -> dict[str, torch.Tensor]:
+    """What a batch's .npz files hold: `w` [N, num_ws, w_dim], `y` and `z` [N, z_dim], `y_plus` [N, num_ws, z_dim]."""
+    found = dict(w=result.ws, y=result.y, z=result.z, y_plus=result.y_plus)
+    return {name: value.cpu() for name, value in found.items() if value is not None}
 
 
 def save_json(path: str, content: Mapping[str, Any]) -> None:
@@ -63,18 +83,21 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def save_picture(outdir: str, picture: Picture) -> None:
-    """NAME_recon.png and NAME_side.png (original | reconstruction)."""
+def save_picture(outdir: str, picture: Picture, captions: Sequence[str]) -> None:
+    """NAME_recon.png and NAME_side.png (original | reconstruction, with the stages between if there are any)."""
     save_png(picture.recon, os.path.join(outdir, f'{picture.name}_recon.png'))
-    pair = side_by_side([picture.original, picture.recon], ['original', 'reconstruction'])
-    save_png(pair, os.path.join(outdir, f'{picture.name}_side.png'))
+    save_png(_side(picture, captions), os.path.join(outdir, f'{picture.name}_side.png'))
+
+
+def _side(picture: Picture, captions: Sequence[str]) -> torch.Tensor:
+    return side_by_side([picture.original, *picture.earlier, picture.recon], captions)
 
 
 def table_cells(
     names: Sequence[str], rows: Sequence[Mapping[str, float]], limit: int = MAX_TABLE_ROWS
 ) -> tuple[list[str], list[list[str]]]:
     """Header, and a row for each image up to `limit` with one for the mean at the end, as text."""
-    columns = [key for key in UNITS if key in rows[0]]
+    columns = [key for key in FORMATS if key in rows[0]]
     header = ['image', *(FORMATS[key][0] for key in columns)]
     shown = [(name, row) for name, row in list(zip(names, rows))[:limit]]
     if len(rows) > 1:
@@ -96,17 +119,23 @@ def format_table(names: Sequence[str], rows: Sequence[Mapping[str, float]]) -> s
     return '\n'.join(text)
 
 
-def save_overview(outdir: str, pictures: Sequence[Picture], rows: Sequence[Mapping[str, float]], summary: str) -> None:
+def save_overview(
+    outdir: str,
+    pictures: Sequence[Picture],
+    rows: Sequence[Mapping[str, float]],
+    summary: str,
+    captions: Sequence[str] = CAPTIONS,
+) -> None:
     """grid.png (originals over reconstructions) and index.html for the first MAX_SHOWN images."""
     shown = list(pictures)[:MAX_SHOWN]
     originals = torch.stack([picture.original for picture in shown])
     recons = torch.stack([picture.recon for picture in shown])
     save_png(reconstruction_rows(originals, recons, columns=min(8, len(shown))), os.path.join(outdir, 'grid.png'))
     header, body = table_cells([picture.name for picture in shown], rows, limit=MAX_SHOWN)
-    pairs = [page.figure(side_by_side([p.original, p.recon], ['original', 'reconstruction']), p.name) for p in shown]
+    pairs = [page.figure(_side(picture, captions), picture.name) for picture in shown]
     sections = [
         page.Section('Figures', [page.paragraph(summary), page.table(header, body)]),
-        page.Section('Original and reconstruction', pairs),
+        page.Section(', '.join(captions[:-1]).capitalize() + f' and {captions[-1]}', pairs),
     ]
     page.save_page(os.path.join(outdir, 'index.html'), 'Inversion', sections)
 
@@ -114,18 +143,20 @@ def save_overview(outdir: str, pictures: Sequence[Picture], rows: Sequence[Mappi
 class InversionWriter:
     """Writes each batch as it comes, and what is about all of them at the end. Creates the folder with the first image.
 
-    One image's latents go to projected_w.npz; of several, to NAME.npz each, and to latents.npz together.
+    One image's latents go to projected_w.npz; of several, to NAME.npz each, and to latents.npz together. Noise maps
+    that are an image's own stand in its file as noise.BUFFER [1, 1, R, R].
     """
 
-    def __init__(self, outdir: str, single: bool) -> None:
+    def __init__(self, outdir: str, single: bool, captions: Sequence[str] = CAPTIONS) -> None:
         self.outdir = outdir
         self.single = single
+        self.captions = captions  # Of the original, what came between, and the reconstruction.
         self.names: list[str] = []
         self.rows: list[dict[str, float]] = []  # Figures of each image.
         self.entries: list[dict[str, Any]] = []  # The same and more, for results.json.
         self.failures: list[dict[str, str]] = []
         self.pictures: list[Picture] = []
-        self.latents: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self.latents: list[dict[str, torch.Tensor]] = []
 
     def fail(self, target: Target, reason: str) -> None:
         """Counts an image that could not be used."""
@@ -134,27 +165,29 @@ class InversionWriter:
     def add(self, group: Sequence[tuple[Target, LoadedImage]], result: InvertedBatch) -> None:
         """Writes the files of one batch."""
         os.makedirs(self.outdir, exist_ok=True)
-        self.latents.append((result.ws.cpu(), result.y.cpu(), result.z.cpu()))
-        recons = to_uint8(result.recon).cpu()
+        latents = batch_latents(result)
+        self.latents.append(latents)
+        noise = {f'noise.{name}': value.cpu() for name, value in (result.noise or {}).items()}
+        recons, *earlier = (to_uint8(recon).cpu() for recon in (result.recon, *result.earlier))
         for i, (target, loaded) in enumerate(group):
             row = {name: values[i] for name, values in result.figures.items()}
             self.names.append(target.name)
             self.rows.append(row)
             self.entries.append({'image': target.name, 'source': target.label, 'changes': list(loaded.notes), **row})
-            picture = Picture(target.name, loaded.pixels, recons[i])
-            save_picture(self.outdir, picture)
+            picture = Picture(target.name, loaded.pixels, tuple(stage[i] for stage in earlier), recons[i])
+            save_picture(self.outdir, picture, self.captions)
             if len(self.pictures) < MAX_SHOWN:
                 self.pictures.append(picture)
             latent_file = 'projected_w.npz' if self.single else f'{target.name}.npz'
-            one = slice(i, i + 1)
-            save_latents(os.path.join(self.outdir, latent_file), result.ws[one], result.y[one], result.z[one])
+            own = {name: value[i : i + 1] for name, value in {**latents, **noise}.items()}
+            save_latents(os.path.join(self.outdir, latent_file), own)
 
     def finish(self, settings: Mapping[str, Any]) -> None:
         """Writes results.json and, for several images, latents.npz, grid.png and index.html."""
         content = {
             **settings,
             'n': len(self.rows),
-            'units': {name: unit for name, unit in UNITS.items() if name in self.rows[0]},
+            'units': {name: unit for name, unit in ALL_UNITS.items() if name in self.rows[0]},
             'mean': mean_figures(self.rows),
             'psnr_of_mean_mse': float(psnr_from_mse(torch.tensor(mean_figures(self.rows)['mse']))),
             'images': self.entries,
@@ -163,7 +196,7 @@ class InversionWriter:
         save_json(os.path.join(self.outdir, 'results.json'), content)
         if self.single:
             return
-        ws, y, z = (torch.cat(parts) for parts in zip(*self.latents))
-        save_latents(os.path.join(self.outdir, 'latents.npz'), ws, y, z, names=np.array(self.names))
+        together = {name: torch.cat([part[name] for part in self.latents]) for name in self.latents[0]}
+        save_latents(os.path.join(self.outdir, 'latents.npz'), together, names=np.array(self.names))
         summary = f'{settings["network"]}: {len(self.rows)} images, in [-1, 1]; {len(self.failures)} could not be used.'
-        save_overview(self.outdir, self.pictures, self.rows, summary)
+        save_overview(self.outdir, self.pictures, self.rows, summary, self.captions)

@@ -8,10 +8,12 @@ import torch
 
 import dnnlib
 from lia_plugin import attach, host
+from lia_plugin.encoder_start import start_encoder
 from lia_plugin.networks import Generator, MappingNetwork
 from torch_utils import misc
 
 STATISTICS_SAMPLES = 10_000
+STARTS = ('network', 'random')
 LOOP_KEYS = ('c_dim', 'img_resolution', 'img_channels')  # Arguments that a training loop adds from its data.
 
 
@@ -23,11 +25,13 @@ def prepare_encoder_stage(
     seed: int = 0,
     trust: bool = False,
     D_kwargs: dict[str, Any] | None = None,
+    start: str = 'network',
 ) -> dict[str, Any]:
     """Writes the pickle that stage 2 starts from; gives the keyword arguments of its generator.
 
     The generator is stage 1's exponential average, its weights frozen as buffers, plus a new encoder whose output has
-    the mean and spread of the latent space. D goes on from stage 1; a pickle without one gets a new one if `D_kwargs`
+    the mean and spread of the latent space and begins with what the networks know (lia_plugin.encoder_start), unless
+    `start` is 'random'. D goes on from stage 1; a pickle without one gets a new one if `D_kwargs`
     (class_name and arguments) say which. A network that has an encoder already keeps it,
     so that its training continues, if `encoder_kwargs` describe the same one.
 
@@ -43,6 +47,8 @@ def prepare_encoder_stage(
     if data.get('D') is None and D_kwargs is None:
         raise host.UserError(f'{network_pkl}: holds no discriminator, which stage 2 needs; give a training snapshot')
     G_kwargs = generator_kwargs(source, encoder_kwargs, network_pkl)
+    if start not in STARTS:
+        raise ValueError(f'start: expected {" or ".join(map(repr, STARTS))}, got {start!r}')
     torch.manual_seed(seed)
     image = dict(img_resolution=source.img_resolution, img_channels=source.img_channels)
     G = Generator(c_dim=source.c_dim, **image, **G_kwargs)
@@ -51,6 +57,8 @@ def prepare_encoder_stage(
         mean, std = code_statistics(G.mapping.to(device), encoder_kwargs.get('space', 'y'), seed=seed)
         assert G.encoder is not None, 'encoder_kwargs were given'
         G.encoder.set_output_statistics(mean.cpu(), std.cpu())
+        if start == 'network':
+            print(start_encoder(G, data.get('D'), device, seed), flush=True)
     G = G.cpu().eval().requires_grad_(False)
     D = data.get('D')
     if D is None and D_kwargs is not None:

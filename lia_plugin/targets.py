@@ -34,6 +34,11 @@ class Target(NamedTuple):
         """What messages call it."""
         return self.path if self.member is None else f'{self.path}:{self.member}'
 
+    @property
+    def stored_name(self) -> str:
+        """What dataset.json and lists of images call it: '/'-separated, relative to its folder or zip."""
+        return (self.member or os.path.relpath(self.path, self.source)).replace('\\', '/')
+
     def read(self, resolution: int, channels: int) -> LoadedImage:
         """Pixels at the network's size and channels. Raises UserError for whatever is wrong with the file."""
         if self.member is None:
@@ -41,8 +46,8 @@ class Target(NamedTuple):
         return read_image(io.BytesIO(_member_bytes(self.path, self.member)), resolution, channels, name=self.label)
 
 
-def collect(sources: Sequence[str]) -> list[Target]:
-    """All images that the sources name, sorted within each source, each file once.
+def collect(sources: Sequence[str], option: str = '--target') -> list[Target]:
+    """All images that the sources name, sorted within each source, each file once; errors speak of `option`.
 
     A source that exists as a file is taken whatever its extension; folders are searched with their subfolders and
     zips listed, both for image extensions.
@@ -52,9 +57,9 @@ def collect(sources: Sequence[str]) -> list[Target]:
     """
     found: dict[Item, str | None] = {}
     for source in sources:
-        items = _expand(source)
+        items = _expand(source, option)
         if not items:
-            raise UserError(f'--target={source}: holds no image file')
+            raise UserError(f'{option}={source}: holds no image file')
         for item, root in items:
             found[item] = found.get(item) or root
     names = _result_names(list(found))
@@ -73,7 +78,7 @@ def stored_labels(targets: Sequence[Target]) -> dict[str, int | list[float]] | N
     found = {}
     missing = []
     for target in targets:
-        label = None if target.source is None else tables[target.source].get(_label_key(target, target.source))
+        label = None if target.source is None else tables[target.source].get(target.stored_name)
         if label is None:
             missing.append(target.label)
         else:
@@ -84,11 +89,6 @@ def stored_labels(targets: Sequence[Target]) -> dict[str, int | list[float]] | N
         raise UserError(f'{missing[0]}: has no label in a {LABEL_FILE} ({len(missing)} of {len(targets)} images have '
                         'none); --class=N gives all images one class')
     return found
-
-
-def _label_key(target: Target, root: str) -> str:
-    """What dataset.json calls an image: '/'-separated, relative to its folder or zip."""
-    return (target.member or os.path.relpath(target.path, root)).replace('\\', '/')
 
 
 def _label_table(root: str) -> dict[str, int | list[float]]:
@@ -112,18 +112,19 @@ def _label_file(root: str) -> bytes | None:
         raise UserError(f'{root}: {LABEL_FILE} cannot be read ({error.strerror})') from None
 
 
-def _expand(source: str) -> list[tuple[Item, str | None]]:
+def _expand(source: str, option: str) -> list[tuple[Item, str | None]]:
     """Images, each with the folder or zip that it was found in."""
     if os.path.isdir(source):
         return [((path, None), source) for path in _image_files(source)]
     if os.path.isfile(source):
         if zipfile.is_zipfile(source) or source.lower().endswith('.zip'):
-            return [(item, source) for item in _zip_members(source)]
+            return [(item, source) for item in _zip_members(source, option)]
         return [((source, None), None)]
     matches = sorted(glob.glob(source, recursive=True))
     if not matches:
-        raise UserError(f'--target={source}: no such file, folder or pattern')
-    return [item for match in matches if os.path.isdir(match) or has_image_extension(match) for item in _expand(match)]
+        raise UserError(f'{option}={source}: no such file, folder or pattern')
+    images = [match for match in matches if os.path.isdir(match) or has_image_extension(match)]
+    return [item for match in images for item in _expand(match, option)]
 
 
 def _image_files(folder: str) -> list[str]:
@@ -131,12 +132,12 @@ def _image_files(folder: str) -> list[str]:
     return sorted(path for path in paths if has_image_extension(path))
 
 
-def _zip_members(path: str) -> list[Item]:
+def _zip_members(path: str, option: str) -> list[Item]:
     try:
         with zipfile.ZipFile(path) as archive:
             names = [info.filename for info in archive.infolist() if not info.is_dir()]
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise UserError(f'--target={path}: not a readable zip ({error})') from None
+        raise UserError(f'{option}={path}: not a readable zip ({error})') from None
     return [(path, name) for name in sorted(set(names)) if has_image_extension(name)]
 
 

@@ -53,12 +53,26 @@ def plan_encoder(result: dict[str, Any], source: str, options: Options, info: co
     for key, field in dict(arch='enc_arch', space='enc_space', channel_base='cbase', channel_max='cmax').items():
         if changed(options, (field,)) is None:
             wanted[key] = there.get(key, wanted[key])
+    _shape_encoder(wanted, data['G_ema'], options)
+    if config.encoder_preset(options).lr is None:
+        stage['G_opt_kwargs']['lr'] = config.encoder_lr(wanted['channel_max'])
     G_kwargs = stages.generator_kwargs(data['G_ema'], wanted, source)
     if options.fp32:  # Precision alone: conv_clamp belongs to the function that the networks were trained to be.
         G_kwargs['synthesis_kwargs'] = dict(G_kwargs.get('synthesis_kwargs', {}), num_fp16_res=0)
         D_kwargs['num_fp16_res'] = 0
     stage['G_kwargs'] = dict(class_name=stage['G_kwargs']['class_name'], **G_kwargs)
     stage['D_kwargs'] = dict(class_name=stage['D_kwargs']['class_name'], **D_kwargs)
+
+
+def _shape_encoder(wanted: dict[str, Any], G: Any, options: Options) -> None:
+    """What no option decides alone: an encoder that is there stays as it is, a new one fits the pickle's codes."""
+    there = G.init_kwargs.get('encoder_kwargs')
+    for key in ('hidden_features', 'iters'):
+        if there is not None and (key != 'iters' or options.enc_iters is None):
+            wanted.pop(key, None)
+            wanted.update({key: there[key]} if key in there else {})
+    if there is None and wanted['arch'] == 'resnet':
+        wanted['hidden_features'] = config.hidden_features(wanted['channel_max'], G.z_dim)
 
 
 def _discriminator(result: dict[str, Any], data: dict[str, Any], source: str, options: Options) -> dict[str, Any]:

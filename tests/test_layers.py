@@ -14,7 +14,8 @@ LAYERS = ['dnnlib', 'torch_utils', 'metrics', 'training', 'lia_plugin']
 LEVEL = {**{name: level for level, name in enumerate(LAYERS)}, 'legacy': LAYERS.index('torch_utils')}
 
 # Their source stands in network pickles, and must run where nothing of ours but the host's own modules is.
-TRAVELLING = ['training/networks.py', 'training/networks_stylegan3.py', 'training/augment.py', 'lia_plugin/networks.py']
+TRAVELLING = ['training/networks.py', 'training/networks_stylegan3.py', 'training/augment.py', 'lia_plugin/networks.py',
+              'lia_plugin/bigan_networks.py']
 HERMETIC = {'numpy', 'scipy', 'torch', 'torch_utils', 'dnnlib'}
 
 

@@ -390,3 +390,97 @@ def test_y_plus_with_another_number_of_layers_is_refused():
     G = make_generator()
     with pytest.raises(ValueError, match=r'expected \[N, 8\] or \[N, 6, 8\], got \[2, 5, 8\]'):
         G.mapping.y_to_ws(torch.zeros([2, 5, 8]))
+
+
+def plus_generator(**encoder):
+    G = make_generator(dict(ENCODER, **encoder))
+    torch.manual_seed(1)
+    for layer in (G.encoder.offsets, getattr(G.encoder, 'change', None)):
+        if layer is not None:  # They begin without effect, which would prove nothing here.
+            torch.nn.init.normal_(layer.weight)
+    return G
+
+
+def test_a_new_encoder_to_y_plus_gives_one_code_for_all_layers():
+    G = make_generator(dict(ENCODER, space='y+'))
+    y = G.encode(torch.rand([2, 1, 16, 16]) * 2 - 1)
+    assert y.shape == (2, G.num_ws, 8) and torch.equal(y, y[:, :1].expand_as(y))
+
+
+def test_later_answers_begin_as_the_first_one():
+    G = make_generator(dict(ENCODER, iters=3))
+    img = torch.rand([2, 1, 16, 16]) * 2 - 1
+    assert torch.equal(G.encode(img), G.encoder(img))
+
+
+def test_offsets_count_as_far_as_their_layers_are_unlocked():
+    G = plus_generator(space='y+')
+    img = torch.rand([2, 1, 16, 16]) * 2 - 1
+    free = G.encode(img)
+    G.encoder.unlocked[2:] = 0
+    y = G.encode(img)
+    assert torch.equal(y[:, :3], free[:, :3]) and torch.equal(y[:, 3:], y[:, :1].expand_as(y[:, 3:]))
+    assert (free[:, 3:] != y[:, 3:]).all()
+
+
+def test_spaces_of_an_encoder():
+    img = torch.rand([2, 1, 16, 16]) * 2 - 1
+    plus = plus_generator(space='y+')
+    y = plus.encode(img)
+    assert torch.equal(plus.encode(img, space='y'), y[:, 0])
+    inverted = plus.invert(img)
+    assert torch.equal(inverted.y, y)
+    torch.testing.assert_close(plus.mapping.z_to_y(inverted.z), y[:, 0])
+    with pytest.raises(ValueError, match='one y for all layers'):
+        make_generator(ENCODER).encode(img, space='y+')
+    with pytest.raises(ValueError, match="'y', 'y\\+' or None"):
+        plus.encode(img, space='w')
+
+
+@pytest.mark.parametrize('space', ['y', 'y+'])
+def test_an_encoder_is_asked_again_with_what_has_come_of_its_answer(space):
+    G = plus_generator(space=space, iters=2)
+    img = torch.rand([2, 1, 16, 16]) * 2 - 1
+    first = G.encoder(img)
+    seen = G.mapping.feedback(img, first, None, G.synthesis)
+    torch.testing.assert_close(seen.recon, G.decode(first, noise_mode='const'))
+    leaf = first.clone().requires_grad_(True)
+    (plain,) = torch.autograd.grad((G.decode(leaf, noise_mode='const') - img).square().sum(), [leaf])
+    torch.testing.assert_close(seen.gradient / seen.gradient.norm(), plain / plain.norm())
+    torch.testing.assert_close(G.encode(img), G.encoder(img, seen))
+    assert not torch.allclose(G.encode(img), first)
+
+
+def test_an_answer_depends_on_its_own_image_alone():
+    G = plus_generator(iters=3)
+    img = torch.rand([3, 1, 16, 16]) * 2 - 1
+    torch.testing.assert_close(G.encode(img)[1:2], G.encode(img[1:2]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('mode', [torch.no_grad, torch.inference_mode])
+def test_feedback_works_where_gradients_are_off(mode):
+    G = plus_generator(iters=2)
+    img = torch.rand([2, 1, 16, 16]) * 2 - 1
+    expected = G.encode(img)
+    with mode():
+        assert torch.equal(G.encode(img), expected)
+
+
+@pytest.mark.parametrize('wrong, told', [
+    (dict(space='z', iters=2), 'towards z, got 2'), (dict(arch='paper', iters=2), "needs arch='resnet'"),
+    (dict(space='w'), "'y', 'y\\+' or 'z'"),
+])
+def test_encoders_that_cannot_be(wrong, told):
+    with pytest.raises(ValueError, match=told):
+        Encoder(8, 16, 1, **wrong)
+
+
+def test_every_parameter_of_an_encoder_that_is_asked_again_gets_a_gradient():
+    G = plus_generator(space='y+', iters=2)
+    G.encoder.requires_grad_(True)
+    img = torch.rand([2, 1, 16, 16]) * 2 - 1
+    code = G.encoder(img)
+    again = G.encoder(img, G.mapping.feedback(img, code, None, G.synthesis))
+    (code.square().sum() + again.square().sum()).backward()
+    missing = [n for n, p in G.encoder.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not missing

@@ -102,11 +102,32 @@ def test_paper_loss() -> None:
     stage = config.encoder_stage(Options('x', enc_loss='paper'), _info())
     assert stage['loss_kwargs'] == dict(
         class_name='lia_plugin.loss.EncoderLoss', pixel_weight=1, percep='vgg16-conv4_3', percep_weight=5e-5,
-        adv_weight=0.1, latent_weight=0, r1_gamma=10)
+        adv_weight=0.1, adv_start=0, latent_weight=0, mix=0, r1_gamma=10, total_kimg=5000)
     assert stage['D_reg_interval'] is None, 'R1 at each step'
-    assert stage['G_opt_kwargs'] == dict(class_name='torch.optim.Adam', lr=1e-4, betas=[0.9, 0.99], eps=1e-8)
+    for name in ('G_opt_kwargs', 'D_opt_kwargs'):
+        assert stage[name] == dict(
+            class_name='lia_plugin.optim.ScheduledAdam', lr=1e-4, betas=[0.9, 0.99], eps=1e-8, schedule='step',
+            total_steps=math.ceil(5_000_000 / stage['batch_size']))
     weaker = config.encoder_stage(Options('x', enc_loss='paper', enc_adv=0, percep='none'), _info())
     assert weaker['loss_kwargs']['adv_weight'] == 0 and weaker['loss_kwargs']['percep'] == 'none'
+
+
+def test_codes_are_supervised_on_generated_images() -> None:
+    assert config.encoder_preset(Options('x')).mix == 0
+    assert config.encoder_preset(Options('x', enc_latent=0.1)).mix == config.LATENT_MIX > 0
+    assert config.encoder_preset(Options('x', enc_latent=0.1, enc_mix=0.25)).mix == 0.25
+
+
+def test_a_constant_learning_rate_needs_no_optimiser_of_ours() -> None:
+    stage = config.encoder_stage(Options('x', enc_schedule='constant'), _info())
+    assert stage['G_opt_kwargs']['class_name'] == 'torch.optim.Adam'
+
+
+def test_the_penalty_on_offsets_belongs_to_y_plus() -> None:
+    assert 'offset_weight' not in config.encoder_stage(Options('x'), _info())['loss_kwargs']
+    plus = config.encoder_stage(Options('x', enc_space='y+', enc_offset=0.5, enc_iters=3), _info())
+    assert plus['loss_kwargs']['offset_weight'] == 0.5
+    assert plus['G_kwargs']['encoder_kwargs']['space'] == 'y+' and plus['G_kwargs']['encoder_kwargs']['iters'] == 3
 
 
 @pytest.mark.parametrize('enc_loss', config.ENCODER_PRESETS)

@@ -78,7 +78,7 @@ def test_latents_images_and_figures_belong_together(G: Any) -> None:
     assert found.figures['mse'] == pytest.approx(expected, rel=1e-5)
     assert found.figures['z_norm2'] == pytest.approx(found.z.square().sum(dim=1).tolist())
     assert all(error < 1e-4 for error in found.figures['phi_error'])
-    assert set(found.figures) == set(inversion.UNITS) - {'lpips'}
+    assert set(found.figures) == set(inversion.UNITS) - {'lpips', 'typicality_set', 'p_distance'}
     assert all(len(values) == 3 for values in found.figures.values())
 
 

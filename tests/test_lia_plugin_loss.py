@@ -85,12 +85,13 @@ def test_latent_term_is_the_error_of_y_in_units_of_its_variance(
     nets: tuple[Generator, Discriminator], batch: dict[str, torch.Tensor]
 ) -> None:
     G, _ = nets
-    loss = make(nets, latent_weight=0.5)
+    loss = make(nets, latent_weight=0.5, mix=0.5)
     value = run(loss, G, 'Gmain', batch)
-    y = G.mapping.z_to_y(batch['gen_z'], batch['gen_c'])
+    half = len(batch['gen_z']) // 2
+    y = G.mapping.z_to_y(batch['gen_z'][:half], batch['gen_c'][:half])
     again = G.encode(G.decode(y, noise_mode='const'))
     assert value is not None
-    torch.testing.assert_close(value, 0.5 * F.mse_loss(again, y) / loss.code_variance)
+    torch.testing.assert_close(value, 0.5 * 0.5 * F.mse_loss(again, y) / loss.code_variance)
     wide = G.mapping.z_to_y(torch.randn([20000, 8]), torch.eye(2)[torch.arange(20000) % 2])
     assert float(loss.code_variance) == pytest.approx(float(wide.var(dim=0).mean()), rel=0.1)
 
@@ -136,7 +137,7 @@ def test_both_hosts_ways_to_call_it_agree(
 def test_encoder_towards_z_learns_z(batch: dict[str, torch.Tensor]) -> None:
     torch.manual_seed(0)
     G = Generator(8, 2, 8, 16, 1, synthesis_kwargs=WIDTHS, encoder_kwargs=dict(WIDTHS, space='z')).requires_grad_(False)
-    loss = EncoderLoss(torch.device('cpu'), G=G, **{**NOTHING, 'latent_weight': 1.0})
+    loss = EncoderLoss(torch.device('cpu'), G=G, **{**NOTHING, 'latent_weight': 1.0, 'mix': 1.0})
     value = run(loss, G, 'Gmain', batch)
     img = G.decode(G.mapping.z_to_y(batch['gen_z'], batch['gen_c']), noise_mode='const')
     assert value is not None
@@ -160,3 +161,100 @@ def test_a_generator_without_encoder_is_refused() -> None:
     G = Generator(8, 0, 8, 16, 1, synthesis_kwargs=WIDTHS)
     with pytest.raises(ValueError, match='no encoder'):
         EncoderLoss(torch.device('cpu'), G=G)
+
+
+def plus_nets(**encoder: Any) -> tuple[Generator, Discriminator]:
+    torch.manual_seed(0)
+    G = Generator(8, 2, 8, 16, 1, synthesis_kwargs=WIDTHS, encoder_kwargs=dict(WIDTHS, **encoder))
+    D = Discriminator(2, 16, 1, epilogue_kwargs=dict(mbstd_group_size=2), **WIDTHS)
+    return G.train().requires_grad_(False), D.train().requires_grad_(False)
+
+
+def test_a_mixed_batch_ends_with_generated_images(
+    nets: tuple[Generator, Discriminator], batch: dict[str, torch.Tensor]
+) -> None:
+    G, _ = nets
+    value = run(make(nets, pixel_weight=1.0, mix=0.25), G, 'Gmain', batch)
+    y = G.mapping.z_to_y(batch['gen_z'][:1], batch['gen_c'][:1])
+    img = torch.cat([batch['real_img'][:3], G.decode(y, noise_mode='const')])
+    expected = F.mse_loss(G.decode(G.encode(img), noise_mode='const'), img)
+    assert value is not None
+    torch.testing.assert_close(value, expected)
+
+
+def test_the_adversary_waits_for_its_share_of_the_stage(
+    nets: tuple[Generator, Discriminator], batch: dict[str, torch.Tensor]
+) -> None:
+    G, D = nets
+    loss = make(nets, pixel_weight=1.0, adv_weight=0.5, adv_start=0.5, total_kimg=4 * N / 1000)
+    seen = []
+    for _ in range(4):
+        pixel = F.mse_loss(G.decode(G.encode(batch['real_img']), noise_mode='const'), batch['real_img'])
+        value = run(loss, G, 'Gmain', batch)
+        assert value is not None
+        seen.append(float(value) > float(pixel) + 1e-3)
+    assert seen == [False, False, True, True]
+    early = make(nets, pixel_weight=1.0, adv_weight=0.5, adv_start=0.5, total_kimg=4 * N / 1000)
+    assert run(early, D, 'Dboth', batch) is None and run(loss, D, 'Dboth', batch) is not None
+
+
+def test_its_time_goes_on_after_a_resumption(
+    nets: tuple[Generator, Discriminator], batch: dict[str, torch.Tensor]
+) -> None:
+    first = make(nets, pixel_weight=1.0, total_kimg=1.0)
+    run(first, nets[0], 'Gmain', batch)
+    second = make(nets, pixel_weight=1.0, total_kimg=1.0)
+    second.load_state_dict(first.state_dict())
+    assert second.shown == first.shown == N
+    assert make(nets, pixel_weight=1.0, total_kimg=1.0, first_kimg=0.5).shown == 500
+
+
+def test_layers_of_y_plus_are_unlocked_coarse_ones_first(batch: dict[str, torch.Tensor]) -> None:
+    nets = plus_nets(space='y+')
+    loss = make(nets, pixel_weight=1.0, total_kimg=40 * N / 1000)
+    counts = []
+    for _ in range(40):
+        run(loss, nets[0], 'Gmain', batch)
+        unlocked = nets[0].encoder.unlocked
+        assert torch.equal(unlocked, unlocked.sort(descending=True).values)
+        counts.append(int(unlocked.sum()))
+    assert counts[0] == 0 and counts[-1] == nets[0].num_ws - 1 and counts == sorted(counts)
+    assert len(set(counts)) == nets[0].num_ws, 'one by one'
+
+
+def test_offsets_cost_their_mean_square_in_units_of_the_variance(batch: dict[str, torch.Tensor]) -> None:
+    nets = plus_nets(space='y+')
+    with torch.no_grad():
+        nets[0].encoder.offsets.weight.normal_()
+    value = run(make(nets, offset_weight=0.5), nets[0], 'Gmain', batch)
+    y = nets[0].encode(batch['real_img'])
+    assert value is not None
+    loss = make(nets)
+    torch.testing.assert_close(value, 0.5 * (y[:, 1:] - y[:, :1]).square().mean() / loss.code_variance)
+
+
+def test_each_answer_counts_and_none_is_trained_through_the_next(batch: dict[str, torch.Tensor]) -> None:
+    nets = plus_nets(iters=2)
+    G, encoder, img, c = nets[0], nets[0].encoder, batch['real_img'], batch['real_c']
+    value = run(make(nets, pixel_weight=1.0), G, 'Gmain', batch)
+    found = encoder.head.weight.grad.clone()
+    G.requires_grad_(True)
+    first = encoder(img)
+    again = encoder(img, G.mapping.feedback(img, first, c, G.synthesis))  # Which is cut off from the first answer.
+    losses = [F.mse_loss(G.decode(y, noise_mode='const'), img) for y in (first, again)]
+    (grad,) = torch.autograd.grad(torch.stack(losses).mean(), [encoder.head.weight])
+    assert value is not None
+    torch.testing.assert_close(value, torch.stack(losses).mean().detach())
+    torch.testing.assert_close(found, grad, rtol=1e-3, atol=1e-6)
+
+
+def test_the_exact_prior_is_a_term_and_phi_learns_nothing_of_it(
+    nets: tuple[Generator, Discriminator], batch: dict[str, torch.Tensor]
+) -> None:
+    G, _ = nets
+    value = run(make(nets, prior_weight=0.5), G, 'Gmain', batch)
+    z, log_det = G.mapping.phi(G.encode(batch['real_img']), batch['real_c'])
+    expected = -0.5 * (torch.distributions.Normal(0, 1).log_prob(z).sum(dim=1) + log_det).mean() / 8
+    assert value is not None
+    torch.testing.assert_close(value, expected)
+    assert not list(G.mapping.phi.parameters()), 'frozen: its weights are buffers'

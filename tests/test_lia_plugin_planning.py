@@ -70,7 +70,8 @@ def test_stage_1_refuses_alias_free_networks(cfg: str, source: str, files: dict[
 
 def test_an_encoder_is_as_wide_as_its_discriminator(files: dict[str, str]) -> None:
     stage = _encoder(files, 'lia')
-    assert stage['G_kwargs']['encoder_kwargs'] == dict(arch='resnet', space='y', channel_base=64, channel_max=8)
+    assert stage['G_kwargs']['encoder_kwargs'] == dict(
+        arch='resnet', space='y', channel_base=64, channel_max=8, hidden_features=16)
     assert (stage['D_kwargs']['channel_base'], stage['D_kwargs']['channel_max']) == (64, 8)
     assert stage['G_kwargs']['z_dim'] == 8, 'the network is the pickle\'s, not the default'
     assert _encoder(files, 'lia', cbase=32)['G_kwargs']['encoder_kwargs']['channel_base'] == 32

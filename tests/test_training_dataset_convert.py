@@ -239,6 +239,56 @@ def test_skip_names_each_bad_image(tmp_path: Path) -> None:
     assert report.notes() == ['2 images skipped: unusable', '2 other files ignored (.heic, .txt)']
 
 
+def colours(*names: str) -> dict[str, np.ndarray | bytes]:
+    return {name: np.full([8, 8, 3], i, np.uint8) for i, name in enumerate(names)}
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_include_takes_the_named_images_in_the_sources_order_with_their_labels(tmp_path: Path, workers: int) -> None:
+    images = colours('a/0.png', 'a/1.png', 'b/2.png', '#3.png')
+    source = make_folder(tmp_path / 'in', images, labels=[[name, i] for i, name in enumerate(images)])
+    keep = tmp_path / 'keep.txt'
+    keep.write_text('\ufeff# chosen\nb/2.png\n\na/0.png\nb/2.png\n./#3.png\n', encoding='utf-8')
+    report = convert(source, str(tmp_path / 'out.zip'), Options(workers=workers, include=str(keep)))
+    files = read_all(tmp_path / 'out.zip')
+    assert [label for _, label in json.loads(files['dataset.json'])['labels']] == [3, 0, 2]
+    first = [decode_image(files[f'00000/img0000000{i}.png'], 'x')[0, 0, 0] for i in range(3)]
+    assert first == [3, 0, 2]
+    assert (report.num_images, report.notes()[:1]) == (3, ['1 image left out: not in --include'])
+
+
+def test_include_of_all_images_changes_nothing(tmp_path: Path) -> None:
+    source = make_folder(tmp_path / 'in', colours('a.png', 'b.png'))
+    (tmp_path / 'keep.txt').write_text('b.png\na.png\n')
+    report = run(source, tmp_path / 'some.zip', include=str(tmp_path / 'keep.txt'))
+    run(source, tmp_path / 'all.zip')
+    assert (tmp_path / 'some.zip').read_bytes() == (tmp_path / 'all.zip').read_bytes()
+    assert not any('left out' in note for note in report.notes())
+
+
+def test_include_numbers_images_without_names(tmp_path: Path) -> None:
+    write_idx(tmp_path / 'train-images-idx3-ubyte.gz', np.arange(3 * 32 * 32).reshape(3, 32, 32).astype(np.uint8))
+    write_idx(tmp_path / 'train-labels-idx1-ubyte.gz', np.array([7, 8, 9], np.uint8))
+    (tmp_path / 'keep.txt').write_text('1\n')
+    run(str(tmp_path / 'train-images-idx3-ubyte.gz'), tmp_path / 'out', include=str(tmp_path / 'keep.txt'))
+    assert json.loads((tmp_path / 'out' / 'dataset.json').read_text())['labels'] == [['00000/img00000000.png', 8]]
+
+
+@pytest.mark.parametrize('content, expected', [
+    (b'a.png\n# c\nz.png\ny.png\n', 'line 3: no image z.png in .* \\(2 of 3 names are unknown\\)'),
+    (b'# nothing\n\n', 'names no image'),
+    (b'\xff\xfe', 'not UTF-8 text'),
+    (None, 'No such file'),
+])
+def test_bad_lists_are_one_line_and_leave_nothing(tmp_path: Path, content: bytes | None, expected: str) -> None:
+    source = make_folder(tmp_path / 'in', colours('a.png', 'b.png'))
+    if content is not None:
+        (tmp_path / 'keep.txt').write_bytes(content)
+    with pytest.raises(UserError, match=f'--include=.*keep.txt: .*{expected}') as caught:
+        run(source, tmp_path / 'out.zip', include=str(tmp_path / 'keep.txt'))
+    assert '\n' not in str(caught.value) and not (tmp_path / 'out.zip').exists()
+
+
 def test_nothing_usable(tmp_path: Path) -> None:
     source = make_folder(tmp_path / 'in', {'a.png': b'', 'b.png': b''})
     with pytest.raises(UserError, match='none of its 2 images can be used'):

@@ -66,14 +66,16 @@ def gan(run_dir: pathlib.Path, faces: str, **kwargs: Any) -> str | None:
     return training_loop(run_dir=str(run_dir), **{**defaults, **kwargs})
 
 
-def encoder(run_dir: pathlib.Path, faces: str, stage1: str, **kwargs: Any) -> str | None:
+def encoder(
+    run_dir: pathlib.Path, faces: str, stage1: str, loss_kwargs: dict[str, Any] | None = None, **kwargs: Any
+) -> str | None:
     init = str(run_dir / 'encoder-init.pkl')
     run_dir.mkdir(exist_ok=True)
     G_kwargs = prepare_encoder_stage(stage1, init, dict(**ENCODER))
     loss = dict(class_name='lia_plugin.loss.EncoderLoss', percep='disc', percep_network=init, adv_weight=0.1)
     defaults = dict(
         G_kwargs=dict(class_name='lia_plugin.networks.Generator', **G_kwargs),
-        loss_kwargs=dict(loss, latent_weight=0.1),
+        loss_kwargs=dict(loss, **(loss_kwargs or {'latent_weight': 0.1, 'mix': 0.5})),
         G_reg_interval=None, stage='encoder', start_kimg=0.04, total_kimg=0.08, resume_pkl=init, augment_kwargs=None,
         augment_p=0, ada_target=None,
     )  # fmt: skip
@@ -259,8 +261,9 @@ def _gradients(rank: int, world_size: int) -> list[torch.Tensor]:
 
 def _train(rank: int, world_size: int, run_dir: str, faces: str, stage1: str) -> None:
     encoder(pathlib.Path(run_dir) / f'of{world_size}', faces, stage1, num_gpus=world_size, rank=rank, batch_gpu=2,
-            total_kimg=0.052, D_kwargs=dict(class_name='training.networks.Discriminator', **SYNTHESIS,
-                                            epilogue_kwargs=dict(mbstd_group_size=1)))  # fmt: skip
+            total_kimg=0.052, loss_kwargs=dict(latent_weight=0.1, mix=1.0),
+            D_kwargs=dict(class_name='training.networks.Discriminator', **SYNTHESIS,
+                          epilogue_kwargs=dict(mbstd_group_size=1)))  # fmt: skip
 
 
 def _share(rank: int, world_size: int, *args: str) -> list[torch.Tensor]:
@@ -271,7 +274,10 @@ def _share(rank: int, world_size: int, *args: str) -> list[torch.Tensor]:
 def test_two_processes_give_one_process_gradients_and_encoder(
     faces: str, stage1: str, tmp_path: pathlib.Path
 ) -> None:
-    """Nothing in stage 2 is random but z, which all ranks draw alike: three steps must give the same weights."""
+    """Nothing in stage 2 is random but z, which all ranks draw alike: three steps must give the same weights.
+
+    All images of a batch are generated ones, or else which are would depend on the ranks' shares.
+    """
     args = (str(tmp_path), faces, stage1)
     gradients = _share(0, 1, *args)
     for a, b in zip(gradients, distributed.spawn(_share, 2, args=args, device='cpu'), strict=True):

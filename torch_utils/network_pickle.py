@@ -24,7 +24,8 @@ from .allocation_guard import AllocationGuard, check_arguments
 from .pickle_records import derived_buffers, tensors_of, walk_modules
 from .safe_unpickler import Array, Record
 
-KNOWN_MODULES = ('training.networks', 'training.networks_stylegan3', 'training.augment', 'lia_plugin.networks')
+KNOWN_MODULES = ('training.networks', 'training.networks_stylegan3', 'training.augment', 'lia_plugin.networks',
+                 'lia_plugin.bigan_networks')
 KNOWN_DATASETS = ('training.dataset.ImageFolderDataset',)
 
 # NVIDIA's own sources; another one under the same names may compute something else with the same weights.

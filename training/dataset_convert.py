@@ -14,7 +14,7 @@ import numpy as np
 import PIL.Image
 
 from dnnlib.util import UserError
-from training.dataset_sources import ArraySource, Source, open_source
+from training.dataset_sources import ArraySource, Source, listed, open_source
 from training.dataset_writers import check_dest, encode_png, image_name, label_json, open_dest
 from training.image_archive import LABEL_FILE, Label
 from training.image_decode import MAX_PIXELS
@@ -41,6 +41,7 @@ class Options:
     alpha: str = 'white'  # A key of ALPHA_CHOICES: what lies behind transparent pixels.
     color: str = 'auto'  # One of COLOR_CHOICES; auto = as the first image.
     on_error: str = 'stop'  # One of ON_ERROR_CHOICES.
+    include: str | None = None  # File with the names of the images to take, one a line. None = all.
     max_images: int | None = None  # Write no more than this. None = all.
     workers: int | None = None  # Processes. 0 = none besides this one, None = one for each CPU.
 
@@ -312,6 +313,11 @@ def convert(
     check_dest(dest, source_path)
     source = open_source(source_path)
     report = Report(ignored=source.ignored)
+    if options.include is not None:
+        whole = len(source)
+        source = listed(source, source_path, options.include)
+        if len(source) < whole:
+            report.counts['left out: not in --include'] = whole - len(source)
     total = min(len(source), options.max_images or len(source))
     kept: list[Label] = []
     with contextlib.closing(_outcomes(source, options)) as outcomes, open_dest(dest) as write:

@@ -33,6 +33,10 @@ class Source(Protocol):
         """How errors call an image."""
         ...
 
+    def name(self, index: int) -> str:
+        """What a list of images calls one: its name within the source; its number where images have no names."""
+        ...
+
     def load(self, index: int) -> np.ndarray:
         """uint8 [height, width, channels], channels 1 … 4 as of `decode_image`. UserError if it can't be read."""
         ...
@@ -82,6 +86,9 @@ class ArchiveSource:
     def where(self, index: int) -> str:
         return self._archive.where(self._archive.names[index])
 
+    def name(self, index: int) -> str:
+        return self._archive.names[index]
+
     def load(self, index: int) -> np.ndarray:
         return decode_image(self._archive.read(self._archive.names[index]), self.where(index))
 
@@ -109,7 +116,10 @@ class LmdbSource:
         return len(self._keys)
 
     def where(self, index: int) -> str:
-        return f'{one_line(self._path)}: {one_line(self._keys[index].decode("utf-8", "backslashreplace"))}'
+        return f'{one_line(self._path)}: {one_line(self.name(index))}'
+
+    def name(self, index: int) -> str:
+        return self._keys[index].decode('utf-8', 'backslashreplace')
 
     def load(self, index: int) -> np.ndarray:
         with self._begin() as transaction:
@@ -150,8 +160,68 @@ class ArraySource:
     def where(self, index: int) -> str:
         return f'{one_line(self._path)}: image {index}'
 
+    def name(self, index: int) -> str:
+        return str(index)
+
     def load(self, index: int) -> np.ndarray:
         return self._images[index]
+
+
+# ---- Some of a source's images ----
+
+
+class ListedSource:
+    """Those images of another source whose names a list has, in the source's order, with their labels."""
+
+    def __init__(self, source: Source, indices: list[int]) -> None:
+        self._source, self._indices = source, indices
+        self.labels = None if source.labels is None else [source.labels[index] for index in indices]
+        self.ignored = source.ignored
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def where(self, index: int) -> str:
+        return self._source.where(self._indices[index])
+
+    def name(self, index: int) -> str:
+        return self._source.name(self._indices[index])
+
+    def load(self, index: int) -> np.ndarray:
+        return self._source.load(self._indices[index])
+
+
+def _plain_name(name: str) -> str:
+    return name.replace('\\', '/').removeprefix('./')
+
+
+def read_names(path: str) -> dict[str, int]:
+    """A list of images, one name a line → name → its line. Empty lines and those that begin with # are passed over.
+
+    A name that begins with # is written ./#name. UserError if the list can't be read, or is empty.
+    """
+    try:
+        with open(path, encoding='utf-8-sig') as file:
+            lines = file.read().split('\n')
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else 'not UTF-8 text'
+        raise UserError(f'--include={one_line(path)}: can\'t be read ({reason})') from error
+    names = {_plain_name(line): number for number, line in enumerate(lines, 1) if line and not line.startswith('#')}
+    if not names:
+        raise UserError(f'--include={one_line(path)}: names no image')
+    return names
+
+
+def listed(source: Source, source_path: str, list_path: str) -> Source:
+    """The images of a source that the file `list_path` names (see `read_names`). UserError for names it hasn't got."""
+    names = read_names(list_path)
+    indices = {_plain_name(source.name(index)): index for index in range(len(source))}
+    unknown = [name for name in names if name not in indices]
+    if unknown:
+        more = f' ({len(unknown)} of {len(names)} names are unknown)' if len(unknown) > 1 else ''
+        raise UserError(f'--include={one_line(list_path)}: line {names[unknown[0]]}: no image {one_line(unknown[0])} '
+                        f'in {one_line(source_path)}{more}')
+    return ListedSource(source, sorted(indices[name] for name in names))
 
 
 # ---- CIFAR-10 ----

@@ -60,6 +60,8 @@ def show_progress() -> tuple[Callable[[int, int], None], Callable[[], None]]:
               help='Channels of the output; auto = as the first image has them.')
 @click.option('--on-error', type=click.Choice(['stop', 'skip']), default='stop', show_default=True,
               help='What to do about an image that can\'t be used. It is named in either case.')
+@click.option('--include', metavar='FILE',
+              help='Take only these images: a file of their names within the source, one a line, # for comments.')
 @click.option('--max-images', type=int, metavar='INT', help='Write no more images than this. [default: all]')
 @click.option('--workers', type=click.IntRange(min=0, max=256), metavar='INT',
               help='Processes; 0 = none besides this one. [default: one for each CPU]')
@@ -82,6 +84,11 @@ def dataset_tool(
 
     \b
       python dataset_tool.py --source=photos --dest=photos256.zip --resolution=256x256 --transform=center-crop
+
+    --include takes a part of a source, as the list that the command audit writes:
+
+    \b
+      python dataset_tool.py --source=set.zip --dest=clean.zip --include=audit/keep.txt
 
     Exit codes: 0 done; 1 done, but images were skipped; 2 nothing written.
     """

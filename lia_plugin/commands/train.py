@@ -92,13 +92,22 @@ def switch(flag: str, text: str) -> Callable[..., Any]:
 # Stage 2.
 @option('--enc-loss', click.Choice(list(config.ENCODER_PRESETS)), '[lia] Recipe of stage 2: ours, or the paper\'s')
 @option('--enc-arch', click.Choice(['resnet', 'paper']), "[lia] The encoder: like D, or the paper's with batch norm")
-@option('--enc-space', click.Choice(['y', 'z']), '[lia] What it gives; z is the ablation')
+@option('--enc-space', click.Choice(opts.SPACES), '[lia] What it gives: one y, one a layer (y+), or z, the ablation')
+@option('--enc-iters', POSITIVE, '[lia] Times that it is asked; from the second on it sees the result', metavar='INT')
 @option('--enc-batch', POSITIVE, '[lia] Batch of stage 2  [default: --batch]', metavar='INT')
 @option('--enc-lr', AMOUNT, "[lia] The encoder's learning rate", metavar='NUM')
 @option('--enc-pixel', WEIGHT, '[lia] Weight of the pixel loss', metavar='NUM')
 @option('--enc-percep', WEIGHT, '[lia] Weight of the perceptual loss', metavar='NUM')
 @option('--enc-adv', WEIGHT, '[lia] Weight of the adversarial loss', metavar='NUM')
+@option('--enc-adv-start', SHARE, '[lia] Share of stage 2 after which it counts', metavar='SHARE')
 @option('--enc-latent', WEIGHT, '[lia] Weight of the supervision on generated images', metavar='NUM')
+@option('--enc-mix', SHARE, '[lia] Share of generated images in a batch', metavar='SHARE')
+@option('--enc-offset', WEIGHT, "[lia] Weight of the penalty on y+'s offsets", metavar='NUM')
+@option('--enc-prior', WEIGHT, "[lia] Weight of the codes' likelihood under the exact prior", metavar='NUM')
+@option('--enc-start', click.Choice(opts.STARTS), "[lia] The encoder begins with D's convolutions and a head fitted to "
+        'generated images, or at random')
+@option('--enc-schedule', click.Choice(opts.SCHEDULES), "[lia] The encoder's learning rate: down along a cosine, by a "
+        'fifth each quarter, or as it is')
 @option('--percep', click.Choice(opts.PERCEPTUAL), "[lia] Perceptual features: stage 1's D, or VGG16 (a download)")
 # Speed.
 @switch('--fp32', 'No float16 layers in G and D, in both stages (there are none but on CUDA, in the encoder never)')

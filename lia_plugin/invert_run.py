@@ -1,0 +1,260 @@
+"""What `invert` does once its options are known: networks, batch after batch, and what is written at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import click
+import torch
+
+from lia_plugin import calibration, delta, host, inversion, perceptual, results, spaces, tuning, video
+from lia_plugin.initial_codes import read_codes
+from lia_plugin.invert_options import InvertOptions
+from lia_plugin.inverter import Inverter
+from lia_plugin.target_batches import Group, Progress, read_batches, stack_images
+from lia_plugin.targets import Target
+
+
+class Done(NamedTuple):
+    """A batch and what became of it, on the CPU."""
+
+    group: Group
+    c: torch.Tensor | None
+    result: inversion.InvertedBatch
+
+    @property
+    def img(self) -> torch.Tensor:
+        return stack_images(self.group)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Networks
+
+
+def load_networks(network: str, device: torch.device, trust: bool, needs_encoder: bool = True) -> dict[str, Any]:
+    """A snapshot's dict, its G_ema frozen and on the device.
+
+    Raises:
+        UserError: there is none, or one that can't invert images by itself if `needs_encoder`.
+    """
+    contents = host.load_network_pkl(network, trust=trust)
+    G = contents.get('G_ema')
+    if G is None:
+        raise host.UserError(f'{network}: holds no generator (G_ema)')
+    if needs_encoder:
+        inversion.check_invertible(G, network)
+    return {**contents, 'G_ema': G.eval().requires_grad_(False).to(device)}
+
+
+def load_lpips(source: str | None, device: torch.device) -> tuple[perceptual.Perceptual | None, str | None]:
+    """The extractor and its name; (None, None) if it is unwanted, or not asked for and not in the cache."""
+    if source == 'none':
+        return None, None
+    found = source or perceptual.cached_vgg16()
+    if found is None:
+        return None, None
+    try:
+        return perceptual.VGG16Features(found).to(device), found
+    except host.UserError as error:
+        raise host.UserError(f'{error}; or do without it: --lpips=none') from None
+
+
+def load_calibration(source: str | None, network: str, G: Any) -> calibration.Calibration | None:
+    """The calibration named, or the one beside the network; None if it is unwanted, or not named and not there."""
+    if source == 'none' or (source is None and not spaces.has_prior(G)):
+        return None
+    found = source or calibration.beside(network)
+    if found is None:
+        return None
+    try:
+        return calibration.load(found, G)
+    except host.UserError as error:
+        raise host.UserError(f'--calibration: {error}; or do without it: --calibration=none') from None
+
+
+def load_percep(asked: InvertOptions, D: Any, device: torch.device) -> tuple[perceptual.Perceptual | None, str]:
+    """ε of the optimisation's loss and its name; what is not asked for is D's features, where there is a D."""
+    if not asked.optimises:
+        return None, 'none'
+    name = asked.percep or ('disc' if D is not None else 'none')
+    if name == 'disc':
+        if D is None:
+            raise host.UserError(f'--percep=disc: {asked.network}: holds no discriminator; another one or none will do')
+        return perceptual.DiscriminatorFeatures(D).to(device), name
+    given = asked.lpips_source not in (None, 'none')
+    vgg16 = asked.lpips_source if given else perceptual.cached_vgg16()
+    return perceptual.make_perceptual(name, device=device, vgg16=vgg16 or perceptual.VGG16_URL), name
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The job
+
+
+class Job:
+    """One call of the command: everything is loaded and checked by the constructor, `run` does the work."""
+
+    def __init__(self, asked: InvertOptions, items: Sequence[Target], device: torch.device) -> None:
+        self.asked, self.items, self.device = asked, items, device
+        by_encoder = asked.refine is None and asked.init in (None, 'encoder')
+        self.contents = load_networks(asked.network, device, asked.trust_pickle, needs_encoder=by_encoder)
+        self.G = self.contents['G_ema']
+        asked.check_network(self.G)
+        if asked.delta is not None:
+            delta.apply_delta(self.G, asked.delta, asked.network)
+        self.start = asked.start(self.G)
+        by_name = self.start not in ('encoder', 'mean')
+        init = read_codes(self.start, self.G, [item.name for item in items]) if by_name else self.start
+        # w of a stock network needs no label: its synthesis knows no classes.
+        self.labels = inversion.target_labels(self.G, asked.class_idx, items) if spaces.has_prior(self.G) else None
+        self.lpips, self.lpips_name = load_lpips(asked.lpips_source, device)
+        self.percep, self.percep_name = load_percep(asked, self.contents.get('D'), device)
+        if asked.save_video not in (None, 'auto'):
+            video.check_format(asked.save_video)
+        self.settings = asked.refine_settings(self.G, self.percep_name)
+        self.tune_settings = asked.tune_settings(self.percep_name)
+        self.inverter = Inverter(
+            self.G, asked.chosen_space(self.G), init, self.settings, self.percep, self.lpips,
+            load_calibration(asked.calibration_file, asked.network, self.G), asked.trunc, asked.noise_mode,
+        )  # fmt: skip
+        self.writer = results.InversionWriter(asked.outdir, len(items) == 1, self.captions())
+
+    def captions(self) -> list[str]:
+        """What stands above the pictures of one image."""
+        start = self.start if self.start in ('encoder', 'mean') else 'start'
+        stages = ['original']
+        if self.settings is not None:
+            stages += [start, 'refined']
+        else:
+            stages.append('reconstruction')
+        return [*stages, 'tuned'] if self.asked.tune is not None else stages
+
+    def run(self) -> None:
+        """Inverts all images and writes what comes of it."""
+        torch.manual_seed(self.asked.seed)
+        kept = []
+        image = (self.G.img_resolution, self.G.img_channels)
+        with Progress(len(self.items), self.asked.refine) as progress:
+            for group in read_batches(self.items, self.asked.batch, image, self.writer, progress):
+                done = self._invert(group, progress)
+                if self.tune_settings is None:
+                    self.writer.add(done.group, done.result)
+                else:
+                    kept.append(done)
+        if kept:
+            self._tune(kept)
+
+    def _invert(self, group: Group, progress: Progress) -> Done:
+        img = stack_images(group).to(self.device)
+        names = [target.name for target, _ in group]
+        c = None if self.labels is None else torch.stack([self.labels[name] for name in names])
+        there = None if c is None else c.to(self.device)
+        if not progress.started:
+            # The first pass through a network sets things up; it would spoil the timing.
+            self.inverter.start(img[:1], None if there is None else there[:1], names[:1])
+        recorder = video.Recorder(img, self.asked.refine or 0) if self.asked.save_video else None
+
+        def callback(step: int, losses: torch.Tensor, recon: torch.Tensor) -> None:
+            progress.step(len(group), step)
+            if recorder is not None:
+                recorder(step, losses, recon)
+
+        result = self.inverter(img, there, names, callback)
+        progress.done(len(group))
+        if recorder is not None:
+            self._save_videos(names, recorder)
+        return Done(group, c, on_cpu(result))
+
+    def _save_videos(self, names: Sequence[str], recorder: video.Recorder) -> None:
+        kind = self.asked.save_video if self.asked.save_video in video.FORMATS else video.best_format()
+        os.makedirs(self.asked.outdir, exist_ok=True)
+        for i, name in enumerate(names):
+            video.save_video(os.path.join(self.asked.outdir, f'{name}_refine.{kind}'), recorder.frames(i))
+
+    def _tune(self, kept: Sequence[Done]) -> None:
+        """Tunes the generator for all images, saves it, and writes the images as it draws them."""
+        from tqdm import tqdm
+
+        assert self.tune_settings is not None, 'or nothing would have been kept'
+        labels = [done.c for done in kept if done.c is not None]
+        noises = [done.result.noise for done in kept if done.result.noise is not None]
+        noise = {name: torch.cat([part[name] for part in noises]) for name in noises[0]} if noises else None
+        with tqdm(total=self.tune_settings.steps, desc='Tuning', unit='step', disable=None) as bar:
+
+            def callback(_step: int, loss: float) -> None:
+                bar.update()
+                bar.set_postfix(loss=f'{loss:.4f}')
+
+            tuned = tuning.tune(
+                self.G, torch.cat([done.img for done in kept]), torch.cat([done.result.ws for done in kept]),
+                torch.cat(labels) if labels else None, noise,
+                settings=self.tune_settings, percep=self.percep, callback=callback,
+            )  # fmt: skip
+        for done in kept:
+            result = on_device(done.result, self.device)
+            self.writer.add(done.group, on_cpu(self.inverter.retell(tuned, done.img.to(self.device), result)))
+        self._save_tuned(tuned)
+
+    def _save_tuned(self, tuned: Any) -> None:
+        path = os.path.join(self.asked.outdir, self.tuned_name())
+        if self.asked.tune_save == 'delta':
+            delta.save_delta(path, self.G, tuned, self.asked.network)
+        else:
+            tuned = tuned.cpu()
+            host.save_network_pkl(path, {**self.contents, 'G': tuned, 'G_ema': tuned})
+
+    def tuned_name(self) -> str:
+        return 'tuned.safetensors' if self.asked.tune_save == 'delta' else 'tuned.pkl'
+
+    def finish(self) -> None:
+        """Writes results.json and the overview, and prints the table."""
+        asked, G = self.asked, self.G
+        facts: dict[str, Any] = dict(
+            network=asked.network, resolution=G.img_resolution, channels=G.img_channels, z_dim=G.z_dim,
+            trunc=asked.trunc, noise_mode=asked.noise_mode, seed=asked.seed, class_idx=asked.class_idx,
+            lpips=self.lpips_name, space=self.inverter.space, init=self.start,
+        )  # fmt: skip
+        usual = self.inverter.calibration
+        facts['calibration'] = None if usual is None else dict(data=usual.data, n=usual.n)
+        if asked.optimises:
+            facts['percep'] = self.percep_name
+        if self.settings is not None:
+            facts['refine'] = {**dataclasses.asdict(self.settings), 'batch': asked.batch}
+        if self.tune_settings is not None:
+            facts['tune'] = {**dataclasses.asdict(self.tune_settings), 'file': self.tuned_name()}
+        if asked.delta is not None:
+            facts['delta'] = asked.delta
+        self.writer.finish({**facts, 'device': str(self.device)})
+        print(results.format_table(self.writer.names, self.writer.rows))
+        size = f'{G.img_resolution}x{G.img_resolution}'
+        print(f'n = {len(self.writer.rows)}, {size}, images in [-1, 1]; written to {asked.outdir}')
+        self._say()
+
+    def _say(self) -> None:
+        """What a reader of the table should know."""
+        if not spaces.has_prior(self.G):
+            click.echo('no φ in this network: --space=y is its w, and there is neither z nor log p', err=True)
+        if self.lpips is None and self.asked.lpips_source is None:
+            click.echo(f'LPIPS left out: --lpips={perceptual.VGG16_URL} fetches its weights', err=True)
+
+
+def on_device(batch: inversion.InvertedBatch, device: torch.device | str) -> inversion.InvertedBatch:
+    """The same batch, all its tensors on a device."""
+
+    def move(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.to(device)
+        if isinstance(value, tuple):
+            return tuple(move(part) for part in value)
+        return value
+
+    moved = inversion.InvertedBatch(*(move(value) for value in batch))
+    if batch.noise is None:
+        return moved
+    return moved._replace(noise={name: value.to(device) for name, value in batch.noise.items()})
+
+
+def on_cpu(batch: inversion.InvertedBatch) -> inversion.InvertedBatch:
+    return on_device(batch, 'cpu')

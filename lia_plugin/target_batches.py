@@ -1,0 +1,103 @@
+"""Images in batches for a command: read, fitted, counted when they can't be used; and how far it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import click
+import torch
+
+from lia_plugin import host, results
+from lia_plugin.images import LoadedImage, to_float
+from lia_plugin.targets import Target
+
+MAX_NOTES = 5  # So many images that had to be fitted are named on the screen; all are in results.json.
+
+Group = list[tuple[Target, LoadedImage]]
+
+
+class Progress:
+    """A bar over the images, with the time that is left; in a refinement it moves with every step."""
+
+    def __init__(self, total: int, steps: int | None) -> None:
+        from tqdm import tqdm
+
+        self.steps = steps
+        self.started = False
+        self.finished = 0.0
+        hidden = True if total == 1 and steps is None else None  # None = where nobody looks.
+        form = '{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} images [{elapsed}<{remaining}]{postfix}'
+        self.bar = tqdm(total=total, desc='Inverting', disable=hidden, bar_format=form)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def step(self, images: int, step: int) -> None:
+        """A batch has come to this step of its refinement."""
+        if self.steps:
+            self._move(self.finished + images * step / self.steps)
+
+    def done(self, images: int) -> None:
+        """So many images are finished, or out of use."""
+        self.started = True
+        self.finished += images
+        self._move(self.finished)
+
+    def _move(self, position: float) -> None:
+        self.bar.update(position - self.bar.n)
+
+
+def read_batches(
+    items: Sequence[Target], batch: int, image: tuple[int, int], writer: results.InversionWriter, progress: Progress
+) -> Iterator[Group]:
+    """Readable images in groups, fitted to `image` = (resolution, channels).
+
+    Unreadable ones go to the writer's failures, and to stderr by name.
+    """
+    group: Group = []
+    noted = 0
+    for target in items:
+        try:
+            loaded = target.read(*image)
+        except host.UserError as error:
+            writer.fail(target, str(error))
+            progress.finished += 1
+            if len(items) > 1:
+                click.echo(str(error), err=True)
+            continue
+        if loaded.notes and noted <= MAX_NOTES:
+            noted += 1
+            text = f'{target.label}: {"; ".join(loaded.notes)}'
+            click.echo(text if noted <= MAX_NOTES else 'changes to further images: see results.json', err=True)
+        group.append((target, loaded))
+        if len(group) == batch:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def stack_images(group: Sequence[tuple[Target, LoadedImage]]) -> torch.Tensor:
+    """Pixels of a group -> NCHW, float32, [-1, 1]."""
+    return to_float(torch.stack([loaded.pixels for _target, loaded in group]))
+
+
+def report_failures(writer: results.InversionWriter, total: int) -> int:
+    """Gives the exit code, and tells a count and names of the images that could not be used.
+
+    Raises UserError if none could: with its own reason for a single one.
+    """
+    if not writer.failures:
+        return 0
+    if total == 1:
+        raise host.UserError(writer.failures[0]['reason'])
+    names = [failure['image'] for failure in writer.failures]
+    listed = ', '.join(names[:MAX_NOTES]) + (' …' if len(names) > MAX_NOTES else '')
+    message = f'{len(names)} of {total} images could not be used: {listed}'
+    if not writer.rows:
+        raise host.UserError(message)
+    click.echo(f'Error: {message}', err=True)
+    return 1
