@@ -45,7 +45,7 @@ class Measured:
     thumbs: Array  # float16 [n, C, 8, 8]
     hashes: Array  # uint8 [n, 2, HASH_BYTES]
     pixel_sum: Array  # float64 [C, H, W], over all images
-    pixel_square_sum: Array  # float64 [C, H, W]
+    square_sum: Array  # float64 [], over all images and pixels
     failures: dict[int, str]  # Item -> why it couldn't be read.
     notes: dict[int, str]  # Item -> what was changed to fit it to the network.
 
@@ -53,7 +53,8 @@ class Measured:
     def pair_mse(self) -> float:
         """Mean squared difference of two random images of the set: what nearness of images is measured in."""
         n = len(self.items)
-        return float(2 * np.mean(self.pixel_square_sum / n - np.square(self.pixel_sum / n)).clip(min=0))
+        mean_square = float(self.square_sum) / self.pixel_sum.size / n
+        return max(2 * (mean_square - float(np.square(self.pixel_sum / n).mean())), 0)
 
 
 class _Reader(torch.utils.data.Dataset[Any]):
@@ -123,7 +124,10 @@ def measure(
         failures = {item: reason for item, pixels, reason in group if pixels is None}
         if read:
             labels = [label_of(targets[item]) for item, _pixels, _notes in read]
-            parts.append(_measure_batch(G, read, labels, device))
+            part = _measure_batch(G, read, labels, device)
+            parts[0].pixel_sum += part.pixel_sum
+            part.pixel_sum = np.zeros([])  # Hundreds of large images would be in the way.
+            parts.append(part)
         parts[-1].failures.update(failures)
         done += len(group)
         progress(min(done * world_size, len(targets)), len(targets))
@@ -142,17 +146,17 @@ def _measure_batch(
     y, z = G.invert(img, c)
     recon = G.decode(y, c, noise_mode='const').to(torch.float32)
     likeness = inversion.compare_images(img, recon)
-    exact = img.cpu().double()
+    shown = img.cpu()
     return Measured(
         items=np.array([item for item, _pixels, _notes in read]),
         mse=np.array(likeness['mse']),
         ssim=np.array(likeness.get('ssim', [np.nan] * len(read))),
         log_prob=prior.log_prob(G, y, c).cpu().numpy().astype(np.float64),
         z=z.to(torch.float32).cpu().numpy(),
-        thumbs=duplicates.thumbnails(img.cpu()).numpy(),
+        thumbs=duplicates.thumbnails(shown).numpy(),
         hashes=np.stack([duplicates.pixel_hashes(one) for one in pixels]),
-        pixel_sum=exact.sum(dim=0).numpy(),
-        pixel_square_sum=exact.square().sum(dim=0).numpy(),
+        pixel_sum=shown.sum(dim=0, dtype=torch.float64).numpy(),
+        square_sum=shown.square().sum(dtype=torch.float64).numpy(),
         failures={},
         notes={item: notes for item, _pixels, notes in read if notes},
     )
@@ -165,12 +169,12 @@ def _empty(G: Any) -> Measured:
         items=np.zeros([0], np.int64), mse=np.zeros([0]), ssim=np.zeros([0]), log_prob=np.zeros([0]),
         z=np.zeros([0, G.z_dim], np.float32), thumbs=np.zeros([0, G.img_channels, side, side], np.float16),
         hashes=np.zeros([0, 2, duplicates.HASH_BYTES], np.uint8), pixel_sum=np.zeros(image),
-        pixel_square_sum=np.zeros(image), failures={}, notes={},
+        square_sum=np.zeros([]), failures={}, notes={},
     )  # fmt: skip
 
 
 PER_IMAGE = ('items', 'mse', 'ssim', 'log_prob', 'z', 'thumbs', 'hashes')
-SUMS = ('pixel_sum', 'pixel_square_sum')
+SUMS = ('pixel_sum', 'square_sum')
 TEXTS = ('failures', 'notes')
 
 
@@ -181,7 +185,7 @@ def merge(parts: Sequence[Measured]) -> Measured:
     for name in PER_IMAGE:
         merged[name] = np.concatenate([getattr(part, name) for part in parts])[order]
     for name in SUMS:
-        merged[name] = np.sum([getattr(part, name) for part in parts], axis=0)
+        merged[name] = np.asarray(sum(getattr(part, name) for part in parts))
     for name in TEXTS:
         merged[name] = {item: text for part in parts for item, text in getattr(part, name).items()}
     return Measured(**merged)

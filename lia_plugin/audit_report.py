@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 
 from lia_plugin import charts, duplicates, images, page
-from lia_plugin.audit import UNITS, Judged, Measured, reasons_to_drop
+from lia_plugin.audit import FAR_OUT, UNITS, Judged, Measured, reasons_to_drop
 from lia_plugin.host import atomic_write
 from lia_plugin.results import save_json
 from lia_plugin.targets import Target
@@ -126,6 +126,7 @@ def summary(measured: Measured, judged: Judged, rows: Sequence[Row], settings: M
         'kept': sum(row['suggestion'] == 'keep' for row in rows),
         'dropped': sum(row['suggestion'] == 'drop' for row in rows),
         'duplicates': {kind: kinds[kind] for kind in duplicates.KINDS},
+        'odd': {'error': int(judged.odd_error.sum()), 'code': int(judged.odd_code.sum())},
         'odd_by_error': _names(good, lambda row: 'error' in row['odd'], 'rank_error'),
         'odd_by_code': _names(good, lambda row: 'code' in row['odd'], 'rank_atypical'),
         'worst': _names(good, lambda row: True, 'rank_error'),
@@ -150,7 +151,7 @@ def save_page(
     by_error, by_code = (np.argsort(rank).tolist() for rank in (judged.rank_error, judged.rank_atypical))
     distance = judged.figures['distance']
     by_commonness = np.argsort(np.abs(distance - np.median(distance)), kind='stable').tolist()
-    odd = [index for index in by_error if judged.odd_error[index] or judged.odd_code[index]]
+    odd = [index for index in by_error if judged.odd_error[index] and judged.odd_code[index]]
 
     def pairs(order: Sequence[int]) -> list[str]:
         return _pairs(order[:SHOWN], judged, names, gallery)
@@ -159,7 +160,7 @@ def save_page(
     sections = [
         page.Section('The set', [page.paragraph(_text(content)), _quantile_table(content)]),
         page.Section('Distributions', _histograms(judged, measured.z.shape[1])),
-        page.Section(f'Odd: {len(odd)} images outside of what is usual', pairs(odd) or [page.paragraph('None.')]),
+        page.Section('Odd by both error and code', [page.paragraph(_odd_text(content, len(odd))), *pairs(odd)]),
         page.Section('Worst reconstructions', pairs(by_error)),
         page.Section('Least typical codes: farthest from the others', pairs(by_code)),
         page.Section('Most typical codes, for comparison: as far from the others as most are', pairs(by_commonness)),
@@ -178,6 +179,14 @@ def _text(content: Mapping[str, Any]) -> str:
         f'{content["n"]} images of {content["data"]}, network {content["network"]}; {len(content["unreadable"])} could '
         f'not be read. Codes are compared with {usual["n"]} of {usual["data"]}. Duplicates: {found}. '
         f'Suggested: keep {content["kept"]}, drop {content["dropped"]} (audit.csv says why; keep.txt lists the kept).'
+    )
+
+
+def _odd_text(content: Mapping[str, Any], both: int) -> str:
+    error, code = content['odd']['error'], content['odd']['code']
+    return (
+        f'{error} images are odd by their error, {code} by their code, {both} by both: their logarithm lies more than '
+        f'{FAR_OUT:g} quartile ranges above the median. audit.csv says which.'
     )
 
 

@@ -121,12 +121,17 @@ def left_out_distance(z: Array, gaussian: Gaussian, block: int = 8192) -> Array:
 
 
 def network_hash(G: Any) -> str:
-    """SHA-256 of what makes an image's z: the weights of encoder and φ, however the network is stored."""
+    """SHA-256 of what makes an image's z, however the network is stored: the weights of encoder and φ.
+
+    Those of the synthesis network too for an encoder that looks at its own reconstructions.
+    """
     digest = hashlib.sha256()
-    for name, value in sorted(G.mapping.state_dict().items()):
-        if name != 'w_avg':  # Only truncation looks at it.
-            digest.update(f'{name} {list(value.shape)}\n'.encode())
-            digest.update(value.detach().cpu().to(torch.float64).numpy().tobytes())
+    looks_back = getattr(G.mapping.encoder, 'iters', 1) > 1
+    for part in (G.mapping, G.synthesis) if looks_back else (G.mapping,):
+        for name, value in sorted(part.state_dict().items()):
+            if name != 'w_avg':  # Only truncation looks at it.
+                digest.update(f'{name} {list(value.shape)}\n'.encode())
+                digest.update(value.detach().cpu().to(torch.float64).numpy().tobytes())
     return digest.hexdigest()
 
 

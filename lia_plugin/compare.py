@@ -44,6 +44,11 @@ class Method:
         return self.steps > 0
 
     @property
+    def family(self) -> str:
+        """What optimisations that differ in their length alone have in common; '' of all others."""
+        return f'{self.needs}, {self.space}' if self.optimises else ''
+
+    @property
     def trains(self) -> bool:
         return self.encoder is not None or self.joint
 

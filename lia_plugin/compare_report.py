@@ -98,8 +98,8 @@ class Results:
     def content(self) -> dict[str, Any]:
         said = dataclasses.asdict(self.settings)
         groups = {part: summary(self.records, part) for part in ('shared', 'all')}
-        machine = dict(torch=torch.__version__, threads=torch.get_num_threads(), version=__version__)
-        return dict(command=self.settings.command, settings=said, machine=machine, summary=groups, legend=LEGEND,
+        versions = dict(lia=__version__, torch=torch.__version__)
+        return dict(command=self.settings.command, settings=said, versions=versions, summary=groups, legend=LEGEND,
                     records=self.records, generators=self.generators, failed=self.failures)
 
     def pictures(self) -> dict[str, torch.Tensor]:
@@ -108,8 +108,8 @@ class Results:
         found = {'grid': grid(originals(self.settings, len(self.shown[names[0]])),
                               {compare.method(name).caption: self.shown[name] for name in names})}
         means = summary(self.records, 'shared')
-        points = [plot.Point(m['seconds'][0], m['mse'][0], compare.method(name).label) for name, m in means.items()
-                  if m['seconds'][0] > 0 and m['mse'][0] > 0]
+        points = [plot.Point(m['seconds'][0], m['mse'][0], compare.method(name).label, compare.method(name).family)
+                  for name, m in means.items() if m['seconds'][0] > 0 and m['mse'][0] > 0]
         if points:
             title = f'Reconstruction error of {self.records[0]["shared"]["n"]} held-out images'
             found['curve'] = plot.scatter(points, title, 'seconds per image', 'MSE, images in [-1, 1]')
@@ -212,16 +212,16 @@ def detector(rows: Iterable[Mapping[str, Any] | None], kind: str) -> str:
 def notes(results: Results) -> list[str]:
     """What people must know to read the tables, one line each."""
     settings = results.settings
-    machine = f'Timed on {results.settings.training.get("device", "auto")}, {torch.get_num_threads()} CPU threads.'
-    lines = [LEGEND, machine]
+    machines = sorted({record['machine'] for record in results.records if 'machine' in record})
+    lines = [LEGEND, *(f'Timed on {machine}.' for machine in machines)]
     lines += [f'{compare.method(name).label}: {compare.method(name).about}.' for name in settings.methods]
     for name, path in settings.taken.items():
         seen = compare_training.recorded_set(compare_training.taken_pickle(name, path))
         lines.append(f'{name}: given, {path}' + ('.' if seen else '; which images it was trained on is not known.'))
     left_out = {key: value for g in results.generators for key, value in g['figures'].items()
                 if key.endswith('_left_out')}
-    left_out.update({key: value for r in results.records for key, value in r['shared'].items()
-                     if key.endswith('_left_out')})
+    left_out.update({key: value for r in results.records for part in ('shared', 'all')
+                     for key, value in (r[part] or {}).items() if key.endswith('_left_out')})
     lines += [f'{key.removesuffix("_left_out")}: left out: {value}.' for key, value in left_out.items()]
     lines += [f'{f["name"]}, seed {f["seed"]}: failed: {f["reason"]}' for f in results.failures]
     return lines

@@ -24,6 +24,7 @@ from lia_plugin import (
     host,
     perceptual,
     planning,
+    run_dir,
 )
 from lia_plugin.compare import STAGE1, STAGE1_MLP, Method, Settings, work_name
 from lia_plugin.host import UserError
@@ -48,7 +49,18 @@ def run(settings: Settings) -> int:
     everything that was finished on the disk.
     """
     settings = compare_training.complete(settings)
+    compare_training.check_runs(settings)
     tools = prepare(settings)
+    folder = run_dir.Run(settings.outdir)
+    if folder.worker() not in (None, os.getpid()):
+        raise UserError(f'--outdir: {settings.outdir}: process {folder.worker()} is at work here; wait for it')
+    os.makedirs(settings.outdir, exist_ok=True)
+    with folder.at_work():
+        return run_all(settings, tools)
+
+
+def run_all(settings: Settings, tools: Tools) -> int:
+    """All methods with all seeds; gives the number of those that failed."""
     results = compare_report.Results(settings)
     for seed in range(settings.seeds):
         for base in settings.bases:
@@ -113,12 +125,21 @@ def method_record(
     if not method.optimises or method.needs is not None:
         check_encoder(G, method, path)
     record, shown = measured(settings, tools, method, G)
-    record.update(of=of, seed=seed, network=path, **compare_report.budget(settings, method))
+    record.update(of=of, seed=seed, network=path, machine=machine(tools.device))
+    record.update(compare_report.budget(settings, method))
     os.makedirs(os.path.dirname(file), exist_ok=True)
     with host.atomic_write(f'{file}.npy') as out:
         np.save(out, shown)
     save_json(f'{file}.json', record)
     return record, shown
+
+
+def machine(device: torch.device) -> str:
+    """What times were taken on."""
+    if device.type == 'cuda':
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f'{device}, {threads} thread{"s" if threads > 1 else ""}'
 
 
 def measured(settings: Settings, tools: Tools, method: Method, G: Any) -> tuple[dict[str, Any], np.ndarray]:

@@ -87,7 +87,8 @@ def check_taken(settings: Settings, name: str, path: str) -> None:
         raise UserError(f'--take {name}: {path}: holds no generator (no G_ema)')
     ours, theirs = training_set(settings), recorded_set(path) or {}
     same_data = os.path.basename(str(theirs.get('path'))) == os.path.basename(ours['path'])
-    if same_data and any(theirs.get(key) != ours.get(key) for key in ('split', 'val_share', 'val_seed')):
+    shares = ours.get('split') == 'train'  # Else other data is held out.
+    if same_data and shares and any(theirs.get(key) != ours[key] for key in ('split', 'val_share', 'val_seed')):
         raise UserError(f'--take {name}: {path} was trained on images that are held out here: its share of them is '
                         f'{theirs.get("val_share") or "none"}, here it is --val={settings.training["val"]}')
     told, kimg = snapshot_kimg(path), settings.training['kimg']
@@ -243,9 +244,25 @@ def _train(settings: Settings, name: str, options: Options, planner: Planner) ->
     return snapshot
 
 
-def _check_same(run: run_dir.Run, options: Options) -> None:
+def check_runs(settings: Settings) -> None:
+    """UserError if the folder holds a run of other options, whatever has to be trained before it."""
+    for seed in range(settings.seeds):
+        for name in (*settings.bases, *settings.trained):
+            run = run_dir.Run(settings.path('runs', compare.work_name(seed, name)))
+            if name not in settings.taken and os.path.exists(run.file(run_dir.OPTIONS_FILE)):
+                _check_same(run, _options_of(settings, seed, name), but=('resume',))
+
+
+def _options_of(settings: Settings, seed: int, name: str) -> Options:
+    """Options of a run; those of a stage 2 name no pickle."""
+    if name in (STAGE1, STAGE1_MLP):
+        return stage1_options(settings, seed, name)
+    return joint_options(settings, seed) if compare.method(name).joint else encoder_options(settings, seed, name, '')
+
+
+def _check_same(run: run_dir.Run, options: Options, but: tuple[str, ...] = ()) -> None:
     then, now = run.recorded.get('options', {}), dataclasses.asdict(options)
-    wrong = next((k for k in now if k not in MAY_CHANGE and k in then and then[k] != now[k]), None)
+    wrong = next((k for k in now if k not in MAY_CHANGE + but and k in then and then[k] != now[k]), None)
     if wrong is not None:
         raise UserError(f'{opts.flag(wrong)}: {now[wrong]} now, {then[wrong]} in {run.path}; one table must not mix '
                         'them: give another --outdir')

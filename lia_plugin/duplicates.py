@@ -179,8 +179,8 @@ def closest_codes(
 ) -> list[tuple[int, int, float]]:
     """The closest pairs of codes [n, d], nearest first: (index, later index, distance), at most `count`.
 
-    Each code makes a pair with its nearest one alone. Above 64 dimensions neighbours are looked up in a random projection to 64, which keeps distances to
-    some ten percent; the distances given are exact.
+    Each code makes a pair with its nearest one alone. Above 64 dimensions neighbours are looked up in a random
+    projection to 64, which keeps distances to some ten percent; the distances given are exact.
     """
     points = codes - codes.mean(dim=0)
     if codes.shape[1] > 64:

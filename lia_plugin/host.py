@@ -305,9 +305,9 @@ def _further_on(kwargs: dict[str, Any], done_kimg: float) -> dict[str, Any]:
     """The same arguments for a stage of which so much is over: schedules of loss and optimisers begin there."""
     moved = dict(kwargs)
     for key in ('G_opt_kwargs', 'D_opt_kwargs'):
-        if 'total_steps' in kwargs[key]:
+        if 'total_steps' in kwargs.get(key, {}):
             moved[key] = {**kwargs[key], 'first_step': round(done_kimg * 1000 / kwargs['batch_size'])}
-    if 'total_kimg' in kwargs['loss_kwargs']:
+    if 'total_kimg' in kwargs.get('loss_kwargs', {}):
         moved['loss_kwargs'] = {**kwargs['loss_kwargs'], 'first_kimg': done_kimg}
     return moved
 

@@ -18,11 +18,12 @@ INK, GRID, POINT = (34, 34, 34), (221, 221, 221), (31, 98, 168)
 
 
 class Point(NamedTuple):
-    """One point, both coordinates above 0, and what stands beside it."""
+    """One point, both coordinates above 0, and what stands beside it; points of one group are joined by a line."""
 
     x: float
     y: float
     name: str
+    group: str = ''  # '' = by itself.
 
 
 class Axis(NamedTuple):
@@ -74,6 +75,9 @@ def scatter(points: Sequence[Point], title: str, x_label: str, y_label: str) -> 
     draw.text((LEFT + 6, TOP + 2), y_label, fill=INK, font=small)
     places = [(across.pixel(point.x), up.pixel(point.y)) for point in points]
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in places]
+    for group in {point.group for point in points} - {''}:
+        joined = sorted(place for place, point in zip(places, points) if point.group == group)
+        draw.line([coordinate for place in joined for coordinate in place], fill=POINT)
     for (x, y), point in zip(places, points):
         draw.ellipse([(x - 4, y - 4), (x + 4, y + 4)], fill=POINT)
         _name(draw, small, point.name, x, y, taken)

@@ -52,6 +52,7 @@ def prepare_encoder_stage(
     torch.manual_seed(seed)
     image = dict(img_resolution=source.img_resolution, img_channels=source.img_channels)
     G = Generator(c_dim=source.c_dim, **image, **G_kwargs)
+    G.eval().requires_grad_(False)
     misc.copy_params_and_buffers(source, G, require_all=False)
     if source.encoder is None:
         mean, std = code_statistics(G.mapping.to(device), encoder_kwargs.get('space', 'y'), seed=seed)
@@ -59,7 +60,7 @@ def prepare_encoder_stage(
         G.encoder.set_output_statistics(mean.cpu(), std.cpu())
         if start == 'network':
             print(start_encoder(G, data.get('D'), device, seed), flush=True)
-    G = G.cpu().eval().requires_grad_(False)
+    G = G.cpu()
     D = data.get('D')
     if D is None and D_kwargs is not None:
         D = dnnlib.util.construct_class_by_name(**D_kwargs, c_dim=source.c_dim, **image).eval().requires_grad_(False)

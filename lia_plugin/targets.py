@@ -129,7 +129,13 @@ def _expand(source: str, option: str) -> list[tuple[Item, str | None]]:
 
 def _image_files(folder: str) -> list[str]:
     paths = (os.path.join(root, name) for root, _folders, names in os.walk(folder) for name in names)
-    return sorted(path for path in paths if has_image_extension(path))
+    return sorted(path for path in paths if has_image_extension(path) and not _is_debris(os.path.relpath(path, folder)))
+
+
+def _is_debris(name: str) -> bool:
+    """What macOS leaves in zips and on foreign disks, `._name.png`: no images. Data sets leave it out too."""
+    name = name.replace('\\', '/')
+    return name.startswith('__MACOSX/') or name.rsplit('/', 1)[-1].startswith('._')
 
 
 def _zip_members(path: str, option: str) -> list[Item]:
@@ -138,7 +144,7 @@ def _zip_members(path: str, option: str) -> list[Item]:
             names = [info.filename for info in archive.infolist() if not info.is_dir()]
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise UserError(f'{option}={path}: not a readable zip ({error})') from None
-    return [(path, name) for name in sorted(set(names)) if has_image_extension(name)]
+    return [(path, name) for name in sorted(set(names)) if has_image_extension(name) and not _is_debris(name)]
 
 
 @functools.lru_cache(maxsize=2)

@@ -82,16 +82,10 @@ def _discriminator(result: dict[str, Any], data: dict[str, Any], source: str, op
         kwargs = {k: v for k, v in data['D'].init_kwargs.items() if k not in stages.LOOP_KEYS}
         return host.said_precision(data['D'], kwargs)
     loss = stage['loss_kwargs']
-    told = f'{source} holds no discriminator: stage 2 makes a new one, which has learned nothing'
     if loss['percep'] == 'disc' and loss['percep_weight']:
-        if options.percep == 'disc':
-            raise UsageError(f'--percep=disc: {source} holds no discriminator whose features it could use; leave it '
-                             'out, or --percep=vgg16')
-        if not (loss['pixel_weight'] or loss['latent_weight']):
-            raise UsageError(f'--enc-pixel: {source} holds no discriminator for perceptual features, so pixels are all '
-                             'that tells the encoder of its image')
-        loss.update(percep='none', percep_weight=0.0)
-        told += '; it gives no perceptual features, so the loss does without (--percep=vgg16 adds some)'
+        raise UsageError(f'--percep=disc: {source} holds no discriminator whose features it could use; leave it '
+                         'out, or --percep=vgg16')
+    told = f'{source} holds no discriminator: stage 2 makes a new one, which has learned nothing'
     result['notes'].append(told)
     kwargs = {k: v for k, v in stage['D_kwargs'].items() if k != 'class_name'}
     widths = attach.synthesis_kwargs(data['G_ema'])

@@ -11,6 +11,7 @@ stands in attributes, all of which may be missing; `traits` sets them:
     held_out        True: the training loop gives it the validation set
     needs_detector  'inception' or 'vgg16': it looks at that network's features, or those of `opts.detector`
     needs_classes   True: of that network it takes class probabilities
+    min_side        images must have at least as many pixels a side
     generates       True: it looks at the generated images that several metrics share (metrics.shared_pass)
     labels_only     True: it takes nothing but labels from the data, so that a network without classes needs no data
 """
@@ -237,7 +238,7 @@ def ppl2_wend(opts: metric_utils.MetricOptions) -> dict[str, float]:
 
 
 @register_metric
-@traits(generates=True)
+@traits(generates=True, min_side=sliced_wasserstein.MIN_SIDE)
 def swd(opts: metric_utils.MetricOptions) -> dict[str, float]:
     """Sliced Wasserstein distance × 1e3 of 16,384 generated images to as many real ones, by size of detail."""
     return compute_swd(_whole(opts), opts.num or sliced_wasserstein.NUM_IMAGES)

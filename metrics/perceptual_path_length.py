@@ -162,5 +162,5 @@ def compute_ppl(
     distances = gather_interleaved(torch.cat(found)[:, None], opts.num_gpus, opts.rank)[:, 0].cpu().numpy()
     metric_utils.note_images(opts, url, num_fake=len(distances))
     measure = 'LPIPS' if 'return_lpips' in detector.keywords else 'squared distance of features'
-    opts.notes.update(value_range='0..255, unrounded', distance=measure)
+    opts.notes.update(data='generated images', value_range='0..255, unrounded', distance=measure)
     return trimmed_mean(distances)

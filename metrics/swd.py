@@ -69,11 +69,13 @@ def compute_swd(opts: metric_utils.MetricOptions, num_images: int) -> dict[str, 
     with contextlib.ExitStack() as stack:
         real = stack.enter_context(contextlib.closing(_real_patches(opts, dataset, order, range(n))))
         fake = stack.enter_context(contextlib.closing(_fake_patches(opts, n)))
-        distances = sliced_distances(real, fake, **work)
+        progress = opts.progress.sub('levels', len(real.sides), rel_lo=0.6, rel_hi=0.8)
+        distances = sliced_distances(real, fake, **work, tell=progress.update)
+        floor_progress = opts.progress.sub('levels of the floor', len(real.sides), rel_lo=0.8)
         if 2 * n <= len(dataset):
             others = stack.enter_context(contextlib.closing(_real_patches(opts, dataset, order, range(n, 2 * n))))
-            n_floor, floors = n, sliced_distances(real, others, **work)
+            n_floor, floors = n, sliced_distances(real, others, **work, tell=floor_progress.update)
         else:
-            n_floor, floors = n // 2, halves_distances(real, **work)
+            n_floor, floors = n // 2, halves_distances(real, **work, tell=floor_progress.update)
     opts.notes.update(n=n, n_real=n, n_floor=n_floor, value_range='uint8 0..255')
     return {**with_mean('swd', distances), **with_mean('swd_floor', floors)}

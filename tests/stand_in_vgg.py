@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from metric_fakes import save_script
+from generator_fakes import save_script
 
 from lia_plugin import perceptual
 

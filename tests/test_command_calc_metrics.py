@@ -8,7 +8,8 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from metric_fakes import Face, save_script
+from generator_fakes import Flat, save_script
+from metric_fakes import Face
 from stand_in_vgg import save_vgg
 
 from lia_plugin import cli
@@ -32,14 +33,14 @@ def write_zip(path, num=9, side=SIDE, channels=3, labels=None):
     return str(path)
 
 
-def write_network(path, data, encoder=True, c_dim=0, plain=False):
+def write_network(path, data, encoder=True, c_dim=0, plain=False, space='y'):
     from lia_plugin.networks import Generator
     from training.networks import Generator as PlainGenerator
 
     torch.manual_seed(0)
     kwargs = dict(z_dim=16, c_dim=c_dim, w_dim=16, img_resolution=SIDE, img_channels=3)
     kwargs['synthesis_kwargs'] = dict(channel_base=64, channel_max=16)
-    encoder_kwargs = dict(encoder_kwargs=dict(channel_base=64, channel_max=16) if encoder else None)
+    encoder_kwargs = dict(encoder_kwargs=dict(channel_base=64, channel_max=16, space=space) if encoder else None)
     G = PlainGenerator(**kwargs) if plain else Generator(**kwargs, **encoder_kwargs)
     training_set = dict(class_name='training.dataset.ImageFolderDataset', path=data, use_labels=bool(c_dim))
     network_pickle.save(str(path), dict(
@@ -206,6 +207,52 @@ def test_separability_with_labels_of_the_data_and_of_a_file(place, capsys, tmp_p
     (tmp_path / 'pairs.csv').write_text('\n'.join(['file,pair', *rows]))
     code, (line,), _err = call(capsys, *args, f'--labels={tmp_path}/pairs.csv', '--num=20')
     assert code == 0 and line['attributes'] == 'pair' and line['n'] == 20
+
+
+def test_every_metric_of_generated_images_with_a_stand_in(place, capsys, tmp_path):
+    names = 'pr50k3_full pr50k3 ppl2_wend ppl_zfull ppl_wfull ppl_zend ppl_wend swd kid50k_full'.split()
+    common = [f'--network={place}/net.pkl', '--num=9']
+    code, lines, _err = call(capsys, *common, f'--metrics={",".join(names)}', '--detector=random:0')
+    assert code == 0 and [line['metric'] for line in lines] == names
+    for line in lines:
+        assert line['n'] == 9 and all(np.isfinite(value) for value in line['results'].values())
+        assert line['value_range'] and line.get('detector') == (None if line['metric'] == 'swd' else 'random:0')
+    assert [line['data'] for line in lines[1:3]] == ['data', 'generated images']
+    moved = write_network(tmp_path / 'moved.pkl', '/no/such/place.zip')
+    detector = save_script(Flat(), tmp_path / 'flat.pt')
+    code, lines, _err = call(
+        capsys, f'--network={moved}', '--num=10', '--metrics=is50k,ppl2_wend', f'--detector={detector}')
+    assert code == 0 and lines[0]['results']['is50k_mean'] >= 1, 'neither needs a data set'
+    code, lines, err = call(capsys, *common, '--metrics=swd,is50k', '--detector=random:0')
+    assert (code, lines) == (2, []) and 'random:0 has no classes' in err, 'said before the first metric'
+
+
+def test_a_y_plus_network_is_measured_in_y_plus_and_by_its_base_code_alone(place, capsys, tmp_path):
+    from lia_plugin import images, similarity
+    from training.dataset import ImageFolderDataset
+
+    network = write_network(tmp_path / 'plus.pkl', f'{place}/data.zip', space='y+')
+    G = network_pickle.load(network)['G_ema']
+    with torch.no_grad():  # A fresh encoder's offsets are zero; these are not.
+        for tensor in [*G.encoder.parameters(), *G.encoder.buffers()]:
+            tensor.add_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1)) * 0.1)
+    network_pickle.save(network, dict(network_pickle.load(network), G_ema=G))
+    dataset = ImageFolderDataset(f'{place}/data.zip')
+    img = images.to_float(np.stack([dataset[i][0] for i in range(9)]))
+    found = {}
+    for space in ('y+', 'y'):
+        args = [f'--network={network}', '--metrics=recon_mse,cycle_y,latent_fd', '--num=9', f'--space={space}']
+        code, lines, _err = call(capsys, *args)
+        assert code == 0 and {line['space'] for line in lines} == {space}
+        with torch.no_grad():
+            recon = G.decode(G.encode(img, space=space), noise_mode='const').clamp(-1, 1)
+        assert lines[0]['results']['recon_mse'] == pytest.approx(float(similarity.mse(img, recon).mean()), rel=1e-4)
+        found[space] = [line['results'] for line in lines]
+    assert found['y'][0] != found['y+'][0], 'the layers differ'
+    for alone, layers in zip(found['y'][1:], found['y+'][1:]):
+        assert alone == pytest.approx(layers, rel=1e-6), 'latents are those of the base code'
+    code, lines, err = call(capsys, f'--network={network}', '--metrics=recon_mse', '--space=z')
+    assert (code, lines) == (2, []) and "this network's encoder gives y+; measure it in y+ or y" in err
 
 
 def test_list_needs_no_network(capsys):

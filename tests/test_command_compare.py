@@ -11,14 +11,15 @@ import PIL.Image
 import pytest
 from click.testing import CliRunner
 
-from lia_plugin import cli, compare_run, launch
+from lia_plugin import cli, compare_run, launch, run_dir
 from lia_plugin.commands.compare import compare
 
-METHODS = 'lia-y,lia-y+,encoder-z,mlp-w,no-disc,bigan,opt-2,opt-5,refine-2'
-TRAINED = ('stage1', 'stage1-mlp', 'lia-y', 'lia-y+', 'encoder-z', 'mlp-w', 'no-disc', 'bigan')
+METHODS = 'lia-y,lia-y+,encoder-z,mlp-w,lia-y-disc,no-disc,bigan,opt-2,opt-5,refine-2'
+TRAINED = ('stage1', 'stage1-mlp', 'lia-y', 'lia-y+', 'encoder-z', 'mlp-w', 'lia-y-disc', 'no-disc', 'bigan')
 TINY = ('--kimg=0.008', '--enc-kimg=0.008', '--batch=8', '--cbase=128', '--cmax=8', '--latent-dim=8', '--gamma=0.1',
         '--aug=noaug', '--val=0.3', '--device=cpu', '--workers=0', '--fit-steps=0', '--gen-num=8', '--num=5',
-        '--opt-num=2', '--shown=2', '--detector=random:0', '--mlp-depth=2')
+        '--opt-num=2', '--shown=2', '--detector=random:0', '--mlp-depth=2',
+        '--enc-start=random')
 
 
 @pytest.fixture(scope='module')
@@ -58,8 +59,9 @@ def test_all_methods_and_again_at_once(
     args = (f'--data={data}', f'--outdir={tmp_path}', f'--methods={METHODS}', *TINY)
     assert run(*args) == 0
     text = (tmp_path / 'compare.md').read_text()
-    for label in ('LIA, y', 'LIA, y+', 'encoder to z', 'MLP mapping, encoder to w', 'LIA, y, no discriminator',
-                  'BiGAN/ALI', 'optimisation, 2 steps', 'optimisation, 5 steps', 'LIA, y + 2 steps'):
+    for label in ('LIA, y', 'LIA, y+', 'encoder to z', 'MLP mapping, encoder to w', 'LIA, y, D in the loss',
+                  'LIA, y, no discriminator', 'BiGAN/ALI', 'optimisation, 2 steps', 'optimisation, 5 steps',
+                  'LIA, y + 2 steps'):
         assert f'| {label} | ' in text
     for label in ('φ (LIA)', 'MLP mapping', 'φ, trained as BiGAN'):
         assert f'| {label} | ' in text
@@ -71,7 +73,7 @@ def test_all_methods_and_again_at_once(
                                                                    and '-5' not in n]
     assert sorted(os.listdir(tmp_path / 'runs')) == sorted(
         [f'seed0-{name}' for name in TRAINED] + [f'seed0-stage1-mlp-phi.{kind}' for kind in ('pkl', 'png', 'json')])
-    assert PIL.Image.open(tmp_path / 'grid.png').size[0] == 10 * 132 - 4
+    assert PIL.Image.open(tmp_path / 'grid.png').size[0] == 11 * 132 - 4
 
     before = files_of(tmp_path)
     forbid(monkeypatch)
@@ -82,9 +84,20 @@ def test_all_methods_and_again_at_once(
     # A part of it needs nothing new either.
     assert run(*args, '--methods=opt-5,bigan') == 0
     assert 'LIA, y' not in capfd.readouterr().out.rpartition('# Comparison')[2]
-    # Other options must not be mixed in.
-    assert run(*args, '--batch=4') == 2
-    assert '--batch: 4 now, 8 in' in capfd.readouterr().err
+    # Other options must not be mixed in, of whatever run.
+    for option, told in (('--batch=4', '--batch: 4 now, 8 in'), ('--enc-lr=0.5', '--enc-lr: 0.5 now, None in')):
+        assert run(*args, option) == 2
+        assert told in capfd.readouterr().err
+    assert files_of(tmp_path) == before
+
+
+def test_a_folder_where_another_process_is_at_work(data: str, tmp_path: pathlib.Path, capfd: Any) -> None:
+    with run_dir.Run(str(tmp_path)).at_work():
+        noted = json.loads((tmp_path / 'running.json').read_text())
+    parent = dict(noted, pid=os.getppid(), born=run_dir._born(os.getppid()))
+    (tmp_path / 'running.json').write_text(json.dumps(parent))
+    assert run(f'--data={data}', f'--outdir={tmp_path}', *TINY) == 2
+    assert f'process {os.getppid()} is at work here' in capfd.readouterr().err
 
 
 @pytest.mark.slow

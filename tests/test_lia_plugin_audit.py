@@ -14,10 +14,12 @@ import pytest
 import torch
 from test_lia_plugin_inversion import RESOLUTION, make_generator, save_pickle
 
-from lia_plugin import audit, calibration, charts, cli, prior, targets
+from lia_plugin import audit, audit_report, calibration, charts, cli, prior, targets
 from lia_plugin.audit import Rules
 from lia_plugin.host import UserError
 from training.dataset import ImageFolderDataset
+from training.dataset_convert import Options, convert
+from training.dataset_sources import open_source
 
 CPU = torch.device('cpu')
 N = 60
@@ -67,6 +69,13 @@ def save_set(path: Path, channels: int = 3, labels: bool = False, extra: dict[st
     return str(path)
 
 
+@pytest.fixture(autouse=True)
+def short_page(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing a hundred pictures takes longer than the audit of a small set."""
+    if 'page' not in request.node.name:
+        monkeypatch.setattr(audit_report, 'SHOWN', 2)
+
+
 @pytest.fixture(scope='module')
 def network(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_pickle(tmp_path_factory.mktemp('network') / 'lia.pkl', make_generator())
@@ -107,6 +116,7 @@ def test_planted_faults_are_found(network: str, data: str, tmp_path: Path, capsy
     assert {key for key, row in rows.items() if row['odd']} == {name(30), name(31)}
     assert kept(tmp_path / 'out') == [name(i) for i in range(N) if i != 20]
     said = capsys.readouterr().out
+    assert 'odd by error: 2: ' in said and 'odd by code: 2: ' in said
     assert '1 exact, 1 mirrored, 1 near' in said and 'keep 59, drop 1' in said
 
 
@@ -169,6 +179,17 @@ def test_unreadable_images_are_counted_and_named(
     assert json.loads((tmp_path / 'out' / 'audit.json').read_text())['unreadable'] == ['a/bad.png']
 
 
+def test_the_list_names_just_what_the_data_set_has(network: str, tmp_path: Path) -> None:
+    """Also with what macOS leaves in zips, and names that Windows' tools write."""
+    debris = {'__MACOSX/00000/._img000.png': b'x', 'b/._c.png': b'x'}
+    data = save_set(tmp_path / 'set.zip', extra={**debris, 'sub\\d.png': png(photo(70)), 'e.JPG': png(photo(71))})
+    assert run(network, data, tmp_path / 'out', '--drop-duplicates=no') == 0
+    source = open_source(data)
+    assert kept(tmp_path / 'out') == sorted(source.name(i).replace('\\', '/') for i in range(len(source)))
+    report = convert(data, str(tmp_path / 'all.zip'), Options(workers=0, include=str(tmp_path / 'out' / 'keep.txt')))
+    assert report.num_images == N + 2
+
+
 @pytest.mark.parametrize('channels, c_dim', [(1, 0), (3, 3), (1, 3)])
 def test_grey_and_conditional_networks(tmp_path: Path, channels: int, c_dim: int) -> None:
     G = make_generator(c_dim=c_dim, channels=channels)
@@ -218,6 +239,7 @@ def test_the_page_and_the_figures_of_the_set(network: str, data: str, tmp_path: 
     assert told['network_hash'] == calibration.network_hash(G) and told['n'] == N and told['kept'] == N - 1
     mse = [float(row['mse']) for row in read_csv(tmp_path / 'out').values()]
     assert told['quantiles']['mse']['0.5'] == pytest.approx(np.median(mse), rel=1e-4)
+    assert '2 images are odd by their error, 2 by their code, 2 by both' in text
     assert set(told['worst'][:2]) == {name(30), name(31)} and set(told['units']) == set(audit.UNITS)
 
 

@@ -178,6 +178,15 @@ def test_a_calibration_belongs_to_its_network(tmp_path: Path) -> None:
         calibration.load(tmp_path / 'c.npz', other)
 
 
+@pytest.mark.parametrize('iters, depends', [(1, False), (3, True)])
+def test_the_synthesis_network_counts_where_the_encoder_looks_at_its_reconstructions(iters: int, depends: bool) -> None:
+    G = make_generator()
+    G.mapping.encoder.iters = iters
+    before = calibration.network_hash(G)
+    G.synthesis.b4.const.add_(1)
+    assert (calibration.network_hash(G) != before) == depends
+
+
 def test_too_few_or_broken_codes_are_refused() -> None:
     with pytest.raises(UserError, match='9 images are too few'):
         make(9)

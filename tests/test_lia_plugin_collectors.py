@@ -4,7 +4,8 @@ import collections
 
 import pytest
 import torch
-from metric_fakes import Face, FakeLIA, save_script
+from generator_fakes import save_script
+from metric_fakes import Face, FakeLIA
 from stand_in_vgg import save_vgg
 
 from dnnlib.util import UserError

@@ -150,7 +150,8 @@ def test_the_plain_generator_differs_in_its_mapping_alone(data: str, tmp_path: p
 
 @pytest.mark.parametrize('name, said', [
     ('lia-y', dict(enc_space='y')), ('lia-y+', dict(enc_space='y+')), ('encoder-z', dict(enc_space='z')),
-    ('no-disc', dict(enc_space='y', percep='none', enc_adv=0.0)), ('bigan', dict(enc_space='z')),
+    ('mlp-w', dict(enc_space='y', enc_prior=0.0)), ('lia-y-disc', dict(enc_space='y', percep='disc')),
+    ('no-disc', dict(enc_space='y', percep='none', enc_adv=0.0, enc_start='random')), ('bigan', dict(enc_space='z')),
 ])  # fmt: skip
 def test_each_encoder_is_what_its_name_says(name: str, said: dict[str, Any], data: str) -> None:
     full = settings(data, 'out', training=dict(percep='vgg16', enc_percep=0.3, enc_adv=0.2, phi_layers=6))
@@ -222,6 +223,9 @@ def test_a_network_that_knows_held_out_images_is_refused(
             compare_training.complete(wanted)
     else:
         compare_training.complete(wanted)
+    elsewhere = make_data(tmp_path / 'held-out', 3)
+    compare_training.complete(settings(data, tmp_path, methods=('opt-3',), taken={STAGE1: path},
+                                       training=dict(val=elsewhere)))
 
 
 def test_networks_that_are_compared_are_of_one_size(data: str, lia: Generator, tmp_path: pathlib.Path) -> None:
@@ -264,7 +268,7 @@ def test_an_encoder_behind_an_mlp_leads_to_its_w(plain: PlainGenerator, tmp_path
     with_phi, _fitted = attach.attach(start, 'x.pkl', Labels(0), fit=Fit(steps=0))
     source, out = (str(tmp_path / name) for name in ('phi.pkl', 'init.pkl'))
     network_pickle.save(source, with_phi)
-    stages.prepare_encoder_stage(source, out, dict(WIDTHS, space='y'))
+    stages.prepare_encoder_stage(source, out, dict(WIDTHS, space='y'), start='random')
     G = network_pickle.load(out)['G_ema']
     img = torch.rand([3, 3, 16, 16]) * 2 - 1
     found = compare_measure.reconstructor(compare.method('mlp-w'), G)(img, None)
@@ -383,7 +387,7 @@ def record(name: str, seed: int, mse: float, full: Settings) -> dict[str, Any]:
     figures = dict(n=3, mse=mse, seconds=0.01, recon_fid=2.0, recon_fid_notes=dict(detector='random:0'))
     method = compare.method(name)
     return dict(name=name, label=method.label, seed=seed, shared=figures, all=None if method.optimises else figures,
-                **compare_report.budget(full, method))
+                machine='a machine', **compare_report.budget(full, method))
 
 
 def test_tables_give_mean_and_spread_over_seeds(data: str, tmp_path: pathlib.Path) -> None:
@@ -399,6 +403,7 @@ def test_tables_give_mean_and_spread_over_seeds(data: str, tmp_path: pathlib.Pat
     assert '| BiGAN/ALI | 0.5000 | 2.000 | 0.01 | 3 kimg | 1 |' in text
     assert '| optimisation, 7 steps | 0.1250 | 2.000 | 0.01 | 2 kimg, 7 steps | 1 |' in text
     assert 'bigan, seed 1: failed: it diverged' in text and 'lia compare --x' in text and 'FID by random:0' in text
+    assert 'Timed on a machine.' in text
     content = json.loads((tmp_path / 'compare.json').read_text())
     assert content['summary']['shared']['lia-y']['mse'] == pytest.approx([0.3, math.sqrt(0.005)])
     assert content['summary']['all'].keys() == {'lia-y', 'bigan'}

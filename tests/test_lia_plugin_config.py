@@ -212,3 +212,15 @@ def test_contradictions(said: dict[str, Any], named: str) -> None:
 ])
 def test_what_goes_together(said: dict[str, Any]) -> None:
     options.check(Options('x', **said))
+
+
+def test_the_encoders_learning_rate_follows_its_width() -> None:
+    narrow, wide = (config.encoder_stage(Options('x', cmax=cmax), _info())['G_opt_kwargs']['lr'] for cmax in (64, 512))
+    assert narrow == pytest.approx(0.0125) and wide == pytest.approx(narrow / math.sqrt(8))
+    assert config.encoder_stage(Options('x', enc_lr=0.5), _info())['G_opt_kwargs']['lr'] == 0.5
+
+
+def test_the_encoders_head_sees_more_features_than_the_code_has_dimensions() -> None:
+    for cmax, dim, expected in ((64, 128, 256), (512, 512, 1024), (512, 64, 512)):
+        kwargs = config.encoder_stage(Options('x', cmax=cmax, latent_dim=dim), _info())['G_kwargs']['encoder_kwargs']
+        assert kwargs['hidden_features'] == expected

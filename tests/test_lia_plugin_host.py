@@ -35,6 +35,12 @@ def test_a_stage_starts_in_a_folder_of_its_own_and_goes_on_from_what_it_left(
     newest = f'{tmp_path}/gan-part01/network-snapshot-000001.pkl'
     assert host.place_stage(kwargs, 'state.pt') == dict(
         run_dir=f'{tmp_path}/gan-part03', stage='gan', total_kimg=5, resume_pkl=newest, start_kimg=0)
+    # Five kimg of eight are over: what follows a schedule begins there.
+    timed = dict(kwargs, total_kimg=8, batch_size=16, G_opt_kwargs=dict(lr=1, total_steps=500), D_opt_kwargs=dict(lr=1),
+                 loss_kwargs=dict(total_kimg=8))
+    later = host.place_stage(timed, 'state.pt')
+    assert later['G_opt_kwargs'] == dict(lr=1, total_steps=500, first_step=round(5000 / 16))
+    assert later['D_opt_kwargs'] == dict(lr=1) and later['loss_kwargs'] == dict(total_kimg=8, first_kimg=5)
     # Stage 2's count begins where stage 1 ended in our loop, at 0 in NVIDIA's.
     later = host.place_stage(dict(kwargs, stage='encoder', start_kimg=10, total_kimg=13), 'state.pt')
     assert (later['start_kimg'], later['total_kimg'], later['resume_pkl']) == (0, 3, 'theirs.pkl')
@@ -50,6 +56,54 @@ def test_in_our_host_the_exact_state_is_named(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize('name', options.AUGPIPES)
 def test_augmentation_pipes_are_named_alike(name: str, elsewhere: None) -> None:
     assert host.augpipe(name) == dict(augpipe_specs[name])
+
+
+def test_which_network_a_metric_looks_through_is_its_trait_here_and_known_by_family_elsewhere(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lia_plugin.metrics  # noqa: F401
+    from metrics import metric_main
+
+    ours = {name: host.needed_detector(name) for name in metric_main.list_valid_metrics()}
+    expected = dict(fid50k='inception', recon_fid='inception', is50k='inception', pr50k3_full='vgg16', ppl_zend='vgg16',
+                    swd=None, recon_mse=None, cycle_z=None)
+    assert ours.items() >= expected.items()
+    monkeypatch.setattr(host, 'OURS', False)
+    monkeypatch.setattr(metric_main, 'is_valid_metric', lambda name: True)
+    theirs = dict(fid50k_full='inception', kid50k='inception', pr50k3='vgg16', ppl2_wend='vgg16', is50k='inception',
+                  eqt50k_int=None, recon_fid='inception', recon_mse=None)
+    assert {name: host.needed_detector(name) for name in theirs} == theirs
+
+
+def test_only_our_host_has_a_sliced_wasserstein_distance(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert host.sliced_wasserstein().NUM_IMAGES == 16384
+    monkeypatch.setattr(host, 'OURS', False)
+    with pytest.raises(host.UserError, match='--metrics: .* has no sliced Wasserstein distance'):
+        host.sliced_wasserstein()
+
+
+@pytest.mark.parametrize('metrics, networks', [
+    (['recon_mse', 'swd', 'cycle_y'], []), (['fid50k', 'kid50k', 'recon_fid'], ['inception']),
+    (['ppl2_wend', 'is50k', 'pr50k3'], ['inception', 'vgg16']),
+])
+def test_each_network_that_is_needed_is_fetched_once(
+    metrics: list[str], networks: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lia_plugin.metrics  # noqa: F401
+    from metrics import detectors, metric_main
+
+    opened: list[str] = []
+    monkeypatch.setattr(detectors, 'get_feature_detector', lambda url, verbose: opened.append(url))
+    host.fetch_detectors(metrics, None)
+    assert opened == [detectors.URLS[network] for network in networks]
+    opened.clear()
+    monkeypatch.setattr(host, 'OURS', False)
+    monkeypatch.setattr(metric_main, 'is_valid_metric', lambda name: True)
+    monkeypatch.setattr(host, '_own_metrics', {name: metric_main.get_metric(name) for name in metrics if '_' in name
+                                               and name.startswith(('recon', 'cycle'))})
+    monkeypatch.setattr(host, 'fetch', opened.append)
+    host.fetch_detectors(metrics, None)
+    assert len(opened) == len(networks) and all('nvlabs' in url and url.endswith('.pt') for url in opened)
 
 
 def test_labels_are_read_alike(elsewhere: None) -> None:

@@ -4,7 +4,8 @@ import os
 
 import pytest
 import torch
-from metric_fakes import Face, FakeLayers, FakeLIA, save_corner_detector, save_script
+from generator_fakes import save_script
+from metric_fakes import Face, FakeLayers, FakeLIA, save_corner_detector
 from stand_in_vgg import save_vgg
 
 from lia_plugin import host

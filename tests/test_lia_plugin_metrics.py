@@ -6,16 +6,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from metric_fakes import (
-    Face,
-    FakeGenerator,
-    FakeImages,
-    FakeLayers,
-    FakeLIA,
-    StageOne,
-    save_corner_detector,
-    save_script,
-)
+from generator_fakes import save_script
+from metric_fakes import Face, FakeGenerator, FakeImages, FakeLayers, FakeLIA, StageOne, save_corner_detector
 from stand_in_vgg import save_vgg
 
 from dnnlib.util import UserError

@@ -41,6 +41,17 @@ def test_points_lie_where_their_axes_say() -> None:
     assert up.pixel(0.02) > up.pixel(0.5), 'large values are at the top'
 
 
+def test_points_of_a_group_are_joined() -> None:
+    points = [plot.Point(10.0, 0.1, 'c', 'g'), plot.Point(0.1, 0.1, 'a', 'g'), plot.Point(1.0, 0.1, 'b')]
+    across = plot.axis([p.x for p in points], plot.LEFT, plot.WIDTH - plot.RIGHT)
+    row = round(plot.axis([0.1], plot.HEIGHT - plot.BOTTOM, plot.TOP).pixel(0.1))
+    column = round((across.pixel(0.1) + across.pixel(1.0)) / 2)
+    for group, joined in (('g', True), ('', False)):
+        picture = plot.scatter([p._replace(group=p.group and group) for p in points], 'title', 'x', 'y')
+        found = [tuple(picture[:, row + k, column].tolist()) for k in (-1, 0, 1)]
+        assert (plot.POINT in found) == joined
+
+
 def test_names_of_neighbours_do_not_cover_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     boxes: list[tuple[float, float, float, float]] = []
     place = plot._name

@@ -1,6 +1,7 @@
 """train.py around the training loop, which is a fake here: bad input, and which stage of which run goes on."""
 
 import json
+import math
 import os
 import pathlib
 from collections.abc import Callable
@@ -88,7 +89,7 @@ SHORT = ('--kimg=10', '--enc-kimg=4', '--aug=noaug')
 
 
 def test_both_stages_in_one_directory(run: Any, loop: Loop, data: str, tmp_path: pathlib.Path, capsys: Any) -> None:
-    assert run(f'--data={data}', *SHORT, '--desc=my words/here') == 0
+    assert run(f'--data={data}', *SHORT, '--desc=my words/here', '--percep=disc') == 0
     assert _runs(tmp_path) == ['00000-lia-data-gpus1-batch32-gamma0.0016-my_words_here']
     gan, encoder = loop.calls
     folder = gan['run_dir']
@@ -242,6 +243,30 @@ def test_a_longer_stage_2_keeps_its_average(run: Any, loop: Loop, data: str) -> 
     assert before['kimg_per_tick'] != after['kimg_per_tick']
 
 
+def test_a_longer_stage_2_stretches_what_follows_a_schedule(run: Any, loop: Loop, data: str) -> None:
+    loop.endings = ['done', 'Ctrl-C']
+    run(f'--data={data}', *SHORT)
+    assert run('--resume=latest', '--enc-kimg=40') == 0
+    before, after = loop.calls[1:]
+    steps = [call['G_opt_kwargs']['total_steps'] for call in (before, after)]
+    assert steps == [math.ceil(kimg * 1000 / before['batch_size']) for kimg in (4, 40)]
+    assert [call['loss_kwargs']['total_kimg'] for call in (before, after)] == [4, 40]
+
+
+def test_a_run_that_began_under_other_defaults_keeps_its_encoder(run: Any, loop: Loop, data: str,
+                                                                 tmp_path: pathlib.Path) -> None:
+    loop.endings = ['done', 'Ctrl-C']
+    run(f'--data={data}', *SHORT)
+    path = tmp_path / 'runs' / _runs(tmp_path)[0] / run_dir.OPTIONS_FILE
+    recorded = json.loads(path.read_text())
+    del recorded['encoder']['G_kwargs']['encoder_kwargs']['hidden_features']
+    recorded['encoder']['G_opt_kwargs'] = dict(class_name='torch.optim.Adam', lr=3e-3, betas=[0.0, 0.99], eps=1e-8)
+    path.write_text(json.dumps(recorded))
+    assert run('--resume=latest') == 0
+    assert loop.calls[-1]['G_kwargs'] == recorded['encoder']['G_kwargs']
+    assert loop.calls[-1]['G_opt_kwargs'] == recorded['encoder']['G_opt_kwargs']
+
+
 def test_a_stage_2_that_has_not_begun_follows_its_new_length(run: Any, loop: Loop, data: str) -> None:
     loop.endings = ['Ctrl-C']
     run(f'--data={data}', *SHORT)
@@ -346,6 +371,8 @@ def test_bad_data(make: Callable[[pathlib.Path], str], named: str, run: Any, loo
     (['--stage=encoder'], '--resume'), (['--cfg=auto', '--enc-kimg=3'], '--enc-kimg'), (['--subset=50'], '--subset'),
     (['--cond'], '--cond'), (['--val=1.5'], '--val'), (['--val=nowhere.zip'], 'nowhere.zip'),
     (['--metrics=fid51k'], 'fid51k'), (['--stage=gan', '--metrics=recon_mse'], 'recon_mse'),
+    (['--metrics=pr50k3', '--detector=nowhere.pt'], 'nowhere.pt'),
+    (['--metrics=is50k', '--detector=random:0'], 'is50k'),
     (['--metrics=fid50k_full', '--detector=nowhere.pt'], 'nowhere.pt'), (['--resume=nowhere.pkl'], 'nowhere.pkl'),
     (['--stage=encoder', '--resume=nowhere.pkl'], 'nowhere.pkl'), (['--resume=latest'], '--resume'),
     (['--resume=latest', '--new-run'], '--new-run'),
@@ -370,7 +397,8 @@ def test_outdir_that_is_a_file(data: str, loop: Loop, tmp_path: pathlib.Path, ca
     assert err.count('\n') == 1 and '--outdir' in err and not loop.calls
 
 
-@pytest.mark.parametrize('metrics, percep', [('fid50k_full', 'disc'), ('none', 'vgg16')])
+@pytest.mark.parametrize('metrics, percep', [
+    ('fid50k_full', 'disc'), ('is50k,swd', 'disc'), ('ppl2_wend', 'disc'), ('pr50k3_full', 'disc'), ('none', 'vgg16')])
 def test_offline_says_so_before_training(metrics: str, percep: str, run: Any, loop: Loop, data: str, monkeypatch: Any,
                                          tmp_path: pathlib.Path, capsys: Any) -> None:
     """One line: the file, the folder to put it in, and the option that does without."""
@@ -384,7 +412,8 @@ def test_offline_says_so_before_training(metrics: str, percep: str, run: Any, lo
     monkeypatch.setenv('DNNLIB_CACHE_DIR', str(tmp_path / 'cache'))
     assert run(f'--data={data}', *SHORT, f'--metrics={metrics}', f'--percep={percep}') == 2
     err = capsys.readouterr().err.strip().splitlines()[-1]
-    assert str(tmp_path / 'cache') in err and ('inception' in err if percep == 'disc' else 'vgg16.pt' in err)
+    of_vgg16 = percep == 'vgg16' or metrics.startswith('p')
+    assert str(tmp_path / 'cache') in err and ('vgg16.pt' if of_vgg16 else 'inception') in err
     assert ('--detector' if percep == 'disc' else '--percep=disc') in err
     assert not loop.calls and not _runs(tmp_path)
 

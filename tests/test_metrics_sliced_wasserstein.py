@@ -18,7 +18,7 @@ from metrics.sliced_wasserstein import (
     patch_corners,
     random_directions,
     sliced_distances,
-    standardise,
+    standardise_,
     with_mean,
 )
 
@@ -41,6 +41,7 @@ def patch_set(images, seed=0, step=64, **kwargs):
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv('DNNLIB_CACHE_DIR', str(tmp_path / 'cache'))
+    monkeypatch.setattr(sliced_wasserstein, 'DIRECTIONS', 64)
 
 
 def test_levels_go_down_to_16_pixels():
@@ -89,7 +90,7 @@ def test_corners_reach_every_place_and_are_an_item_s_own():
 def test_standardising_is_per_channel_over_the_whole_set():
     stream = np.random.RandomState(0)
     patches = stream.randn(6, 4, 3, 7, 7) * [[[1]], [[5]], [[0]]] + [[[100]], [[3]], [[128]]]
-    found = standardise(torch.from_numpy(patches.astype(np.float32))).reshape(6, 4, 3, 7, 7).double().numpy()
+    found = standardise_(torch.from_numpy(patches.astype(np.float32))).reshape(6, 4, 3, 7, 7).double().numpy()
     mean, std = (f(patches, axis=(0, 1, 3, 4), keepdims=True) for f in (np.mean, np.std))
     np.testing.assert_allclose(found[:, :, :2], ((patches - mean) / np.maximum(std, 1e-9))[:, :, :2], atol=1e-4)
     assert np.abs(found[:, :, 2]).max() == 0
@@ -118,6 +119,23 @@ def test_a_shift_moves_the_distance_by_its_projections():
     # The mean of |u · v| over the sphere in d dimensions is Γ(d/2) / (√π Γ((d+1)/2)) |v|.
     many = random_directions(5, 20000, seed=0)
     assert float((shift @ many).abs().mean()) == pytest.approx(float(shift.norm()) * 3 / 8, rel=0.02)
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_a_level_is_what_numpy_and_scipy_make_of_its_patches(channels):
+    a, b = (patch_set(pixels(6, channels, seed=seed, high=200), seed=seed, num_patches=20) for seed in (1, 2))
+    told = []
+    found = sliced_distances(a, b, CPU, seed=3, tell=told.append)
+    for level, side in enumerate((32, 16)):
+        flat = []
+        for patches in (a, b):
+            x = patches.level(level).double().numpy()
+            x = (x - x.mean(axis=(0, 1, 3, 4), keepdims=True)) / x.std(axis=(0, 1, 3, 4), keepdims=True)
+            flat.append(x.reshape(120, -1))
+        directions = random_directions(flat[0].shape[1], 64, seed=3).double().numpy().T
+        expected = np.mean([stats.wasserstein_distance(flat[0] @ d, flat[1] @ d) for d in directions])
+        assert found[side] == pytest.approx(1000 * expected, rel=1e-4)
+    assert told == [1, 2]
 
 
 @pytest.mark.parametrize('channels', [1, 3])

@@ -212,7 +212,7 @@ def report(
                f'{content["mean"]["z_norm2"]:.1f} (prior: {settings["z_dim"]})')
     for kind in ('error', 'code'):
         names = content[f'odd_by_{kind}']
-        click.echo(f'odd by {kind}: {named(names) or "none"}')
+        click.echo(f'odd by {kind}: {content["odd"][kind]}{": " if names else ""}{named(names)}')
     click.echo(f'duplicates: {found}')
     click.echo(f'keep {content["kept"]}, drop {content["dropped"]}; look at {os.path.join(outdir, "index.html")}')
     failed = content['unreadable']

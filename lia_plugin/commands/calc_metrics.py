@@ -130,7 +130,7 @@ def list_metrics() -> None:
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     for name, need, what in rows:
         click.echo(f'{name:<{widths[0]}}  {need:<{widths[1]}}  {what}'.rstrip())
-    click.echo('\n* NVIDIA\'s network, downloaded once; --detector=FILE or --detector=random:0 does without')
+    click.echo("\n* NVIDIA's network, downloaded once; --detector=FILE does without, or random:0 (not for is50k)")
 
 
 def load_generator(path: str, trust: bool) -> tuple[Any, dict[str, Any]]:
