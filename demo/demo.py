@@ -22,7 +22,7 @@ METRICS = 'recon_mse,recon_psnr,recon_ssim'
 TRAINING: dict[str, Any] = {
     'cfg': 'lia', 'kimg': 28, 'enc_kimg': 9, 'batch': 8, 'gamma': 5, 'glr': 0.004, 'dlr': 0.003,
     'cbase': 512, 'cmax': 128, 'latent_dim': 128, 'phi_layers': 2, 'noise_inputs': False, 'aug': 'noaug',
-    'enc_latent': 0.03, 'tick': 1, 'snap': 4, 'workers': 0,
+    'tick': 1, 'snap': 4, 'workers': 0,
 }  # fmt: skip
 
 

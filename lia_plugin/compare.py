@@ -38,6 +38,8 @@ class Method:
     joint: bool = False  # Everything is trained together.
     steps: int = 0  # Of optimisation.
     space: str = 'y'  # What it moves.
+    optimizer: str = 'lbfgs'  # Of refinement.Settings.
+    prior_weight: float = 0.0
 
     @property
     def optimises(self) -> bool:
@@ -70,9 +72,10 @@ METHODS = (
     Method('bigan', 'BiGAN/ALI', 'BiGAN', 'generator, encoder and a discriminator of pairs (x, z) trained together; '
            'the encoder is deterministic', joint=True, without=('enc_offset', 'enc_iters')),
 )  # fmt: skip
-DEFAULTS = (*(m.name for m in METHODS), 'opt-100', 'opt-1000', 'refine-100')
-PATTERN = re.compile(r'(opt|refine)-([1-9]\d{0,6})(-y\+)?')
-PATTERNS = 'opt-STEPS, opt-STEPS-y+, refine-STEPS or refine-STEPS-y+'
+DEFAULTS = (*(m.name for m in METHODS), 'opt-100', 'opt-1000', 'lbfgs-100', 'refine-100', 'map-100')
+PATTERN = re.compile(r'(opt|lbfgs|refine|map)-([1-9]\d{0,6})(-y\+)?')
+PATTERNS = 'opt-STEPS, lbfgs-STEPS, refine-STEPS, map-STEPS, each also with -y+'
+MAP_WEIGHT = 1e-3  # Of the exact prior in map-STEPS: -log p(y) per dimension beside the mean squared error.
 
 
 def find_method(name: str) -> Method | None:
@@ -82,12 +85,19 @@ def find_method(name: str) -> Method | None:
         return next((m for m in METHODS if m.name == name), None)
     steps, space = int(found[2]), 'y+' if found[3] else 'y'
     where = ' in y+' if found[3] else ''
+    moves: dict[str, Any] = dict(steps=steps, space=space)
     if found[1] == 'opt':
-        return Method(name, f'optimisation{where}, {steps} steps', f'opt. {steps}{where}',
-                      f'{space} by gradient descent from the mean of y', steps=steps, space=space)
-    return Method(name, f'LIA, y + {steps} steps{where}', f'LIA y + {steps}{where}',
-                  f"{space} by gradient descent from the code of LIA's encoder", needs='lia-y', steps=steps,
-                  space=space)
+        return Method(name, f'Adam{where}, {steps} steps', f'Adam {steps}{where}',
+                      f'{space} by Adam from the mean of y, as projectors do it', optimizer='adam', **moves)
+    if found[1] == 'lbfgs':
+        return Method(name, f'L-BFGS{where}, {steps} steps', f'L-BFGS {steps}{where}',
+                      f'{space} by L-BFGS from the mean of y', **moves)
+    moves['needs'] = 'lia-y'
+    told = f"{space} by L-BFGS from the code of LIA's encoder"
+    if found[1] == 'map':
+        return Method(name, f'LIA, y + {steps} steps{where}, exact prior', f'LIA y + {steps}, prior{where}',
+                      f'{told}, with the exact prior at {MAP_WEIGHT:g}', prior_weight=MAP_WEIGHT, **moves)
+    return Method(name, f'LIA, y + {steps} steps{where}', f'LIA y + {steps}{where}', told, **moves)
 
 
 def method(name: str) -> Method:

@@ -62,7 +62,8 @@ def _optimise(
     if method.needs is not None:
         with torch.no_grad():
             start = G.encode(img, c)
-    settings = refinement.Settings(steps=method.steps, space=method.space)
+    settings = refinement.Settings(steps=method.steps, space=method.space, optimizer=method.optimizer,
+                                   prior_weight=method.prior_weight)  # fmt: skip
     found = refinement.refine(G, img, c, start, settings=settings, statistics=statistics)
     return Reconstructed(found.recon.clamp(-1, 1), found.code)
 

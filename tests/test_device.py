@@ -137,7 +137,7 @@ class Nets:
 
     def encoder_gradients(self, phase: str) -> dict[str, torch.Tensor]:
         loss = EncoderLoss(self.z.device, self.L.mapping, self.L.synthesis, self.D, percep='none', percep_weight=0.1,
-                           adv_weight=0.1, latent_weight=0.1)
+                           adv_weight=0.1, latent_weight=0.1, mix=0.5)
         loss.percep = DiscriminatorFeatures(self.D)
         return self._gradients(loss, phase, self.L if phase[0] == 'G' else self.D)
 

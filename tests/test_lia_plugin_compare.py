@@ -83,6 +83,9 @@ def test_optimisations_of_any_length_are_methods() -> None:
     method = compare.method('refine-30-y+')
     assert (method.steps, method.space, method.needs, method.trains) == (30, 'y+', 'lia-y', False)
     assert (compare.method('opt-7').steps, compare.method('opt-7').needs) == (7, None)
+    assert [compare.method(name).optimizer for name in ('opt-7', 'lbfgs-7', 'refine-7')] == ['adam', 'lbfgs', 'lbfgs']
+    exact = compare.method('map-7-y+')
+    assert (exact.needs, exact.space, exact.prior_weight) == ('lia-y', 'y+', compare.MAP_WEIGHT)
 
 
 @pytest.mark.parametrize('text', ['lia', 'opt-', 'opt-0', 'opt-5-z', ',', 'refine-1e3'])

@@ -411,7 +411,7 @@ def test_lia_takes_the_alias_free_synthesis(options: dict[str, Any], tmp_path: p
     G = make_lia(ENCODER, **options).train().requires_grad_(True)
     before = {name: buffer.clone() for name, buffer in G.named_buffers()}
     D = networks.Discriminator(0, 16, 3, channel_base=128, channel_max=8)
-    loss = EncoderLoss(torch.device('cpu'), G=G, D=D, percep='none', adv_weight=0.1, latent_weight=0.1)
+    loss = EncoderLoss(torch.device('cpu'), G=G, D=D, percep='none', adv_weight=0.1, latent_weight=0.1, mix=0.5)
     optimizer = torch.optim.Adam(G.parameters(), lr=1e-3)
     batch = dict(real_img=torch.rand(2, 3, 16, 16), real_c=torch.zeros(2, 0), gen_z=torch.randn(2, 8),
                  gen_c=torch.zeros(2, 0))
