@@ -60,7 +60,7 @@ def test_all_methods_and_again_at_once(
     assert run(*args) == 0
     text = (tmp_path / 'compare.md').read_text()
     for label in ('LIA, y', 'LIA, y+', 'encoder to z', 'MLP mapping, encoder to w', 'LIA, y, D in the loss',
-                  'LIA, y, no discriminator', 'BiGAN/ALI', 'optimisation, 2 steps', 'optimisation, 5 steps',
+                  'LIA, y, no discriminator', 'BiGAN/ALI', 'Adam, 2 steps', 'Adam, 5 steps',
                   'LIA, y + 2 steps'):
         assert f'| {label} | ' in text
     for label in ('φ (LIA)', 'MLP mapping', 'φ, trained as BiGAN'):
@@ -153,7 +153,7 @@ def test_a_method_that_fails_is_told_and_the_others_go_on(
     monkeypatch.setattr(launch, 'train', diverging)
     assert run(f'--data={data}', f'--outdir={tmp_path}', '--methods=bigan,opt-2', *TINY) == 1
     text = (tmp_path / 'compare.md').read_text()
-    assert 'bigan, seed 0: failed: training diverged' in text and '| optimisation, 2 steps |' in text
+    assert 'bigan, seed 0: failed: training diverged' in text and '| Adam, 2 steps |' in text
     assert '1 failed' in capfd.readouterr().out
     assert not (tmp_path / 'runs' / 'seed0-bigan').exists()
 

@@ -404,7 +404,7 @@ def test_tables_give_mean_and_spread_over_seeds(data: str, tmp_path: pathlib.Pat
     text = (tmp_path / 'compare.md').read_text()
     assert '| LIA, y | 0.3000 ± 0.0707 | 2.000 ± 0.000 | 0.01 ± 0 | 2 + 1 kimg | 2 |' in text
     assert '| BiGAN/ALI | 0.5000 | 2.000 | 0.01 | 3 kimg | 1 |' in text
-    assert '| optimisation, 7 steps | 0.1250 | 2.000 | 0.01 | 2 kimg, 7 steps | 1 |' in text
+    assert '| Adam, 7 steps | 0.1250 | 2.000 | 0.01 | 2 kimg, 7 steps | 1 |' in text
     assert 'bigan, seed 1: failed: it diverged' in text and 'lia compare --x' in text and 'FID by random:0' in text
     assert 'Timed on a machine.' in text
     content = json.loads((tmp_path / 'compare.json').read_text())
@@ -412,7 +412,7 @@ def test_tables_give_mean_and_spread_over_seeds(data: str, tmp_path: pathlib.Pat
     assert content['summary']['all'].keys() == {'lia-y', 'bigan'}
     assert [r['seed'] for r in content['records']] == [0, 1, 0, 0] and content['failed'][0]['name'] == 'bigan'
     page = (tmp_path / 'index.html').read_text()
-    assert 'optimisation, 7 steps' in page and page.count('data:image/png') == 2
+    assert 'Adam, 7 steps' in page and page.count('data:image/png') == 2
     # Original, three methods; two images.
     assert PIL.Image.open(tmp_path / 'grid.png').size == (4 * 132 - 4, images.CAPTION_HEIGHT + 2 * 132 - 4)
     assert PIL.Image.open(tmp_path / 'curve.png').size[0] > 100
