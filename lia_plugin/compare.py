@@ -48,7 +48,9 @@ class Method:
     @property
     def family(self) -> str:
         """What optimisations that differ in their length alone have in common; '' of all others."""
-        return f'{self.needs}, {self.space}' if self.optimises else ''
+        if not self.optimises:
+            return ''
+        return f'{self.needs}, {self.space}, {self.optimizer}, {self.prior_weight:g}'
 
     @property
     def trains(self) -> bool:
@@ -66,8 +68,8 @@ METHODS = (
     Method('lia-y-disc', 'LIA, y, D in the loss', 'LIA y, D', "D's features count, and late and weakly its judgement",
            encoder=dict(enc_space='y', percep='disc', enc_percep=0.03, enc_adv=0.02)),
     Method('no-disc', 'LIA, y, no discriminator', 'no D', "the encoder has nothing from D: neither features nor "
-           'judgement, nor its convolutions to begin with',
-           encoder=dict(enc_space='y', percep='none', enc_percep=None, enc_adv=0.0, enc_start='random'),
+           'judgement, nor its convolutions to begin with; the head begins fitted as elsewhere',
+           encoder=dict(enc_space='y', percep='none', enc_percep=None, enc_adv=0.0, enc_start='head'),
            without=('enc_offset', 'enc_adv_start')),
     Method('bigan', 'BiGAN/ALI', 'BiGAN', 'generator, encoder and a discriminator of pairs (x, z) trained together; '
            'the encoder is deterministic', joint=True, without=('enc_offset', 'enc_iters')),

@@ -55,6 +55,13 @@ def _one_pass(G: Any, img: torch.Tensor, c: torch.Tensor | None) -> Reconstructe
     return Reconstructed(G.decode(code, c, noise_mode='const').to(torch.float32).clamp(-1, 1), code)
 
 
+def optimisation(method: Method) -> refinement.Settings:
+    """How a method optimises: towards the pixels of the image, and the exact prior if it says so."""
+    return refinement.Settings(
+        steps=method.steps, space=method.space, optimizer=method.optimizer, prior_weight=method.prior_weight
+    )
+
+
 def _optimise(
     method: Method, G: Any, statistics: spaces.Statistics, img: torch.Tensor, c: torch.Tensor | None
 ) -> Reconstructed:
@@ -62,9 +69,7 @@ def _optimise(
     if method.needs is not None:
         with torch.no_grad():
             start = G.encode(img, c)
-    settings = refinement.Settings(steps=method.steps, space=method.space, optimizer=method.optimizer,
-                                   prior_weight=method.prior_weight)  # fmt: skip
-    found = refinement.refine(G, img, c, start, settings=settings, statistics=statistics)
+    found = refinement.refine(G, img, c, start, settings=optimisation(method), statistics=statistics)
     return Reconstructed(found.recon.clamp(-1, 1), found.code)
 
 

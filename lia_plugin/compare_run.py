@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -114,7 +116,7 @@ def method_record(
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Figures of a method, and its first reconstructions: from the disk if they are of these very things."""
     metrics = compare_measure.SET_METRICS + compare_measure.ENCODER_METRICS
-    of = {**fingerprint(settings, tools, path), 'lpips': tools.lpips is not None, 'steps': method.steps,
+    of = {**fingerprint(settings, tools, path), 'lpips': tools.lpips is not None, 'method': what_moves(method),
           'metrics': [name for name in metrics if metric_main.is_valid_metric(name)]}
     file = settings.path('measured', work_name(seed, method.name))
     known = compare.read_json(f'{file}.json')
@@ -132,6 +134,15 @@ def method_record(
         np.save(out, shown)
     save_json(f'{file}.json', record)
     return record, shown
+
+
+def what_moves(method: Method) -> dict[str, Any]:
+    """What decides the figures of a method's optimisation, its settings as they are now included, as JSON gives it."""
+    if not method.optimises:
+        return {}
+    said = dict(steps=method.steps, needs=method.needs, optimizer=method.optimizer, prior_weight=method.prior_weight)
+    settings = dataclasses.asdict(compare_measure.optimisation(method))
+    return json.loads(json.dumps({**settings, **said}))
 
 
 def machine(device: torch.device) -> str:

@@ -81,11 +81,12 @@ class EncoderPreset:
     mix: float = 0.0  # Share of generated images in a batch.
     offset: float = 0.01  # y+: penalty on the layers' offsets from the base code.
     prior: float = 0.002  # Weight of the codes' likelihood under the exact prior.
-    start: str = 'network'  # Or 'random': see lia_plugin.encoder_start.
+    start: str = 'network'  # Or 'head', 'random': see lia_plugin.encoder_start.
     iters: int = 1  # Passes of the encoder; each but the first sees what the one before has made.
     schedule: str = 'cosine'
     lr: float | None = None  # None = by the network's width: encoder_lr.
     d_lr: float | None = None  # None = as in stage 1.
+    d_betas: tuple[float, float] = (0.0, 0.99)
     d_schedule: str = 'constant'
     betas: tuple[float, float] = (0.9, 0.99)
     r1_gamma: float | None = None  # None = as in stage 1.
@@ -96,8 +97,8 @@ ENCODER_PRESETS = {
     'default': EncoderPreset(),
     # The reference code's stage 2.
     'paper': EncoderPreset(percep_network='vgg16-conv4_3', adv=0.1, adv_start=0.0, prior=0.0, start='random',
-                           schedule='step',
-                           lr=1e-4, d_lr=1e-4, d_schedule='step', betas=(0.9, 0.99), r1_gamma=10, r1_interval=None),
+                           lr=1e-4, schedule='step', d_lr=1e-4, d_betas=(0.9, 0.99), d_schedule='step', r1_gamma=10,
+                           r1_interval=None),
 }
 
 # The extractors differ in scale by orders of magnitude, so each has a weight of its own.
@@ -154,6 +155,10 @@ def encoder_preset(options: Options) -> EncoderPreset:
         preset = dataclasses.replace(preset, mix=LATENT_MIX)
     if options.enc_space == 'z' and options.enc_iters is None:
         preset = dataclasses.replace(preset, iters=1)
+    if preset.percep_network == 'none' and preset.percep:
+        raise UsageError('--enc-percep: needs features; add --percep=disc or vgg16')
+    if options.enc_adv_start is not None and not preset.adv:
+        raise UsageError('--enc-adv-start: there is no adversarial term whose time could come; add --enc-adv')
     if preset.percep is None:
         preset = dataclasses.replace(preset, percep=PERCEP_WEIGHTS[preset.percep_network])
     # The adversarial term alone asks for any good image, not for this one.
@@ -310,7 +315,7 @@ def encoder_stage(options: Options, info: DataInfo) -> dict[str, Any]:
         G_kwargs=dict(generator_kwargs(options, preset), encoder_kwargs=encoder_kwargs(options, preset)),
         D_kwargs=discriminator_kwargs(options, preset),
         G_opt_kwargs=_adam(encoder.lr or encoder_lr(preset.channel_max), encoder.betas, encoder.schedule, steps),
-        D_opt_kwargs=_adam(encoder.d_lr or preset.lr, encoder.betas, encoder.d_schedule, steps),
+        D_opt_kwargs=_adam(encoder.d_lr or preset.lr, encoder.d_betas, encoder.d_schedule, steps),
         loss_kwargs=loss,
         G_reg_interval=None,
         D_reg_interval=encoder.r1_interval,

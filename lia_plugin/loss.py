@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from lia_plugin import host
-from lia_plugin.networks import Encoder, Feedback, MappingNetwork, base_code
+from lia_plugin.networks import Encoder, Feedback, MappingNetwork, base_code, code_gradient
 from lia_plugin.perceptual import make_perceptual
 from lia_plugin.stages import code_statistics
 from torch_utils import misc, training_stats
@@ -87,6 +87,8 @@ class EncoderLoss:
         self.offset_weight, self.prior_weight = offset_weight, prior_weight
         self.total_kimg = total_kimg
         self.shown = round(first_kimg * 1000)  # Images of the stage so far, over all ranks.
+        self.adversary_has_begun = False
+        self.unlocked_layers = 0
         if latent_weight and not mix:
             raise ValueError('EncoderLoss: latent_weight needs generated images, mix > 0')
         # Errors are counted in units of the latent space's own variance, measured once: a batch's would depend on
@@ -96,11 +98,14 @@ class EncoderLoss:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run can't measure again: its φ is at random until the checkpoint is in place."""
-        return {'code_variance': self.code_variance.cpu(), 'shown': torch.tensor(self.shown)}
+        return {'code_variance': self.code_variance.cpu(), 'shown': torch.tensor(self.shown),
+                'adversary_has_begun': torch.tensor(self.adversary_has_begun)}  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.code_variance = state['code_variance'].to(self.device)
-        self.shown = int(state.get('shown', self.shown))  # States of version 0.1 have none, nor anything that needs it.
+        # States of earlier versions have neither, nor anything that needs them.
+        self.shown = int(state.get('shown', self.shown))
+        self.adversary_has_begun = bool(state.get('adversary_has_begun', False))
 
     def accumulate_gradients(
         self,
@@ -139,7 +144,7 @@ class EncoderLoss:
             terms = self._terms(img, c, code, recon, known)
             losses.append(torch.stack(list(terms.values())).sum())
             if len(losses) < self.encoder.iters:
-                (gradient,) = torch.autograd.grad(F.mse_loss(recon, img), [code], retain_graph=True)
+                gradient = code_gradient(recon, img, code, retain_graph=True)
                 feedback = Feedback(recon.detach().to(torch.float32), code.detach(), gradient)
         for name, value in terms.items():
             training_stats.report(f'Loss/E/{name}', value)
@@ -193,17 +198,21 @@ class EncoderLoss:
         return 1.0 if self.total_kimg is None else min(self.shown / (self.total_kimg * 1000), 1.0)
 
     def _adversary_counts(self) -> bool:
-        return bool(self.adv_weight) and self._progress() >= self.adv_start
+        """Whether its time has come. Once it has, it stays, also if the stage is made longer."""
+        self.adversary_has_begun |= self._progress() >= self.adv_start
+        return bool(self.adv_weight) and self.adversary_has_begun
 
     @torch.no_grad()
     def _unlock_layers(self) -> None:
-        """Lets the layers of y+ leave the base code one after the other, coarse ones first."""
+        """Lets the layers of y+ leave the base code one after the other, coarse ones first; none is locked again."""
         if self.encoder.offsets is None:
             return
         count = len(self.encoder.unlocked)
         first, last = UNLOCKING
-        for i in range(count):
-            self.encoder.unlocked[i] = float(self._progress() >= first + (last - first) * i / count)
+        due = sum(self._progress() >= first + (last - first) * i / count for i in range(count))
+        if due > self.unlocked_layers:
+            self.encoder.unlocked[:due] = 1
+            self.unlocked_layers = due
 
     def _decode(self, y: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         return self.synthesis(self.mapping.y_to_ws(y, c), noise_mode='const')

@@ -34,7 +34,7 @@ class Inversion(NamedTuple):
 
 
 class Feedback(NamedTuple):
-    """What has come of a code: the reconstruction NCHW, the code, and the squared error's gradient in the code.
+    """What has come of a code: the reconstruction NCHW, the code, and the squared error's gradient (`code_gradient`).
 
     The gradient is as long as it may be; only its direction is used.
     """
@@ -42,6 +42,15 @@ class Feedback(NamedTuple):
     recon: torch.Tensor
     code: torch.Tensor
     gradient: torch.Tensor
+
+
+def code_gradient(
+    recon: torch.Tensor, img: torch.Tensor, code: torch.Tensor, retain_graph: bool | None = None
+) -> torch.Tensor:
+    """Gradient in the code of each image's squared error, whatever else is in the batch; as long as the code."""
+    # Neither the sum nor the mean over pixels: float16 layers would overflow or underflow on the way back.
+    error = (recon.to(torch.float32) - img).square().sum() / math.sqrt(img[0].numel())
+    return torch.autograd.grad(error, [code], retain_graph=retain_graph)[0]
 
 
 def base_code(y: torch.Tensor) -> torch.Tensor:
@@ -387,6 +396,11 @@ def _normalize(x: torch.Tensor) -> torch.Tensor:
     return x * (x.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
 
 
+def _direction(x: torch.Tensor) -> torch.Tensor:
+    """The same for rows of any length, but for 0."""
+    return _normalize(x / x.abs().amax(dim=1, keepdim=True).clamp(min=1e-30))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Encoder
 
@@ -439,7 +453,7 @@ class Encoder(torch.nn.Module):
     """The encoder f: images NCHW in [-1, 1] → a code in y (paper), in z (the ablation), or one y for each layer (y+).
 
     [N, code_dim], for y+ [N, num_ws, code_dim]: the base code, which is also the first layer's, and the others'
-    offsets from it (Tov et al., arXiv 2102.02766), which begin at 0 and count as far as `unlocked` lets them.
+    offsets from it (Tov et al., arXiv 2102.02766), which count once `unlocked` lets them: training does that.
 
     arch='resnet' mirrors the discriminator's trunk and widths; arch='paper' is the reference code's BN network (64
     channels, doubled per stage). The code is `output_mean + output_std · head(x)`, both learned: the head has unit
@@ -492,7 +506,7 @@ class Encoder(torch.nn.Module):
         self.offsets = None
         if space == 'y+':
             self.offsets = Dense(width, (num_ws - 1) * code_dim, weight_init=0)
-            self.register_buffer('unlocked', torch.ones([num_ws - 1]))
+            self.register_buffer('unlocked', torch.zeros([num_ws - 1]))  # 0 or 1 for each layer but the first.
         self.feedback = None
         if iters > 1:
             # Of the code and of the gradient, which are as long as the code: see Feedback.
@@ -567,7 +581,7 @@ class Encoder(torch.nn.Module):
         x = self._trunk(torch.cat([img, error], dim=1))
         if feedback is not None:
             code = (feedback.code - self.output_mean) / self.output_std
-            direction = _normalize((feedback.gradient * self.output_std).flatten(1))
+            direction = _direction((feedback.gradient * self.output_std).flatten(1))
             x = x + self.feedback(torch.cat([code.flatten(1), direction], dim=1))
         return self.combine(x)
 
@@ -659,7 +673,8 @@ class MappingNetwork(torch.nn.Module):
     ) -> torch.Tensor:
         w = self.y_to_w(self.z_to_y(z, c), c)
         track = (self.training and not skip_w_avg_update) if update_emas is None else update_emas
-        if track and self.w_avg_beta is not None and self.encoder is None:
+        # In stage 2 φ is frozen, its weights are buffers, and so is the mean of w.
+        if track and self.w_avg_beta is not None and any(True for _ in self.phi.parameters()):
             self.w_avg.copy_(w.detach().mean(dim=0).lerp(self.w_avg, self.w_avg_beta))
         return self.broadcast(w, truncation_psi, truncation_cutoff)
 
@@ -731,9 +746,7 @@ class MappingNetwork(torch.nn.Module):
         with torch.inference_mode(False), torch.enable_grad():
             img, code = img.detach().clone().to(torch.float32), code.detach().clone().requires_grad_(True)
             recon = synthesis(self.y_to_ws(self.code_to_y(code, c), c), noise_mode='const').to(torch.float32)
-            # Neither the sum nor the mean over pixels: float16 layers would overflow or underflow on the way back.
-            error = (recon - img).square().sum() / math.sqrt(img[0].numel())
-            (gradient,) = torch.autograd.grad(error, [code])
+            gradient = code_gradient(recon, img, code)
         return Feedback(recon.detach(), code.detach(), gradient)
 
     def code_to_y(self, code: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:

@@ -7,7 +7,7 @@ from click import UsageError
 STAGES = ('gan', 'encoder', 'both')
 AUGPIPES = ('blit', 'geom', 'color', 'filter', 'noise', 'cutout', 'bg', 'bgc', 'bgcf', 'bgcfn', 'bgcfnc')
 SPACES = ('y', 'y+', 'z')
-STARTS = ('network', 'random')
+STARTS = ('network', 'head', 'random')
 SCHEDULES = ('cosine', 'step', 'constant')
 PERCEPTUAL = ('disc', 'vgg16', 'vgg16-conv4_3', 'none')
 
@@ -170,9 +170,12 @@ def _check_augmentation(options: Options) -> None:
 def _check_encoder_loss(options: Options) -> None:
     if options.percep == 'none' and options.enc_percep:
         raise UsageError('--enc-percep: contradicts --percep=none')
-    if options.enc_offset is not None and options.enc_space != 'y+':
+    # With --resume of a network that has an encoder its space is the encoder's: transfer.py asks again there.
+    if options.enc_offset is not None and options.enc_space != 'y+' and options.stage != 'encoder':
         raise UsageError(f'--enc-offset: only --enc-space=y+ has offsets, {options.enc_space} has none')
     if options.enc_latent and options.enc_mix == 0:
         raise UsageError('--enc-latent: needs generated images, of which --enc-mix=0 leaves none')
     if options.enc_iters not in (None, 1) and options.enc_space == 'z':
         raise UsageError('--enc-iters: refines y; an encoder towards z has one pass')
+    if options.enc_iters not in (None, 1) and options.enc_arch == 'paper':
+        raise UsageError('--enc-iters: needs --enc-arch=resnet; batch norm would mix first and later answers')

@@ -13,7 +13,7 @@ from lia_plugin.networks import Generator, MappingNetwork
 from torch_utils import misc
 
 STATISTICS_SAMPLES = 10_000
-STARTS = ('network', 'random')
+STARTS = ('network', 'head', 'random')
 LOOP_KEYS = ('c_dim', 'img_resolution', 'img_channels')  # Arguments that a training loop adds from its data.
 
 
@@ -30,10 +30,10 @@ def prepare_encoder_stage(
     """Writes the pickle that stage 2 starts from; gives the keyword arguments of its generator.
 
     The generator is stage 1's exponential average, its weights frozen as buffers, plus a new encoder whose output has
-    the mean and spread of the latent space and begins with what the networks know (lia_plugin.encoder_start), unless
-    `start` is 'random'. D goes on from stage 1; a pickle without one gets a new one if `D_kwargs`
-    (class_name and arguments) say which. A network that has an encoder already keeps it,
-    so that its training continues, if `encoder_kwargs` describe the same one.
+    the mean and spread of the latent space and which begins with what the networks know (lia_plugin.encoder_start):
+    with `start='head'` nothing of D's, with 'random' nothing at all. D goes on from stage 1; a pickle without one gets
+    a new one if `D_kwargs` (class_name and arguments) say which. A network that has an encoder already keeps it, so
+    that its training continues, if `encoder_kwargs` describe the same one.
 
     Raises UserError if the network has no φ, or another encoder than asked for.
     """
@@ -58,9 +58,11 @@ def prepare_encoder_stage(
         mean, std = code_statistics(G.mapping.to(device), encoder_kwargs.get('space', 'y'), seed=seed)
         assert G.encoder is not None, 'encoder_kwargs were given'
         G.encoder.set_output_statistics(mean.cpu(), std.cpu())
-        if start == 'network':
-            print(start_encoder(G, data.get('D'), device, seed), flush=True)
+        if start != 'random':
+            print(start_encoder(G, data.get('D') if start == 'network' else None, device, seed), flush=True)
     G = G.cpu()
+    if torch.device(device).type == 'cuda':
+        torch.cuda.empty_cache()  # This process may live on beside those that train.
     D = data.get('D')
     if D is None and D_kwargs is not None:
         D = dnnlib.util.construct_class_by_name(**D_kwargs, c_dim=source.c_dim, **image).eval().requires_grad_(False)

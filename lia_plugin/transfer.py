@@ -54,6 +54,10 @@ def plan_encoder(result: dict[str, Any], source: str, options: Options, info: co
         if changed(options, (field,)) is None:
             wanted[key] = there.get(key, wanted[key])
     _shape_encoder(wanted, data['G_ema'], options)
+    if wanted['space'] == 'y+':
+        stage['loss_kwargs']['offset_weight'] = config.encoder_preset(options).offset
+    elif options.enc_offset is not None:
+        raise UsageError(f'--enc-offset: only y+ has offsets, this encoder leads to {wanted["space"]}')
     if config.encoder_preset(options).lr is None:
         stage['G_opt_kwargs']['lr'] = config.encoder_lr(wanted['channel_max'])
     G_kwargs = stages.generator_kwargs(data['G_ema'], wanted, source)

@@ -395,6 +395,8 @@ def test_y_plus_with_another_number_of_layers_is_refused():
 def plus_generator(**encoder):
     G = make_generator(dict(ENCODER, **encoder))
     torch.manual_seed(1)
+    if G.encoder.offsets is not None:
+        G.encoder.unlocked.fill_(1)
     for layer in (G.encoder.offsets, getattr(G.encoder, 'change', None)):
         if layer is not None:  # They begin without effect, which would prove nothing here.
             torch.nn.init.normal_(layer.weight)

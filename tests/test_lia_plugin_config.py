@@ -134,7 +134,12 @@ def test_the_penalty_on_offsets_belongs_to_y_plus() -> None:
 @pytest.mark.parametrize('percep, weight', [('disc', 0.1), ('vgg16', 0.1), ('vgg16-conv4_3', 5e-5), ('none', 0)])
 def test_each_extractor_has_its_own_weight(enc_loss: str, percep: str, weight: float) -> None:
     assert config.encoder_preset(Options('x', enc_loss=enc_loss, percep=percep)).percep == weight
-    assert config.encoder_preset(Options('x', enc_loss=enc_loss, percep=percep, enc_percep=0.3)).percep == 0.3
+    louder = Options('x', enc_loss=enc_loss, percep=percep, enc_percep=0.3)
+    if percep != 'none':
+        assert config.encoder_preset(louder).percep == 0.3
+        return
+    with pytest.raises(click.UsageError, match='--enc-percep: needs features'):
+        config.encoder_preset(louder)
 
 
 @pytest.mark.parametrize('enc_loss, gamma, expected', [
@@ -224,3 +229,17 @@ def test_the_encoders_head_sees_more_features_than_the_code_has_dimensions() -> 
     for cmax, dim, expected in ((64, 128, 256), (512, 512, 1024), (512, 64, 512)):
         kwargs = config.encoder_stage(Options('x', cmax=cmax, latent_dim=dim), _info())['G_kwargs']['encoder_kwargs']
         assert kwargs['hidden_features'] == expected
+
+
+@pytest.mark.parametrize('said, told', [
+    (dict(enc_percep=0.1, enc_pixel=0.0), '--enc-percep: needs features'),
+    (dict(enc_adv_start=0.3), '--enc-adv-start: there is no adversarial term'),
+])
+def test_what_would_count_for_nothing_is_refused(said: dict[str, Any], told: str) -> None:
+    with pytest.raises(click.UsageError, match=told):
+        config.encoder_preset(Options('x', **said))
+
+
+def test_the_discriminator_has_no_momentum_but_in_the_papers_recipe() -> None:
+    for enc_loss, betas in (('default', [0.0, 0.99]), ('paper', [0.9, 0.99])):
+        assert config.encoder_stage(Options('x', enc_loss=enc_loss), _info())['D_opt_kwargs']['betas'] == betas

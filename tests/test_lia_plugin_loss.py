@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lia_plugin import networks
 from lia_plugin.loss import EncoderLoss
 from lia_plugin.networks import BatchNorm, Generator
 from training.networks import Discriminator
@@ -258,3 +259,34 @@ def test_the_exact_prior_is_a_term_and_phi_learns_nothing_of_it(
     assert value is not None
     torch.testing.assert_close(value, expected)
     assert not list(G.mapping.phi.parameters()), 'frozen: its weights are buffers'
+
+
+@pytest.mark.parametrize('n', [2, 16])
+def test_the_direction_is_the_same_in_training_and_in_use(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that the encoder is shown; also where the residual is small, and whatever the size of the batch."""
+    G, D = plus_nets(iters=2)
+    z = torch.randn([n, 8], generator=torch.Generator().manual_seed(5))
+    c = torch.eye(2)[torch.arange(n) % 2]
+    with torch.no_grad():
+        near = G.encode(torch.zeros([n, 1, 16, 16])) + 1e-4 * z
+        img = G.decode(near, c, noise_mode='const')
+    seen: list[torch.Tensor] = []
+    normal = networks._direction
+    monkeypatch.setattr(networks, '_direction', lambda x: seen.append(normal(x)) or seen[-1])
+    loss = make((G, D), pixel_weight=1.0)
+    run(loss, G, 'Gmain', dict(real_img=img, real_c=c, gen_z=z, gen_c=c))
+    G.encode(img, c)
+    torch.testing.assert_close(seen[0], seen[1], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(seen[1].square().mean(dim=1), torch.ones([n]), rtol=1e-3, atol=1e-3)
+
+
+def test_what_has_begun_goes_on_in_a_longer_stage(batch: dict[str, torch.Tensor]) -> None:
+    nets = plus_nets(space='y+')
+    short = make(nets, pixel_weight=1.0, adv_weight=0.1, adv_start=0.5, total_kimg=4 * N / 1000)
+    for _ in range(5):
+        run(short, nets[0], 'Gmain', batch)
+    assert nets[0].encoder.unlocked.all() and run(short, nets[1], 'Dboth', batch) is not None
+    longer = make(nets, pixel_weight=1.0, adv_weight=0.1, adv_start=0.5, total_kimg=400 * N / 1000)
+    longer.load_state_dict(short.state_dict())
+    run(longer, nets[0], 'Gmain', batch)
+    assert nets[0].encoder.unlocked.all() and run(longer, nets[1], 'Dboth', batch) is not None

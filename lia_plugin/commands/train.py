@@ -105,7 +105,7 @@ def switch(flag: str, text: str) -> Callable[..., Any]:
 @option('--enc-offset', WEIGHT, "[lia] Weight of the penalty on y+'s offsets", metavar='NUM')
 @option('--enc-prior', WEIGHT, "[lia] Weight of the codes' likelihood under the exact prior", metavar='NUM')
 @option('--enc-start', click.Choice(opts.STARTS), "[lia] The encoder begins with D's convolutions and a head fitted to "
-        'generated images, or at random')
+        'generated images (network), with such a head alone, or at random')
 @option('--enc-schedule', click.Choice(opts.SCHEDULES), "[lia] The encoder's learning rate: down along a cosine, by a "
         'fifth each quarter, or as it is')
 @option('--percep', click.Choice(opts.PERCEPTUAL), "[lia] Perceptual features: stage 1's D, or VGG16 (a download)")
