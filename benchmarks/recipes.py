@@ -28,6 +28,7 @@ from lia_plugin.options import Options
 # Each recipe differs from the default by what its name says.
 RECIPES: dict[str, dict[str, Any]] = {
     'default': {},
+    'the head alone begins fitted': dict(enc_start='head'),
     'random start': dict(enc_start='random'),
     'no prior': dict(enc_prior=0.0),
     'constant learning rate': dict(enc_schedule='constant'),
@@ -99,7 +100,9 @@ class Trial:
         G_opt, D_opt = (dict(stage[key]) for key in ('G_opt_kwargs', 'D_opt_kwargs'))
         G_opt['lr'] *= scale
         G_opt['betas'] = betas or tuple(G_opt['betas'])
-        D_opt['betas'] = tuple(D_opt['betas'])
+        every = stage['D_reg_interval']
+        share = 1.0 if every is None else every / (every + 1)  # Lazy regularisation slows it, as in the loop.
+        D_opt.update(lr=D_opt['lr'] * share, betas=tuple(beta**share for beta in D_opt['betas']))
         self.opt = dnnlib.util.construct_class_by_name(self.G.encoder.parameters(), **{**G_opt, **self._length(G_opt)})
         self.D_opt = dnnlib.util.construct_class_by_name(self.D.parameters(), **{**D_opt, **self._length(D_opt)})
 
@@ -114,10 +117,12 @@ class Trial:
             if 'steps' in group:
                 group['steps'] = round(share * 1000)
 
-    def phase(self, name: str, module: torch.nn.Module, opt: torch.optim.Optimizer, batch: dict[str, Any]) -> None:
+    def phase(
+        self, name: str, module: torch.nn.Module, opt: torch.optim.Optimizer, batch: dict[str, Any], gain: float = 1
+    ) -> None:
         opt.zero_grad(set_to_none=True)
         module.requires_grad_(True)
-        value = self.loss.accumulate_gradients(phase=name, **batch)
+        value = self.loss.accumulate_gradients(phase=name, gain=gain, **batch)
         module.requires_grad_(False)
         if value is not None:
             opt.step()
@@ -137,7 +142,9 @@ def train(trial: Trial, pixels: torch.Tensor, args: argparse.Namespace) -> int:
         batch = dict(real_img=img, real_c=labels, gen_z=z, gen_c=labels)
         trial.phase('Gboth', trial.G, trial.opt, batch)
         every = trial.stage['D_reg_interval']
-        trial.phase('Dboth' if every is None or step % every == 0 else 'Dmain', trial.D, trial.D_opt, batch)
+        trial.phase('Dboth' if every is None else 'Dmain', trial.D, trial.D_opt, batch)
+        if every is not None and step % every == 0:
+            trial.phase('Dreg', trial.D, trial.D_opt, batch, gain=every)
         seen, step = seen + args.batch, step + 1
         decay = 0.5 ** (args.batch / max(EMA_SHARE * seen / max(share, 1e-3), 1e-8)) if share > 0.1 else 0.0
         with torch.no_grad():

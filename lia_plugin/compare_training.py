@@ -261,7 +261,7 @@ def _options_of(settings: Settings, seed: int, name: str) -> Options:
 
 
 def _check_same(run: run_dir.Run, options: Options, but: tuple[str, ...] = ()) -> None:
-    then, now = run.recorded.get('options', {}), dataclasses.asdict(options)
+    then, now = run.options or {}, dataclasses.asdict(options)
     wrong = next((k for k in now if k not in MAY_CHANGE + but and k in then and then[k] != now[k]), None)
     if wrong is not None:
         raise UserError(f'{opts.flag(wrong)}: {now[wrong]} now, {then[wrong]} in {run.path}; one table must not mix '

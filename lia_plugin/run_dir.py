@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 
 from lia_plugin.host import UserError, atomic_write
+from lia_plugin.options import Options
 
 OPTIONS_FILE = 'training_options.json'
 PROGRESS_FILE = 'progress.json'
@@ -44,6 +45,18 @@ class Run:
     def recorded(self) -> dict[str, Any]:
         """training_options.json. UserError if it can't be read."""
         return _read(self.file(OPTIONS_FILE))
+
+    @property
+    def options(self) -> dict[str, Any] | None:
+        """What the user said, field by field of Options; None in a run of another program.
+
+        A run of an earlier version had what it could not name yet at today's defaults, as far as anybody can say.
+        """
+        then = self.recorded.get('options')
+        if not isinstance(then, dict):
+            return None
+        defaults = {f.name: f.default for f in dataclasses.fields(Options) if f.default is not dataclasses.MISSING}
+        return {**defaults, **then}
 
     def write_options(self, config: Mapping[str, Any]) -> None:
         _write(self.file(OPTIONS_FILE), config)
@@ -127,10 +140,10 @@ def newest_of(outdir: str, options: Mapping[str, Any]) -> Run | None:
     similar = None
     for run in list_runs(outdir):
         with contextlib.suppress(UserError):  # What can't be read isn't a run to go on with.
-            then = run.recorded.get('options')
+            then = run.options
             if then == options:
                 return run
-            if similar is None and isinstance(then, dict) and _lasting(then) == _lasting(options):
+            if similar is None and then is not None and _lasting(then) == _lasting(options):
                 similar = run
     return similar
 

@@ -71,8 +71,12 @@ def plan_encoder(result: dict[str, Any], source: str, options: Options, info: co
 def _shape_encoder(wanted: dict[str, Any], G: Any, options: Options) -> None:
     """What no option decides alone: an encoder that is there stays as it is, a new one fits the pickle's codes."""
     there = G.init_kwargs.get('encoder_kwargs')
-    for key in ('hidden_features', 'iters'):
-        if there is not None and (key != 'iters' or options.enc_iters is None):
+    if there is not None:
+        asked, has = options.enc_iters, there.get('iters', 1)
+        if asked not in (None, has):
+            raise UsageError(f'--enc-iters: {asked}, but the encoder of --resume was made for {has}; leave it out, or '
+                             'start from the stage-1 pickle')
+        for key in ('hidden_features', 'iters'):
             wanted.pop(key, None)
             wanted.update({key: there[key]} if key in there else {})
     if there is None and wanted['arch'] == 'resnet':

@@ -84,7 +84,12 @@ def test_optimisations_of_any_length_are_methods() -> None:
     assert (method.steps, method.space, method.needs, method.trains) == (30, 'y+', 'lia-y', False)
     assert (compare.method('opt-7').steps, compare.method('opt-7').needs) == (7, None)
     assert [compare.method(name).optimizer for name in ('opt-7', 'lbfgs-7', 'refine-7')] == ['adam', 'lbfgs', 'lbfgs']
+    families = [compare.method(name).family for name in ('opt-7', 'lbfgs-7', 'refine-7', 'map-7', 'opt-7-y+')]
+    assert len(set(families)) == 5 and compare.method('opt-8').family == families[0]
     exact = compare.method('map-7-y+')
+    settings = compare_measure.optimisation(exact)
+    assert (settings.steps, settings.space, settings.optimizer, settings.prior_weight) == (
+        7, 'y+', 'lbfgs', compare.MAP_WEIGHT)
     assert (exact.needs, exact.space, exact.prior_weight) == ('lia-y', 'y+', compare.MAP_WEIGHT)
 
 
@@ -154,7 +159,7 @@ def test_the_plain_generator_differs_in_its_mapping_alone(data: str, tmp_path: p
 @pytest.mark.parametrize('name, said', [
     ('lia-y', dict(enc_space='y')), ('lia-y+', dict(enc_space='y+')), ('encoder-z', dict(enc_space='z')),
     ('mlp-w', dict(enc_space='y', enc_prior=0.0)), ('lia-y-disc', dict(enc_space='y', percep='disc')),
-    ('no-disc', dict(enc_space='y', percep='none', enc_adv=0.0, enc_start='random')), ('bigan', dict(enc_space='z')),
+    ('no-disc', dict(enc_space='y', percep='none', enc_adv=0.0, enc_start='head')), ('bigan', dict(enc_space='z')),
 ])  # fmt: skip
 def test_each_encoder_is_what_its_name_says(name: str, said: dict[str, Any], data: str) -> None:
     full = settings(data, 'out', training=dict(percep='vgg16', enc_percep=0.3, enc_adv=0.2, phi_layers=6))

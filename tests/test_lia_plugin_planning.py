@@ -198,3 +198,23 @@ def test_all_recon_stands_for_what_can_be_measured_here(
 def test_metrics_that_this_run_cannot_measure(files: dict[str, str], said: dict[str, str], complaint: str) -> None:
     with pytest.raises((UserError, click.UsageError), match=complaint):
         planning.plan(Options(files['data'], **said, **SMALL))
+
+
+def test_a_share_of_so_few_images_that_it_is_none(files: dict[str, str]) -> None:
+    said: dict[str, Any] = dict(SMALL, data=files['data'], enc_mix=0.25)
+    with pytest.raises(click.UsageError, match='--enc-mix: 0.25 of 2 images at a time is none'):
+        planning.plan(Options(**said, batch_gpu=2))
+    assert planning.plan(Options(**said))['encoder']['loss_kwargs']['mix'] == 0.25
+
+
+def test_what_an_encoder_that_is_there_was_made_for(files: dict[str, str], tmp_path: Any) -> None:
+    made = str(tmp_path / 'plus.pkl')
+    encoder = dict(arch='resnet', space='y+', channel_base=64, channel_max=8)
+    stages.prepare_encoder_stage(files['lia'], made, encoder, start='random')
+    stage = _encoder(dict(files, plus=made), 'plus')
+    assert stage['G_kwargs']['encoder_kwargs']['space'] == 'y+' and stage['loss_kwargs']['offset_weight'] == 0.01
+    assert _encoder(dict(files, plus=made), 'plus', enc_offset=0.5)['loss_kwargs']['offset_weight'] == 0.5
+    with pytest.raises(click.UsageError, match='--enc-iters: 2, but the encoder of --resume was made for 1'):
+        _encoder(dict(files, plus=made), 'plus', enc_iters=2)
+    with pytest.raises(click.UsageError, match='--enc-offset: only y\\+ has offsets, this encoder leads to y'):
+        _encoder(files, 'lia', enc_offset=0.5)

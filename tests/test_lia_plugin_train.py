@@ -267,6 +267,21 @@ def test_a_run_that_began_under_other_defaults_keeps_its_encoder(run: Any, loop:
     assert loop.calls[-1]['G_opt_kwargs'] == recorded['encoder']['G_opt_kwargs']
 
 
+def test_a_run_of_before_an_option_was_there_is_found_and_says_what_contradicts_it(
+    run: Any, loop: Loop, data: str, tmp_path: pathlib.Path, capsys: Any
+) -> None:
+    loop.endings = ['done', 'Ctrl-C', 'Ctrl-C']
+    run(f'--data={data}', *SHORT)
+    path = tmp_path / 'runs' / _runs(tmp_path)[0] / run_dir.OPTIONS_FILE
+    recorded = json.loads(path.read_text())
+    del recorded['options']['enc_prior'], recorded['options']['enc_start']
+    path.write_text(json.dumps(recorded))
+    run(f'--data={data}', *SHORT)
+    assert len(_runs(tmp_path)) == 1, 'the same command goes on with it'
+    assert run('--resume=latest', '--enc-prior=0.5') == 2
+    assert '--enc-prior: 0.5 now, None in' in capsys.readouterr().err
+
+
 def test_a_stage_2_that_has_not_begun_follows_its_new_length(run: Any, loop: Loop, data: str) -> None:
     loop.endings = ['Ctrl-C']
     run(f'--data={data}', *SHORT)

@@ -253,9 +253,11 @@ def prepare(
 
     if not metrics:
         raise click.UsageError('--metrics: none given; --metrics=list tells all')
-    for name in metrics:
-        if name != metric_traits.ALL_RECON:
-            host.metric_function(name)  # Which says so if it is unknown, before a network is read.
+    # Before a network is read: unknown names, and options that metrics can't take here.
+    named = [name for name in metrics if name != metric_traits.ALL_RECON]
+    for name in named:
+        host.metric_function(name)
+    host.check_metric_options(named, plain)
     run_device = planning.resolve_device(device, gpus)
     G, contents = load_generator(path, trust)
     run_dir, options = run_options(path)

@@ -193,8 +193,8 @@ def find_run(outdir: str, new_run: bool, values: dict[str, Any], said: set[str])
         run = next(iter(run_dir.list_runs(outdir)), None)
         if run is None:
             raise click.UsageError(f'--resume=latest: there is no run in {outdir}; --outdir says where to look')
-        then = run.recorded.get('options')
-        if not isinstance(then, dict):
+        then = run.options
+        if then is None:
             raise click.UsageError(f'--resume=latest: {run.path} was made by another program; start with --resume=…pkl')
         now = {name: values[name] for name in values if name in said and name != 'resume'}
         wrong = run_dir.first_difference(now, then)
