@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from click import UsageError
 
 from lia_plugin import attach, attach_files, bigan, compare, config, host, launch, planning, run_dir
@@ -53,6 +54,7 @@ def complete(settings: Settings) -> Settings:
             planning.plan(options, dry=True)
     for name, path in settings.taken.items():
         check_taken(settings, name, taken_pickle(name, path))
+    check_generators(settings)
     return settings
 
 
@@ -103,6 +105,20 @@ def check_taken(settings: Settings, name: str, path: str) -> None:
             if has.get(key, planned) != planned:
                 raise UserError(f'{opts.flag(field)}: {planned}, but {path} has {has[key]}: networks that are compared '
                                 'must be of one size')
+
+
+def check_generators(settings: Settings) -> None:
+    """UserError for a given encoder whose generator is not that of the given stage 1: all must decode alike."""
+    trust = settings.training.get('trust_pickle', False)
+    for name, path in settings.taken.items():
+        method = None if name in (STAGE1, STAGE1_MLP) else compare.method(name)
+        if method is None or method.joint or method.base not in settings.taken:
+            continue
+        pickles = [taken_pickle(n, settings.taken[n]) for n in (method.base, name)]
+        ours, theirs = (host.load_network_pkl(p, trust=trust)['G_ema'].synthesis.state_dict() for p in pickles)
+        if ours.keys() != theirs.keys() or any(not torch.equal(ours[key], theirs[key]) for key in ours):
+            raise UserError(f'--take {name}: {path}: its generator is another than that of {method.base}, '
+                            f'{settings.taken[method.base]}; give the one that it was trained with')
 
 
 def recorded_set(path: str) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """The parts of a comparison: which methods and options, that each is what its name says, figures, tables, pictures."""
 
+import copy
 import dataclasses
 import json
 import math
@@ -241,6 +242,19 @@ def test_networks_that_are_compared_are_of_one_size(data: str, lia: Generator, t
     wanted = settings(data, tmp_path, methods=('mlp-w', 'opt-3'), taken={STAGE1: path}, training=dict(cmax=16))
     with pytest.raises(UserError, match='--cmax: 16, but .*network.pkl has 8: networks that are compared must'):
         compare_training.complete(wanted)
+
+
+def test_a_given_encoder_has_the_generator_of_the_given_stage_1(
+    data: str, lia: Generator, tmp_path: pathlib.Path
+) -> None:
+    path = _pickle(tmp_path / 'network.pkl', lia)
+    taken = {STAGE1: path, 'lia-y': path}
+    compare_training.complete(settings(data, tmp_path, methods=('lia-y',), taken=taken))
+    other = copy.deepcopy(lia)
+    other.synthesis.b4.conv1.weight.mul_(2)
+    taken['lia-y'] = _pickle(tmp_path / 'other.pkl', other)
+    with pytest.raises(UserError, match='--take lia-y: .*other.pkl: its generator is another than that of stage1'):
+        compare_training.complete(settings(data, tmp_path, methods=('lia-y',), taken=taken))
 
 
 def test_budgets_are_that_of_a_given_network(data: str, lia: Generator, tmp_path: pathlib.Path) -> None:
