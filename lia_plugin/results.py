@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from lia_plugin import page
 from lia_plugin.host import atomic_write
 from lia_plugin.images import LoadedImage, reconstruction_rows, save_png, side_by_side, to_uint8
 from lia_plugin.inversion import ALL_UNITS, InvertedBatch, mean_figures
+from lia_plugin.outputs import finite
 from lia_plugin.similarity import psnr_from_mse
 from lia_plugin.targets import Target
 
@@ -70,17 +70,7 @@ def batch_latents(result: InvertedBatch) -> dict[str, torch.Tensor]:
 def save_json(path: str, content: Mapping[str, Any]) -> None:
     """Strict JSON: what is infinite or not a number becomes null."""
     with atomic_write(path) as file:
-        file.write(json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False).encode('utf-8') + b'\n')
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
+        file.write(json.dumps(finite(content), indent=2, ensure_ascii=False, allow_nan=False).encode('utf-8') + b'\n')
 
 
 def save_picture(outdir: str, picture: Picture, captions: Sequence[str]) -> None:
