@@ -36,15 +36,15 @@ RECIPES: dict[str, dict[str, Any]] = {
     'no momentum': dict(betas=(0.0, 0.99)),
     "D's features 0.03": dict(percep='disc', enc_percep=0.03),
     "D's features 0.1": dict(percep='disc', enc_percep=0.1),
-    "D's judgement 0.02, late": dict(enc_adv=0.02, enc_adv_start=0.5),
-    "D's judgement 0.02, from the start": dict(enc_adv=0.02, enc_adv_start=0.0),
+    "D's judgement 0.02 late": dict(enc_adv=0.02, enc_adv_start=0.5),
+    "D's judgement 0.02 from the start": dict(enc_adv=0.02, enc_adv_start=0.0),
     'a quarter of generated images': dict(enc_mix=0.25),
-    '… with their codes supervised, 0.02': dict(enc_mix=0.25, enc_latent=0.02),
+    '… with their codes supervised at 0.02': dict(enc_mix=0.25, enc_latent=0.02),
     'two answers': dict(enc_iters=2),
     'y+': dict(enc_space='y+'),
     'towards z': dict(enc_space='z'),
-    "the paper's weights and rate, without VGG16": dict(enc_loss='paper', percep='none'),
-    'before: random start, lr 3e-3 constant, no momentum, features 0.1, no prior': dict(
+    "the paper's weights and rate without VGG16": dict(enc_loss='paper', percep='none'),
+    'the default before this one': dict(
         enc_start='random', enc_schedule='constant', enc_lr=3e-3, betas=(0.0, 0.99), percep='disc', enc_percep=0.1,
         enc_prior=0.0),
 }  # fmt: skip
