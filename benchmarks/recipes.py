@@ -133,7 +133,9 @@ def train(trial: Trial, pixels: torch.Tensor, args: argparse.Namespace) -> int:
     stream = torch.Generator().manual_seed(args.seed)
     labels = torch.zeros([args.batch, 0])
     seen = step = 0
-    while (share := (time.process_time() - trial.began) / args.seconds) < 1:
+    left = args.seconds - (time.process_time() - trial.began)  # The start has taken its part; schedules begin now.
+    ready = time.process_time()
+    while (share := (time.process_time() - ready) / left) < 1:
         trial.set_progress(share)
         img = pixels[torch.randint(len(pixels), [args.batch], generator=stream)]
         mirrored = torch.rand([args.batch, 1, 1, 1], generator=stream) < 0.5
