@@ -1,5 +1,6 @@
 """The benchmarks: iteration.py's arithmetic in closed form, and one small run of each as a whole."""
 
+import dataclasses
 import importlib.util
 import os
 import pathlib
@@ -7,8 +8,17 @@ import subprocess
 import sys
 from types import ModuleType
 
+import numpy as np
+import PIL.Image
 import pytest
+import torch
 from click.testing import CliRunner
+
+from lia_plugin import encoder_start
+from lia_plugin.host import save_network_pkl
+from lia_plugin.networks import Generator
+from lia_plugin.options import Options
+from training.networks import Discriminator
 
 SCRIPT = pathlib.Path(__file__).parents[1] / 'benchmarks' / 'iteration.py'
 
@@ -77,3 +87,45 @@ def test_alias_free_networks_are_compared_with_themselves(monkeypatch: pytest.Mo
     rows = [line for line in run.output.splitlines() if line.startswith('| small')]
     assert rows[0] == '| small | 0.0e+00 | 0.0e+00 | 0.0e+00 |' and rows[1].startswith('| small, batch 2 | ')
     assert CliRunner().invoke(script.main, [f'--host={SCRIPT.parent}']).exit_code == 2
+
+
+@pytest.fixture
+def stage1_and_data(tmp_path: pathlib.Path) -> tuple[str, str]:
+    """A tiny network of stage 1 and 20 grey pictures."""
+    torch.manual_seed(0)
+    widths: dict[str, int] = dict(channel_base=64, channel_max=8)
+    image: dict[str, int] = dict(c_dim=0, img_resolution=16, img_channels=1)
+    G = Generator(z_dim=8, w_dim=8, synthesis_kwargs=widths, **image).eval().requires_grad_(False)
+    D = Discriminator(epilogue_kwargs=dict(mbstd_group_size=2), **widths, **image).eval().requires_grad_(False)
+    network = str(tmp_path / 'stage1.pkl')
+    save_network_pkl(network, dict(G=G, D=D, G_ema=G, augment_pipe=None, training_set_kwargs=None))
+    stream = np.random.default_rng(0)
+    (tmp_path / 'data').mkdir()
+    for i in range(20):
+        picture = PIL.Image.fromarray(stream.integers(0, 255, [16, 16], dtype=np.uint8))
+        picture.save(tmp_path / 'data' / f'{i:02d}.png')
+    return network, str(tmp_path / 'data')
+
+
+def test_recipes_are_trained_for_their_time_and_judged(
+    stage1_and_data: tuple[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    script = load(SCRIPT.with_name('recipes.py'))
+    monkeypatch.setattr(encoder_start, 'START_IMAGES', 32)
+    names = ['default', "D's judgement 0.02 late", 'y+', 'towards z', 'two answers']
+    network, data = stage1_and_data
+    args = [f'--network={network}', f'--data={data}', '--seconds=1', '--batch=4', '--num=2']
+    args.append(f'--out={tmp_path / "t.md"}')
+    monkeypatch.setattr(sys, 'argv', ['recipes.py', *args, f'--recipes={",".join(names)}'])
+    script.main()
+    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in (tmp_path / 't.md').read_text().splitlines()]
+    assert [row[0] for row in rows[2:]] == names
+    assert all(float(row[1]) > 0 and 0 < float(row[2]) < 4 and float(row[4]) > 0 for row in rows[2:])
+    assert [bool(row[3]) for row in rows[2:]] == [name == 'y+' for name in names], 'y+ alone has a base code of its own'
+
+
+def test_every_recipe_changes_options_that_there_are() -> None:
+    recipes = load(SCRIPT.with_name('recipes.py')).RECIPES
+    assert not any(',' in name for name in recipes), '--recipes takes names with commas between them'
+    fields = {f.name for f in dataclasses.fields(Options)} | {'scale_lr', 'betas'}
+    assert all(set(changes) <= fields for changes in recipes.values())
