@@ -133,8 +133,10 @@ def train(trial: Trial, pixels: torch.Tensor, args: argparse.Namespace) -> int:
     stream = torch.Generator().manual_seed(args.seed)
     labels = torch.zeros([args.batch, 0])
     seen = step = 0
-    left = args.seconds - (time.process_time() - trial.began)  # The start has taken its part; schedules begin now.
     ready = time.process_time()
+    left = args.seconds - (ready - trial.began)  # The start has taken its part; schedules begin now.
+    if left <= 0:
+        raise SystemExit(f'--seconds: {args.seconds:g} is less than the start alone took, {ready - trial.began:.1f}')
     while (share := (time.process_time() - ready) / left) < 1:
         trial.set_progress(share)
         img = pixels[torch.randint(len(pixels), [args.batch], generator=stream)]

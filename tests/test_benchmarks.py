@@ -112,9 +112,9 @@ def test_recipes_are_trained_for_their_time_and_judged(
 ) -> None:
     script = load(SCRIPT.with_name('recipes.py'))
     monkeypatch.setattr(encoder_start, 'START_IMAGES', 32)
-    names = ['default', "D's judgement 0.02 late", 'y+', 'towards z', 'two answers']
+    names = ['default', 'y+']
     network, data = stage1_and_data
-    args = [f'--network={network}', f'--data={data}', '--seconds=1', '--batch=4', '--num=2']
+    args = [f'--network={network}', f'--data={data}', '--seconds=4', '--batch=4', '--num=2']
     args.append(f'--out={tmp_path / "t.md"}')
     monkeypatch.setattr(sys, 'argv', ['recipes.py', *args, f'--recipes={",".join(names)}'])
     script.main()
