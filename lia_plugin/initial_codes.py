@@ -34,6 +34,11 @@ def read_codes(path: str, G: Any, names: Sequence[str]) -> dict[str, torch.Tenso
     return {name: torch.from_numpy(codes[row].astype(np.float32)) for name, row in zip(names, rows)}
 
 
+def layered(codes: Mapping[str, torch.Tensor]) -> bool:
+    """Whether any of these codes [dim] or [num_ws, dim] says other things to one layer than to another."""
+    return any(code.ndim == 2 and bool((code != code[:1]).any()) for code in codes.values())
+
+
 def _load(path: str) -> Mapping[str, Array]:
     if not os.path.isfile(path):
         raise UserError(f"--init={path}: no such file; it may be 'encoder', 'mean' or an .npz with codes")

@@ -64,13 +64,16 @@ class InvertOptions:
         if self.tune_save == 'delta' and self.delta is not None:
             raise UserError('--tune-save=delta: a delta belongs to a network file, and --delta changes that; '
                             'save the network')
-        if self.offset_weight and self.space != 'y+':
-            raise UserError('--offset-weight: only with --space=y+, where each layer has a code of its own')
+        self._check_offsets(self.space or 'y+')
         if self.optimises:
             if self.trunc != 1:
                 raise UserError('--trunc: an optimisation works on the codes as they are; leave it out')
             if self.noise_mode != 'const':
                 raise UserError('--noise-mode: an optimisation needs the constant noise; leave it out')
+
+    def _check_offsets(self, space: str) -> None:
+        if self.offset_weight and space != 'y+':
+            raise UserError('--offset-weight: only with --space=y+, where each layer has a code of its own')
 
     @property
     def optimises(self) -> bool:
@@ -112,21 +115,30 @@ class InvertOptions:
         """'encoder', 'mean', or the file that codes start from."""
         return self.init or ('encoder' if getattr(G, 'encoder', None) is not None else 'mean')
 
-    def chosen_space(self, G: Any) -> str:
-        """Where codes are looked for: as asked, else as the encoder gives them (y, if it gives z)."""
-        own = getattr(getattr(G, 'encoder', None), 'space', 'y')
-        return self.space or ('y+' if own == 'y+' else 'y')
+    def chosen_space(self, G: Any, layered: bool = False) -> str:
+        """Where codes are looked for: as asked, else as the file has them that they start from, or as the encoder gives
+        them (y, if it gives z).
 
-    def refine_settings(self, G: Any, percep: str) -> Settings | None:
-        """None without --refine."""
+        `layered`: the file's codes differ from layer to layer.
+
+        Raises:
+            UserError: one line, for an option that does nothing there.
+        """
+        own = getattr(getattr(G, 'encoder', None), 'space', 'y')
+        space = self.space or ('y+' if layered or own == 'y+' else 'y')
+        self._check_offsets(space)
+        return space
+
+    def refine_settings(self, space: str, percep: str, start: str) -> Settings | None:
+        """None without --refine. `start` is that of `start`."""
         if self.refine is None:
             return None
-        default = Settings()
-        return Settings(
-            steps=self.refine, space=self.chosen_space(G), optimizer=self.refine_optimizer,
-            lr=self.refine_lr or default.lr, percep_weight=self._percep_weight(percep), prior_weight=self.prior_weight,
+        settings = Settings(
+            steps=self.refine, space=space, optimizer=self.refine_optimizer,
+            lr=self.refine_lr, percep_weight=self._percep_weight(percep), prior_weight=self.prior_weight,
             consistency_weight=self.consistency_weight, offset_weight=self.offset_weight, noise=self.refine_noise,
         )  # fmt: skip
+        return settings.resolved(given=start != 'mean')
 
     def tune_settings(self, percep: str) -> TuneSettings | None:
         """None without --tune."""

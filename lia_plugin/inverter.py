@@ -45,8 +45,9 @@ class Inverter:
         if self.settings is None:
             return start
         began = now(img.device)
+        code = None if self.init == 'mean' else _code(start)
         found = refinement.refine(
-            self.G, img, c, _code(start), settings=self.settings, percep=self.percep, callback=callback,
+            self.G, img, c, code, settings=self.settings, percep=self.percep, callback=callback,
             statistics=self.statistics,
         )  # fmt: skip
         seconds = (now(img.device) - began) / len(img)

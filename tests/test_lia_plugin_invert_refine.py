@@ -120,6 +120,19 @@ def test_the_command_is_the_function(files: Files, tmp_path: Path) -> None:
     np.testing.assert_allclose(latents(tmp_path / 'projected_w.npz')['y'], expected.code, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize('space, lr', [('y', 0.3), ('y+', 0.1)])
+def test_the_mean_is_no_code_of_the_image(files: Files, tmp_path: Path, space: str, lr: float) -> None:
+    """What is said of the first step is what was done."""
+    told = invert(files.network, files.one, tmp_path, '--refine=3', '--init=mean', f'--space={space}', '--percep=none')
+    assert told['refine']['lr'] == lr
+    expected = refine(files.G, picture(Path(files.one))[None], settings=Settings(3, space, lr=lr))
+    key = 'y_plus' if space == 'y+' else 'y'
+    np.testing.assert_allclose(latents(tmp_path / 'projected_w.npz')[key], expected.code, rtol=1e-3, atol=1e-4)
+    if space == 'y':
+        given = invert(files.network, files.one, tmp_path / 'b', '--refine=1', '--percep=none')
+        assert given['refine']['lr'] == 0.03
+
+
 def test_noise_is_saved_with_its_image(files: Files, tmp_path: Path) -> None:
     invert(files.network, files.pictures, tmp_path, '--refine=2', '--refine-noise', '--batch=2')
     own = latents(tmp_path / 'picture2.npz')
@@ -227,6 +240,41 @@ def test_codes_are_found_by_name_order_or_are_for_all(files: Files, tmp_path: Pa
     assert np.array_equal(read('named.npz')['a'], codes[1]) and np.array_equal(read('plain.npz')['a'], codes[0])
     assert read('one.npz')['a'].shape == (files.G.num_ws, 16) and np.array_equal(read('one.npz')['b'][0], codes[0])
     assert np.array_equal(read('both.npz')['b'], np.stack([codes[1]] * files.G.num_ws) + 1)
+
+
+@pytest.mark.parametrize('network, more', [('network', ('--tune=1',)), ('stock', ('--refine=1',))])
+def test_codes_of_a_file_keep_their_layers(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str], network: str, more: tuple[str, ...]
+) -> None:
+    path, common = getattr(files, network), ('--percep=none', '--lpips=none')
+    first = invert(path, files.pictures, tmp_path, '--refine=5', '--space=y+', *common)
+    init, name = f'--init={tmp_path / "latents.npz"}', 'pivot_mse' if more == ('--tune=1',) else 'start_mse'
+    told = invert(path, files.pictures, tmp_path / 'b', init, *more, *common)
+    assert told['space'] == 'y+' and 'base code' not in capsys.readouterr().err
+    for before, row in zip(first['images'], told['images']):
+        assert row[name] == pytest.approx(before['mse'], rel=1e-3)
+    told = invert(path, files.one, tmp_path / 'c', init, '--refine=1', '--space=y', *common)
+    assert told['images'][0]['start_mse'] != pytest.approx(first['images'][0]['mse'], rel=1e-3)
+    assert '--space=y takes its base code (layer 0) alone' in capsys.readouterr().err
+    invert(path, files.one, tmp_path, '--refine=2', '--space=y', *common)
+    told = invert(path, files.one, tmp_path / 'd', f'--init={tmp_path / "projected_w.npz"}', '--refine=1', *common)
+    assert told['space'] == 'y', 'copies are one code'
+
+
+def test_offsets_have_a_weight_wherever_layers_have_codes(files: Files, tmp_path: Path) -> None:
+    """Also where the encoder, or the file, says so and not the command line."""
+    G = make_generator()
+    torch.manual_seed(0)
+    G = type(G)(**{**G.init_kwargs, 'encoder_kwargs': dict(channel_base=128, channel_max=8, space='y+')})
+    network = save_pickle(tmp_path / 'plus.pkl', G.eval().requires_grad_(False))
+    args = ('--refine=1', '--offset-weight=0.5', '--percep=none', '--lpips=none')
+    told = invert(network, files.one, tmp_path / 'out', *args)
+    assert told['space'] == 'y+' and told['refine']['offset_weight'] == 0.5
+    np.savez(tmp_path / 'layers.npz', y_plus=np.random.RandomState(0).randn(1, files.G.num_ws, 16).astype(np.float32))
+    told = invert(files.network, files.one, tmp_path / 'b', f'--init={tmp_path / "layers.npz"}', *args)
+    assert told['space'] == 'y+'
+    call = ('--network', network, '--target', files.one, '--outdir', str(tmp_path / 'c'), *args)
+    assert run(*call, '--space=y') == 2 and not (tmp_path / 'c').exists()
 
 
 def test_code_files_that_do_not_fit(files: Files, tmp_path: Path) -> None:

@@ -37,14 +37,16 @@ def parse_finite(ctx: click.Context, param: click.Parameter, value: float) -> fl
               help="What audit found usual among a set's codes  [default: NAME.calibration.npz beside NAME.pkl]")
 # Refinement of codes.
 @click.option('--space', type=click.Choice(['y', 'y+', 'z']),
-              help="One code, one per layer, or z; w and w+ in a stock network  [default: the encoder's, else y]")
+              help="One code, one per layer, or z; w and w+ in a stock network  "
+                   "[default: as the encoder, or --init's file, has it]")
 @click.option('--init', metavar='encoder|mean|FILE',
               help='Where codes start; FILE is an .npz of this command or of a projector  [default: encoder, if any]')
 @click.option('--refine', type=click.IntRange(min=1), metavar='N', help='Improve the codes by N steps of optimisation')
 @click.option('--refine-optimizer', type=click.Choice(['lbfgs', 'adam']),
               help='L-BFGS needs a third of the steps  [default: lbfgs; adam with --refine-noise]')
 @click.option('--refine-lr', type=params.FiniteRange(min=0, min_open=True),
-              help="Adam's learning rate, or L-BFGS's first step, in standard deviations of the code  [default: 0.3]")
+              help="Adam's learning rate, or L-BFGS's first step, in standard deviations of the code  "
+                   "[default: Adam 0.3; L-BFGS 0.03 from given codes, from the mean 0.3, in y+ 0.1]")
 @click.option('--prior-weight', type=params.FiniteRange(min=0), default=0.0,
               help='Of -log p(y) per dimension; 1e-4 to 1e-3 keep the codes likely and cost little of the picture')
 @click.option('--consistency-weight', type=params.FiniteRange(min=0), default=0.0,
