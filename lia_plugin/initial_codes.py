@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import click
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -16,12 +17,14 @@ from lia_plugin.host import UserError, one_line
 
 Array = npt.NDArray[Any]
 
+MAX_NAMES = 5  # So many of a file's names are told where none fits.
+
 
 def read_codes(path: str, G: Any, names: Sequence[str]) -> dict[str, torch.Tensor]:
     """Name of each image -> its code in a file: y or y+ (w or w+ for a stock network), float32 [dim] or [num_ws, dim].
 
-    A file of one code gives it to every image. One of several is matched by its own `names`, as latents.npz has them,
-    or without those by the images' order. `y_plus` goes before `y`, and `w` serves where y is w.
+    A file with `names`, as latents.npz has them, is matched by these. Without names one code is for every image, which
+    is said on stderr, and several go by the images' order. `y_plus` goes before `y`, and `w` serves where y is w.
 
     Raises:
         UserError: one line that names the file, for whatever is wrong with it.
@@ -68,15 +71,20 @@ def _find_codes(path: str, arrays: Mapping[str, Array], G: Any) -> Array:
 
 def _rows(path: str, stored: Array | None, count: int, names: Sequence[str]) -> list[int]:
     """Which code each image gets."""
-    if count == 1:
-        return [0] * len(names)
     if stored is None:
+        if count == 1:
+            if len(names) > 1:
+                click.echo(f'--init={path}: one code for all {len(names)} images', err=True)
+            return [0] * len(names)
         if count != len(names):
             raise UserError(f'--init={path}: holds {count} codes for {len(names)} images, and no names to tell by')
         return list(range(count))
-    known = {str(name): row for row, name in enumerate(stored.tolist())} if len(stored) == count else {}
+    if stored.shape != (count,):
+        raise UserError(f'--init={path}: its names have shape {list(stored.shape)}, for {count} codes')
+    known = {str(name): row for row, name in enumerate(stored.tolist())}
     missing = [name for name in names if name not in known]
     if missing:
         without = f'{len(missing)} of {len(names)} images have none'
-        raise UserError(f'--init={path}: has no code for {missing[0]} ({without})')
+        has = ', '.join(list(known)[:MAX_NAMES]) + (' …' if len(known) > MAX_NAMES else '')
+        raise UserError(f'--init={path}: has no code for {missing[0]} ({without}); it names {has}')
     return [known[name] for name in names]

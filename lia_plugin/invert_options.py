@@ -7,6 +7,7 @@ from typing import Any
 
 from lia_plugin import noise_maps, spaces
 from lia_plugin.host import UserError
+from lia_plugin.outputs import check_output
 from lia_plugin.refinement import Settings
 from lia_plugin.tuning import TuneSettings
 
@@ -48,6 +49,7 @@ class InvertOptions:
 
     def check(self) -> None:
         """UserError, one line, for options that don't go together whatever the network."""
+        check_output('--outdir', self.outdir, folder=True)
         if self.refine is None:
             self._refuse('--refine', 'refine_optimizer', 'refine_lr', 'prior_weight', 'consistency_weight',
                          'offset_weight', 'refine_noise', 'save_video')  # fmt: skip
@@ -57,6 +59,8 @@ class InvertOptions:
                 self._refuse('--refine or --tune', 'percep', 'percep_weight')
                 if self.init not in (None, 'encoder'):
                     raise UserError(f'--init={self.init}: only with --refine=N or --tune=N')
+        if self.percep == 'none' and self.percep_weight:
+            raise UserError('--percep-weight: not with --percep=none, which has no features to weigh')
         if self.tune is None:
             self._refuse('--tune', 'tune_lr', 'tune_save')
         if self.refine_noise and self.refine_optimizer == 'lbfgs':

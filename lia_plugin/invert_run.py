@@ -84,6 +84,8 @@ def load_percep(asked: InvertOptions, D: Any, device: torch.device) -> tuple[per
         if D is None:
             raise host.UserError(f'--percep=disc: {asked.network}: holds no discriminator; another one or none will do')
         return perceptual.DiscriminatorFeatures(D).to(device), name
+    if name == 'none' and asked.percep_weight:
+        raise host.UserError(f'--percep-weight: {asked.network}: holds no discriminator; say whose features: --percep')
     given = asked.lpips_source not in (None, 'none')
     vgg16 = asked.lpips_source if given else perceptual.cached_vgg16()
     return perceptual.make_perceptual(name, device=device, vgg16=vgg16 or perceptual.VGG16_URL), name
@@ -98,6 +100,8 @@ class Job:
 
     def __init__(self, asked: InvertOptions, items: Sequence[Target], device: torch.device) -> None:
         self.asked, self.items, self.device = asked, items, device
+        if asked.tune_save == 'delta' or asked.delta is not None:
+            delta.load_safetensors()
         by_encoder = asked.refine is None and asked.init in (None, 'encoder')
         self.contents = load_networks(asked.network, device, asked.trust_pickle, needs_encoder=by_encoder)
         self.G = self.contents['G_ema']
@@ -239,8 +243,8 @@ class Job:
             facts['delta'] = asked.delta
         self.writer.finish({**facts, 'device': str(self.device)})
         print(results.format_table(self.writer.names, self.writer.rows))
-        size = f'{G.img_resolution}x{G.img_resolution}'
-        print(f'n = {len(self.writer.rows)}, {size}, images in [-1, 1]; written to {asked.outdir}')
+        size, where = f'{G.img_resolution}x{G.img_resolution}', click.format_filename(asked.outdir)
+        print(f'n = {len(self.writer.rows)}, {size}, images in [-1, 1]; written to {where}')
         self._say()
 
     def _say(self) -> None:

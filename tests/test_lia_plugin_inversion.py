@@ -1,7 +1,9 @@
 """Inversion of images, and the invert command from files to results."""
 
 import json
+import os
 import pickle
+import sys
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +14,7 @@ import PIL.Image
 import pytest
 import torch
 
-from lia_plugin import cli, images, inversion, targets
+from lia_plugin import cli, images, inversion, page, targets
 from lia_plugin.host import UserError
 from lia_plugin.networks import Generator
 
@@ -250,6 +252,24 @@ def test_a_batch_of_bad_files_alone_is_bad_input(
     assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.skipif(sys.platform != 'linux', reason='other file systems have no such names')
+def test_file_names_need_not_be_utf8(network: str, tmp_path: Path) -> None:
+    folder = save_pictures(tmp_path / 'in', 2)
+    odd = os.fsdecode(os.fsencode(folder) + b'/\xff.png')
+    os.rename(folder / 'picture0.png', odd)
+    out = os.fsdecode(os.fsencode(tmp_path) + b'/out\xfe')
+    assert run('--network', network, '--target', str(folder), '--outdir', out, '--lpips=none') == 0
+    with open(os.path.join(out, 'results.json'), encoding='utf-8') as file:
+        sources = [row['source'] for row in json.load(file)['images']]
+    assert sorted(sources) == sorted([str(folder / 'picture1.png'), odd]), 'as they are, odd bytes included'
+
+
+def test_pages_of_odd_names_are_utf8(tmp_path: Path) -> None:
+    page.save_page(tmp_path / 'page.html', 'é \udcff', [page.Section('\udcfe', [page.paragraph('\udcfd')])])
+    text = (tmp_path / 'page.html').read_text(encoding='utf-8')
+    assert 'é \\udcff' in text and '<h2>\\udcfe</h2>' in text and '\\udcfd' in text
+
+
 def test_conditional_grey_network(tmp_path: Path) -> None:
     network = save_pickle(tmp_path / 'grey.pkl', make_generator(c_dim=2, channels=1))
     folder = save_pictures(tmp_path / 'in', 2)
@@ -320,6 +340,7 @@ def bad_calls(folder: Path, network: str) -> dict[str, list[str]]:
         'nan is not a finite number': ['--network', network, '--target', good, '--trunc=nan'],
         'inf is not a finite number': ['--network', network, '--target', good, '--trunc=inf'],
         "'--batch'": ['--network', network, '--target', good, '--batch=0'],
+        'is no folder; give another place': ['--network', network, '--target', good, '--outdir', good],
         "'--network'": ['--target', good],
         "'--target'": ['--network', network],
     }
@@ -330,7 +351,7 @@ def test_bad_calls_are_one_line_exit_code_2_and_nothing_written(
 ) -> None:
     for reason, args in bad_calls(tmp_path, network).items():
         capsys.readouterr()
-        assert run(*args, '--outdir', str(tmp_path / 'out')) == 2, reason
+        assert run('--outdir', str(tmp_path / 'out'), *args) == 2, reason
         lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith('LPIPS left out')]
         assert len(lines) == 1 and reason in lines[0], lines
         assert not (tmp_path / 'out').exists(), reason

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -227,12 +228,15 @@ def test_stock_networks_have_w_alone(
 # Codes from files
 
 
-def test_codes_are_found_by_name_order_or_are_for_all(files: Files, tmp_path: Path) -> None:
+def test_codes_are_found_by_name_order_or_are_for_all(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     codes = np.random.RandomState(0).randn(2, 16).astype(np.float32)
     np.savez(tmp_path / 'named.npz', y=codes, names=np.array(['b', 'a']))
     np.savez(tmp_path / 'plain.npz', y=codes)
     np.savez(tmp_path / 'one.npz', w=codes[:1, None].repeat(files.G.num_ws, axis=1))
     np.savez(tmp_path / 'both.npz', y=codes, y_plus=np.stack([codes] * files.G.num_ws, axis=1) + 1)
+    np.savez(tmp_path / 'own.npz', y=codes[:1], names=np.array(['b']))
 
     def read(name: str) -> dict[str, np.ndarray]:
         return {k: v.numpy() for k, v in initial_codes.read_codes(str(tmp_path / name), files.G, ['a', 'b']).items()}
@@ -240,6 +244,13 @@ def test_codes_are_found_by_name_order_or_are_for_all(files: Files, tmp_path: Pa
     assert np.array_equal(read('named.npz')['a'], codes[1]) and np.array_equal(read('plain.npz')['a'], codes[0])
     assert read('one.npz')['a'].shape == (files.G.num_ws, 16) and np.array_equal(read('one.npz')['b'][0], codes[0])
     assert np.array_equal(read('both.npz')['b'], np.stack([codes[1]] * files.G.num_ws) + 1)
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2 and all('one.npz: one code for all 2 images' in line for line in told)
+    alone = initial_codes.read_codes(str(tmp_path / 'one.npz'), files.G, ['a'])
+    named = initial_codes.read_codes(str(tmp_path / 'own.npz'), files.G, ['b'])
+    assert list(alone) == ['a'] and np.array_equal(named['b'], codes[0]) and not capsys.readouterr().err
+    with pytest.raises(UserError, match=r'own.npz: has no code for a \(1 of 2 images have none\); it names b$'):
+        read('own.npz')
 
 
 @pytest.mark.parametrize('network, more', [('network', ('--tune=1',)), ('stock', ('--refine=1',))])
@@ -287,11 +298,13 @@ def test_code_files_that_do_not_fit(files: Files, tmp_path: Path) -> None:
     np.savez(tmp_path / 'nan.npz', y=np.full([1, 16], np.nan))
     np.savez(tmp_path / 'three.npz', y=np.zeros([3, 16]))
     np.savez(tmp_path / 'named.npz', y=np.zeros([2, 16]), names=np.array(['a', 'c']))
+    np.savez(tmp_path / 'names.npz', y=np.zeros([2, 16]), names=np.array(['a', 'b', 'c']))
     np.savez(tmp_path / 'object.npz', y=np.array([{}], dtype=object))
     for name, reason in {
         'none.npz': "no such file; it may be 'encoder', 'mean'", 'text.npz': 'not an .npz', 'single.npz': 'not an .npz',
         'other.npz': 'holds no y_plus or y or w', 'shape.npz': r'shape \[1, 15\]', 'layers.npz': r'shape \[1, 5, 16\]',
         'nan.npz': 'not finite', 'three.npz': '3 codes for 2 images', 'named.npz': 'no code for b .1 of 2',
+        'names.npz': r'names have shape \[3\], for 2 codes',
         'object.npz': 'not an .npz',
     }.items():  # fmt: skip
         with pytest.raises(UserError, match=reason) as caught:
@@ -360,6 +373,8 @@ def bad_calls(files: Files, folder: Path) -> dict[str, list[str]]:
         '--class: codes of a network without φ know no classes': [*stock, '--refine=1', '--class=0'],
         '--init=encoder: ': [*stage1, '--refine=1', '--init=encoder'],
         '--consistency-weight: ': [*stage1, '--refine=1', '--consistency-weight=1'],
+        '--percep-weight: not with --percep=none': [*lia, '--refine=1', '--percep=none', '--percep-weight=0.5'],
+        f'--percep-weight: {files.stage1}: holds no disc': [*stage1, '--refine=1', '--percep-weight=0.5'],
         '--percep=disc: ': [*stage1, '--refine=1', '--percep=disc'],
         '--init=none.npz: no such file': [*lia, '--refine=1', '--init=none.npz'],
         'not a safetensors file': [*lia, f'--delta={folder / "wrong.safetensors"}'],
@@ -379,6 +394,25 @@ def test_bad_calls_are_one_line_exit_code_2_and_nothing_written(
         lines = capsys.readouterr().err.splitlines()
         assert len(lines) == 1 and reason in lines[0], lines
         assert not (tmp_path / 'out').exists(), reason
+
+
+def test_what_would_fail_at_the_end_fails_at_the_start(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the network is read."""
+    (tmp_path / 'file').write_text('')
+    monkeypatch.setattr('lia_plugin.invert_run.load_networks', lambda *_args, **_kwargs: pytest.fail('too late'))
+    monkeypatch.setitem(sys.modules, 'safetensors.torch', None)
+    args = ['--network', files.network, '--target', files.one, '--tune=1']
+    assert run(*args, '--outdir', str(tmp_path / 'out'), '--tune-save=delta') == 2
+    assert 'pip install safetensors' in capsys.readouterr().err
+    assert run(*args, '--outdir', str(tmp_path / 'file')) == 2
+    assert '--outdir: ' in capsys.readouterr().err
+
+
+def test_features_that_are_not_there_have_no_weight(files: Files, tmp_path: Path) -> None:
+    told = invert(files.stage1, files.one, tmp_path, '--refine=1', '--lpips=none')
+    assert told['percep'] == 'none' and told['refine']['percep_weight'] == 0
 
 
 def test_networks_without_noise_inputs_say_so(

@@ -20,7 +20,8 @@ def parse_finite(ctx: click.Context, param: click.Parameter, value: float) -> fl
 
 
 @click.command(context_settings={'show_default': True})
-@click.option('--network', required=True, metavar='PATH|URL', help='Network pickle; with an encoder, or with --refine')
+@click.option('--network', required=True, metavar='PATH|URL',
+              help='Network pickle; one without an encoder needs --refine, or --tune with --init=FILE')
 @click.option('--target', 'targets', required=True, multiple=True, metavar='PATH',
               help='Image, folder, pattern or zip; may be given several times')
 @click.option('--outdir', default='out', metavar='DIR', help='Where to write')
