@@ -149,6 +149,40 @@ def test_targets_come_from_files_folders_patterns_and_zips_once_each(tmp_path: P
     assert found[2].read(8, 1).pixels.shape == (1, 8, 8)
 
 
+def test_results_of_an_earlier_call_are_no_targets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = save_pictures(tmp_path / 'in', 2)
+    out = save_pictures(folder / 'out', 3)
+    save_pictures(out / 'deeper', 1)
+    beside = save_pictures(folder / 'outer', 1)
+    (tmp_path / 'link').symlink_to(out)
+    link = str(tmp_path / 'link')
+
+    def count(source: str | Path, outdir: str | Path) -> int:
+        return len(targets.collect([str(source)], outdir=str(outdir)))
+
+    assert count(folder, out) == 3 and count(folder, link) == 3, 'and not what only begins with the same letters'
+    assert count(f'{folder}/**/*.png', out) == 3 and count(f'{folder}/o*', out) == 1
+    assert f'--target={folder}: 4 images in {out}, where results go, are left out' in capsys.readouterr().err
+    for source, number in ((out, 4), (out / 'deeper', 1), (out / 'picture0.png', 1), (f'{out}/*0.png', 1)):
+        assert count(source, out) == number, 'who names it means it'
+    assert count(folder, folder) == 7 and count(beside, folder) == 1 and count(folder, tmp_path / 'new') == 7
+    assert not capsys.readouterr().err
+    monkeypatch.chdir(folder)
+    assert count('.', 'out') == 3 and count('*.png', '.') == 2 and count('out/*.png', 'out') == 3
+    assert len(targets.collect([str(folder), str(out)], outdir=str(out))) == 7
+    with pytest.raises(UserError, match='holds no image file'):
+        count(f'{folder}/out*/d*', out)
+
+
+def test_results_are_not_inverted_again(network: str, tmp_path: Path) -> None:
+    folder = save_pictures(tmp_path / 'in', 2)
+    for _ in range(2):
+        assert run('--network', network, '--target', str(folder), '--outdir', str(folder / 'out'), '--lpips=none') == 0
+    assert json.loads((folder / 'out' / 'results.json').read_text())['n'] == 2
+
+
 def test_result_names_cannot_leave_the_folder_or_collide(tmp_path: Path) -> None:
     archive = tmp_path / 'hostile.zip'
     with zipfile.ZipFile(archive, 'w') as file:

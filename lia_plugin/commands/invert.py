@@ -23,7 +23,7 @@ def parse_finite(ctx: click.Context, param: click.Parameter, value: float) -> fl
 @click.option('--network', required=True, metavar='PATH|URL',
               help='Network pickle; one without an encoder needs --refine, or --tune with --init=FILE')
 @click.option('--target', 'targets', required=True, multiple=True, metavar='PATH',
-              help='Image, folder, pattern or zip; may be given several times')
+              help='Image, folder, pattern or zip; may be given several times. Of a folder, --outdir in it is left out')
 @click.option('--outdir', default='out', metavar='DIR', help='Where to write')
 @click.option('--trunc', type=float, default=1.0, callback=parse_finite, help='Truncation psi of the reconstruction')
 @click.option('--batch', type=click.IntRange(min=1), default=8, help='Images at once, also in optimisations')
@@ -90,7 +90,7 @@ def invert(**options: Any) -> int:
 
     asked = InvertOptions(**options)
     asked.check()
-    items = collect(asked.targets)
+    items = collect(asked.targets, outdir=asked.outdir)
     job = Job(asked, items, inversion.pick_device(asked.device))
     job.run()
     if job.writer.rows:
