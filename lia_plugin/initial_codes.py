@@ -5,23 +5,31 @@ from __future__ import annotations
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from lia_plugin import spaces
+from lia_plugin import noise_maps, spaces
 from lia_plugin.host import UserError, one_line
 
 Array = npt.NDArray[Any]
 
+NOISE = 'noise.'  # What the names of noise maps begin with.
 MAX_NAMES = 5  # So many of a file's names are told where none fits.
 
 
-def read_codes(path: str, G: Any, names: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Name of each image -> its code in a file: y or y+ (w or w+ for a stock network), float32 [dim] or [num_ws, dim].
+class StartingPoint(NamedTuple):
+    """Where an image starts from, float32."""
+
+    code: torch.Tensor  # [dim] or [num_ws, dim]: y or y+, w or w+ for a stock network.
+    noise: dict[str, torch.Tensor]  # Noise maps of its own: buffer's name -> [1, R, R]. Empty = those of the network.
+
+
+def read_codes(path: str, G: Any, names: Sequence[str]) -> dict[str, StartingPoint]:
+    """Name of each image -> its code in a file, with its noise maps if there are any.
 
     A file with `names`, as latents.npz has them, is matched by these. Without names one code is for every image, which
     is said on stderr, and several go by the images' order. `y_plus` goes before `y`, and `w` serves where y is w.
@@ -34,12 +42,21 @@ def read_codes(path: str, G: Any, names: Sequence[str]) -> dict[str, torch.Tenso
     if not np.isfinite(codes).all():
         raise UserError(f'--init={path}: holds numbers that are not finite')
     rows = _rows(path, arrays.get('names'), len(codes), names)
-    return {name: torch.from_numpy(codes[row].astype(np.float32)) for name, row in zip(names, rows)}
+    noise = _find_noise(path, arrays, len(codes), G)
+
+    def point(row: int) -> StartingPoint:
+        return StartingPoint(_tensor(codes[row]), {key: _tensor(value[row]) for key, value in noise.items()})
+
+    return {name: point(row) for name, row in zip(names, rows)}
 
 
-def layered(codes: Mapping[str, torch.Tensor]) -> bool:
-    """Whether any of these codes [dim] or [num_ws, dim] says other things to one layer than to another."""
-    return any(code.ndim == 2 and bool((code != code[:1]).any()) for code in codes.values())
+def _tensor(array: Array) -> torch.Tensor:
+    return torch.from_numpy(array.astype(np.float32))
+
+
+def layered(points: Mapping[str, StartingPoint]) -> bool:
+    """Whether any of these codes says other things to one layer than to another."""
+    return any(code.ndim == 2 and bool((code != code[:1]).any()) for code, _noise in points.values())
 
 
 def _load(path: str) -> Mapping[str, Array]:
@@ -49,7 +66,8 @@ def _load(path: str) -> Mapping[str, Array]:
         with np.load(path, allow_pickle=False) as file:
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise ValueError('a single array')
-            return {key: file[key] for key in ('y_plus', 'y', 'w', 'names') if key in file}
+            return {key: file[key] for key in ('y_plus', 'y', 'w', 'names') if key in file} | {
+                key: file[key] for key in file.files if key.startswith(NOISE)}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError, TypeError) as error:
         raise UserError(f'--init={path}: not an .npz with codes ({one_line(error)})') from None
 
@@ -67,6 +85,18 @@ def _find_codes(path: str, arrays: Mapping[str, Array], G: Any) -> Array:
         raise UserError(f'--init={path}: its {key} has shape {list(codes.shape)}, this network takes [N, {dim}] or '
                         f'[N, {G.num_ws}, {dim}]')
     return codes[:, 0] if codes.ndim == 3 and codes.shape[1] == 1 else codes
+
+
+def _find_noise(path: str, arrays: Mapping[str, Array], count: int, G: Any) -> dict[str, Array]:
+    """The noise maps, buffer's name -> [N, 1, R, R]."""
+    found = {key.removeprefix(NOISE): value for key, value in arrays.items() if key.startswith(NOISE)}
+    own = noise_maps.initial_noise(G.synthesis, 1) if found else {}
+    for name, value in found.items():
+        wanted = [count, *own[name].shape[1:]] if name in own else None
+        if list(value.shape) != wanted or value.dtype.kind != 'f' or not np.isfinite(value).all():
+            raise UserError(f'--init={path}: its {NOISE}{name}, of shape {list(value.shape)}, is no noise of this '
+                            f'network ({"it has no such layer" if wanted is None else f"finite numbers {wanted}"})')
+    return found
 
 
 def _rows(path: str, stored: Array | None, count: int, names: Sequence[str]) -> list[int]:

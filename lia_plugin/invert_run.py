@@ -11,7 +11,7 @@ import click
 import torch
 
 from lia_plugin import calibration, delta, host, inversion, perceptual, results, spaces, tuning, video
-from lia_plugin.initial_codes import layered, read_codes
+from lia_plugin.initial_codes import StartingPoint, layered, read_codes
 from lia_plugin.invert_options import InvertOptions
 from lia_plugin.inverter import Inverter
 from lia_plugin.target_batches import Group, Progress, read_batches, stack_images
@@ -124,7 +124,7 @@ class Job:
         )  # fmt: skip
         self.writer = results.InversionWriter(asked.outdir, len(items) == 1, self.captions())
 
-    def _read_start(self) -> tuple[str | dict[str, torch.Tensor], str]:
+    def _read_start(self) -> tuple[str | dict[str, StartingPoint], str]:
         """Where codes start, those of a file by their images' names; and the space that they are looked for in."""
         if self.start in ('encoder', 'mean'):
             return self.start, self.asked.chosen_space(self.G)

@@ -85,7 +85,7 @@ class Refined(NamedTuple):
     code: torch.Tensor  # y [N, z_dim], or y+ [N, num_ws, z_dim] if space was 'y+'. In a stock network w and w+.
     ws: torch.Tensor  # [N, num_ws, w_dim]
     recon: torch.Tensor  # NCHW, float32, about [-1, 1]
-    noise: dict[str, torch.Tensor] | None  # Buffer name of the synthesis network -> [N, 1, R, R]; None if it was kept.
+    noise: dict[str, torch.Tensor] | None  # Buffer name of the synthesis network -> [N, 1, R, R]; None = the network's own.
     losses: torch.Tensor  # [steps + 1, N], float32 on the CPU: the sum above at the start and after each step.
 
 
@@ -99,6 +99,7 @@ def refine(
     percep: Perceptual | None = None,
     callback: Callback | None = None,
     statistics: spaces.Statistics | None = None,
+    noise: Mapping[str, torch.Tensor] | None = None,
 ) -> Refined:
     """Refines the codes of a batch of images. Only codes (and noise) move: G and the extractor stay as they are.
 
@@ -110,21 +111,23 @@ def refine(
         percep: ε. None = pixels alone.
         callback: Called as callback(step, losses [N], recon NCHW) for steps 0 (the start) to `settings.steps`.
         statistics: Of `spaces.code_statistics(G)`, for callers with many batches. None = measured here.
+        noise: Noise maps of the images' own, as `Refined.noise`; they stay, or with `settings.noise` move on.
 
     Raises:
         ValueError: shapes that don't fit, or a setting that this network has no part for.
     """
     settings = settings.resolved(given=code is not None)
     task = _Task(G, img, c, settings, percep, statistics or spaces.code_statistics(G))
-    noise = noise_maps.initial_noise(G.synthesis, len(img)) if settings.noise else {}
-    mover = _choose_mover(task.start(code), noise, settings)
+    maps = noise_maps.initial_noise(G.synthesis, len(img)) if settings.noise else {}
+    maps |= {name: value.detach().clone() for name, value in (noise or {}).items()}
+    mover = _choose_mover(task.start(code), maps if settings.noise else {}, settings)
     best: _Best | None = None
     history = []
     for step in range(settings.steps + 1):
         units = mover.units
         with torch.set_grad_enabled(step < settings.steps):
-            recon, losses = task.evaluate(units, noise)
-        best = _Best.better(best, losses, units, noise, recon)
+            recon, losses = task.evaluate(units, maps)
+        best = _Best.better(best, losses, units, maps, recon)
         history.append(losses.detach())
         if callback is not None:
             callback(step, losses.detach(), recon.detach())

@@ -142,6 +142,32 @@ def test_noise_is_saved_with_its_image(files: Files, tmp_path: Path) -> None:
     assert not any(key.startswith('noise.') for key in latents(tmp_path / 'latents.npz'))
 
 
+def test_noise_of_a_file_goes_on_with_its_code(files: Files, tmp_path: Path) -> None:
+    """As it is, or as the start of what moves; and a tuned generator draws with it, too."""
+    common = ('--percep=none', '--lpips=none')
+    G = make_generator()
+    for name, value in G.synthesis.named_buffers():
+        if name.endswith('noise_strength'):
+            value.fill_(0.5)
+    network = save_pickle(tmp_path / 'noisy.pkl', G)
+    first = invert(network, files.one, tmp_path / 'a', '--refine=4', '--refine-noise', *common)['images'][0]
+    init = f'--init={tmp_path / "a" / "projected_w.npz"}'
+    before = latents(tmp_path / 'a' / 'projected_w.npz')
+    key = 'noise.b16.conv1.noise_const'
+    plain = G.synthesis(torch.from_numpy(before['w']), noise_mode='const').clamp(-1, 1)
+    assert abs(float((plain[0] - picture(Path(files.one))).square().mean()) - first['mse']) > 1e-3, 'noise shows'
+    for folder, more, moves in (
+        ('b', ('--refine=2',), False), ('c', ('--refine=2', '--refine-optimizer=adam'), False),
+        ('d', ('--refine=4', '--refine-noise', '--refine-lr=0.01'), True), ('e', ('--tune=1',), False),
+    ):  # fmt: skip
+        told = invert(network, files.one, tmp_path / folder, init, *more, *common)['images'][0]
+        start = told['pivot_mse' if folder == 'e' else 'start_mse']
+        assert start == pytest.approx(first['mse'], rel=1e-3)
+        after = latents(tmp_path / folder / 'projected_w.npz')
+        assert np.array_equal(after[key], before[key]) != moves
+        assert np.allclose(after[key], before[key], atol=0.1), 'but not far'
+
+
 @pytest.mark.parametrize('kind', ['mp4', 'gif'])
 def test_videos(files: Files, tmp_path: Path, kind: str) -> None:
     invert(files.network, files.pictures, tmp_path, '--refine=3', f'--save-video={kind}')
@@ -239,7 +265,8 @@ def test_codes_are_found_by_name_order_or_are_for_all(
     np.savez(tmp_path / 'own.npz', y=codes[:1], names=np.array(['b']))
 
     def read(name: str) -> dict[str, np.ndarray]:
-        return {k: v.numpy() for k, v in initial_codes.read_codes(str(tmp_path / name), files.G, ['a', 'b']).items()}
+        found = initial_codes.read_codes(str(tmp_path / name), files.G, ['a', 'b'])
+        return {key: point.code.numpy() for key, point in found.items()}
 
     assert np.array_equal(read('named.npz')['a'], codes[1]) and np.array_equal(read('plain.npz')['a'], codes[0])
     assert read('one.npz')['a'].shape == (files.G.num_ws, 16) and np.array_equal(read('one.npz')['b'][0], codes[0])
@@ -248,7 +275,7 @@ def test_codes_are_found_by_name_order_or_are_for_all(
     assert len(told) == 2 and all('one.npz: one code for all 2 images' in line for line in told)
     alone = initial_codes.read_codes(str(tmp_path / 'one.npz'), files.G, ['a'])
     named = initial_codes.read_codes(str(tmp_path / 'own.npz'), files.G, ['b'])
-    assert list(alone) == ['a'] and np.array_equal(named['b'], codes[0]) and not capsys.readouterr().err
+    assert list(alone) == ['a'] and np.array_equal(named['b'].code, codes[0]) and not capsys.readouterr().err
     with pytest.raises(UserError, match=r'own.npz: has no code for a \(1 of 2 images have none\); it names b$'):
         read('own.npz')
 
@@ -299,11 +326,15 @@ def test_code_files_that_do_not_fit(files: Files, tmp_path: Path) -> None:
     np.savez(tmp_path / 'three.npz', y=np.zeros([3, 16]))
     np.savez(tmp_path / 'named.npz', y=np.zeros([2, 16]), names=np.array(['a', 'c']))
     np.savez(tmp_path / 'names.npz', y=np.zeros([2, 16]), names=np.array(['a', 'b', 'c']))
+    maps = {'layer': 'noise.b99.conv1.noise_const', 'size': 'noise.b16.conv1.noise_const'}
+    for name, key in maps.items():
+        np.savez(tmp_path / f'{name}.npz', **{'y': np.zeros([1, 16]), key: np.zeros([1, 1, 8, 8])})
     np.savez(tmp_path / 'object.npz', y=np.array([{}], dtype=object))
     for name, reason in {
         'none.npz': "no such file; it may be 'encoder', 'mean'", 'text.npz': 'not an .npz', 'single.npz': 'not an .npz',
         'other.npz': 'holds no y_plus or y or w', 'shape.npz': r'shape \[1, 15\]', 'layers.npz': r'shape \[1, 5, 16\]',
         'nan.npz': 'not finite', 'three.npz': '3 codes for 2 images', 'named.npz': 'no code for b .1 of 2',
+        'layer.npz': 'no such layer', 'size.npz': r'finite numbers \[1, 1, 16, 16\]',
         'names.npz': r'names have shape \[3\], for 2 codes',
         'object.npz': 'not an .npz',
     }.items():  # fmt: skip
