@@ -57,9 +57,10 @@ def _one_pass(G: Any, img: torch.Tensor, c: torch.Tensor | None) -> Reconstructe
 
 def optimisation(method: Method) -> refinement.Settings:
     """How a method optimises: towards the pixels of the image, and the exact prior if it says so."""
-    return refinement.Settings(
+    settings = refinement.Settings(
         steps=method.steps, space=method.space, optimizer=method.optimizer, prior_weight=method.prior_weight
     )
+    return settings.resolved(given=method.needs is not None)
 
 
 def _optimise(

@@ -43,7 +43,7 @@ def _digest(file: Any) -> str:
 
 def save_delta(path: str, original: Any, tuned: Any, network: str) -> None:
     """Writes what separates two generators that differ in their synthesis weights; `network` is the original's file."""
-    codec = _safetensors()
+    codec = load_safetensors()
     before, after = synthesis_weights(original.synthesis), synthesis_weights(tuned.synthesis)
     tensors = {name: (after[name].detach() - value.detach()).cpu().contiguous() for name, value in before.items()}
     metadata = dict(format=FORMAT, base_sha256=file_sha256(network), base_name=os.path.basename(network.rstrip('/')))
@@ -76,7 +76,7 @@ def apply_delta(G: Any, path: str, network: str) -> None:
 
 def _read(path: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file."""
-    _safetensors()
+    load_safetensors()
     import safetensors
 
     if not os.path.isfile(path):
@@ -88,8 +88,12 @@ def _read(path: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         raise host.UserError(f'--delta={path}: not a safetensors file ({host.one_line(error)})') from None
 
 
-def _safetensors() -> Any:
-    """The library, which NVIDIA's checkouts don't bring."""
+def load_safetensors() -> Any:
+    """The library, which NVIDIA's checkouts don't bring.
+
+    Raises:
+        UserError: it is not installed. To be asked before long work.
+    """
     try:
         import safetensors.torch
     except ModuleNotFoundError:

@@ -7,6 +7,7 @@ from typing import Any
 
 from lia_plugin import noise_maps, spaces
 from lia_plugin.host import UserError
+from lia_plugin.outputs import check_output
 from lia_plugin.refinement import Settings
 from lia_plugin.tuning import TuneSettings
 
@@ -48,6 +49,7 @@ class InvertOptions:
 
     def check(self) -> None:
         """UserError, one line, for options that don't go together whatever the network."""
+        check_output('--outdir', self.outdir, folder=True)
         if self.refine is None:
             self._refuse('--refine', 'refine_optimizer', 'refine_lr', 'prior_weight', 'consistency_weight',
                          'offset_weight', 'refine_noise', 'save_video')  # fmt: skip
@@ -57,6 +59,8 @@ class InvertOptions:
                 self._refuse('--refine or --tune', 'percep', 'percep_weight')
                 if self.init not in (None, 'encoder'):
                     raise UserError(f'--init={self.init}: only with --refine=N or --tune=N')
+        if self.percep == 'none' and self.percep_weight:
+            raise UserError('--percep-weight: not with --percep=none, which has no features to weigh')
         if self.tune is None:
             self._refuse('--tune', 'tune_lr', 'tune_save')
         if self.refine_noise and self.refine_optimizer == 'lbfgs':
@@ -64,13 +68,16 @@ class InvertOptions:
         if self.tune_save == 'delta' and self.delta is not None:
             raise UserError('--tune-save=delta: a delta belongs to a network file, and --delta changes that; '
                             'save the network')
-        if self.offset_weight and self.space != 'y+':
-            raise UserError('--offset-weight: only with --space=y+, where each layer has a code of its own')
+        self._check_offsets(self.space or 'y+')
         if self.optimises:
             if self.trunc != 1:
                 raise UserError('--trunc: an optimisation works on the codes as they are; leave it out')
             if self.noise_mode != 'const':
                 raise UserError('--noise-mode: an optimisation needs the constant noise; leave it out')
+
+    def _check_offsets(self, space: str) -> None:
+        if self.offset_weight and space != 'y+':
+            raise UserError('--offset-weight: only with --space=y+, where each layer has a code of its own')
 
     @property
     def optimises(self) -> bool:
@@ -112,21 +119,30 @@ class InvertOptions:
         """'encoder', 'mean', or the file that codes start from."""
         return self.init or ('encoder' if getattr(G, 'encoder', None) is not None else 'mean')
 
-    def chosen_space(self, G: Any) -> str:
-        """Where codes are looked for: as asked, else as the encoder gives them (y, if it gives z)."""
-        own = getattr(getattr(G, 'encoder', None), 'space', 'y')
-        return self.space or ('y+' if own == 'y+' else 'y')
+    def chosen_space(self, G: Any, layered: bool = False) -> str:
+        """Where codes are looked for: as asked, else as the file has them that they start from, or as the encoder gives
+        them (y, if it gives z).
 
-    def refine_settings(self, G: Any, percep: str) -> Settings | None:
-        """None without --refine."""
+        `layered`: the file's codes differ from layer to layer.
+
+        Raises:
+            UserError: one line, for an option that does nothing there.
+        """
+        own = getattr(getattr(G, 'encoder', None), 'space', 'y')
+        space = self.space or ('y+' if layered or own == 'y+' else 'y')
+        self._check_offsets(space)
+        return space
+
+    def refine_settings(self, space: str, percep: str, start: str) -> Settings | None:
+        """None without --refine. `start` is that of `start`."""
         if self.refine is None:
             return None
-        default = Settings()
-        return Settings(
-            steps=self.refine, space=self.chosen_space(G), optimizer=self.refine_optimizer,
-            lr=self.refine_lr or default.lr, percep_weight=self._percep_weight(percep), prior_weight=self.prior_weight,
+        settings = Settings(
+            steps=self.refine, space=space, optimizer=self.refine_optimizer,
+            lr=self.refine_lr, percep_weight=self._percep_weight(percep), prior_weight=self.prior_weight,
             consistency_weight=self.consistency_weight, offset_weight=self.offset_weight, noise=self.refine_noise,
         )  # fmt: skip
+        return settings.resolved(given=start != 'mean')
 
     def tune_settings(self, percep: str) -> TuneSettings | None:
         """None without --tune."""

@@ -11,7 +11,7 @@ import click
 import torch
 
 from lia_plugin import calibration, delta, host, inversion, perceptual, results, spaces, tuning, video
-from lia_plugin.initial_codes import read_codes
+from lia_plugin.initial_codes import StartingPoint, layered, read_codes
 from lia_plugin.invert_options import InvertOptions
 from lia_plugin.inverter import Inverter
 from lia_plugin.target_batches import Group, Progress, read_batches, stack_images
@@ -84,6 +84,8 @@ def load_percep(asked: InvertOptions, D: Any, device: torch.device) -> tuple[per
         if D is None:
             raise host.UserError(f'--percep=disc: {asked.network}: holds no discriminator; another one or none will do')
         return perceptual.DiscriminatorFeatures(D).to(device), name
+    if name == 'none' and asked.percep_weight:
+        raise host.UserError(f'--percep-weight: {asked.network}: holds no discriminator; say whose features: --percep')
     given = asked.lpips_source not in (None, 'none')
     vgg16 = asked.lpips_source if given else perceptual.cached_vgg16()
     return perceptual.make_perceptual(name, device=device, vgg16=vgg16 or perceptual.VGG16_URL), name
@@ -98,6 +100,8 @@ class Job:
 
     def __init__(self, asked: InvertOptions, items: Sequence[Target], device: torch.device) -> None:
         self.asked, self.items, self.device = asked, items, device
+        if asked.tune_save == 'delta' or asked.delta is not None:
+            delta.load_safetensors()
         by_encoder = asked.refine is None and asked.init in (None, 'encoder')
         self.contents = load_networks(asked.network, device, asked.trust_pickle, needs_encoder=by_encoder)
         self.G = self.contents['G_ema']
@@ -105,21 +109,32 @@ class Job:
         if asked.delta is not None:
             delta.apply_delta(self.G, asked.delta, asked.network)
         self.start = asked.start(self.G)
-        by_name = self.start not in ('encoder', 'mean')
-        init = read_codes(self.start, self.G, [item.name for item in items]) if by_name else self.start
+        init, space = self._read_start()
         # w of a stock network needs no label: its synthesis knows no classes.
         self.labels = inversion.target_labels(self.G, asked.class_idx, items) if spaces.has_prior(self.G) else None
         self.lpips, self.lpips_name = load_lpips(asked.lpips_source, device)
         self.percep, self.percep_name = load_percep(asked, self.contents.get('D'), device)
         if asked.save_video not in (None, 'auto'):
             video.check_format(asked.save_video)
-        self.settings = asked.refine_settings(self.G, self.percep_name)
+        self.settings = asked.refine_settings(space, self.percep_name, self.start)
         self.tune_settings = asked.tune_settings(self.percep_name)
         self.inverter = Inverter(
-            self.G, asked.chosen_space(self.G), init, self.settings, self.percep, self.lpips,
+            self.G, space, init, self.settings, self.percep, self.lpips,
             load_calibration(asked.calibration_file, asked.network, self.G), asked.trunc, asked.noise_mode,
         )  # fmt: skip
         self.writer = results.InversionWriter(asked.outdir, len(items) == 1, self.captions())
+
+    def _read_start(self) -> tuple[str | dict[str, StartingPoint], str]:
+        """Where codes start, those of a file by their images' names; and the space that they are looked for in."""
+        if self.start in ('encoder', 'mean'):
+            return self.start, self.asked.chosen_space(self.G)
+        codes = read_codes(self.start, self.G, [item.name for item in self.items])
+        has_layers = layered(codes)
+        space = self.asked.chosen_space(self.G, has_layers)
+        if has_layers and space != 'y+':
+            click.echo(f'--init={self.start}: has a code for each layer; --space={space} takes its base code (layer 0) '
+                       'alone', err=True)  # fmt: skip
+        return codes, space
 
     def captions(self) -> list[str]:
         """What stands above the pictures of one image."""
@@ -228,8 +243,8 @@ class Job:
             facts['delta'] = asked.delta
         self.writer.finish({**facts, 'device': str(self.device)})
         print(results.format_table(self.writer.names, self.writer.rows))
-        size = f'{G.img_resolution}x{G.img_resolution}'
-        print(f'n = {len(self.writer.rows)}, {size}, images in [-1, 1]; written to {asked.outdir}')
+        size, where = f'{G.img_resolution}x{G.img_resolution}', click.format_filename(asked.outdir)
+        print(f'n = {len(self.writer.rows)}, {size}, images in [-1, 1]; written to {where}')
         self._say()
 
     def _say(self) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from lia_plugin import noise_maps, refinement, spaces
 from lia_plugin.calibration import Calibration
+from lia_plugin.initial_codes import StartingPoint
 from lia_plugin.inversion import LIKENESS, InvertedBatch, code_figures, compare_images, invert_images, now
 from lia_plugin.networks import base_code
 from lia_plugin.perceptual import Perceptual
@@ -21,7 +22,7 @@ class Inverter:
 
     G: Any
     space: str | None = None  # 'y', 'y+' or 'z'. None = as the encoder gives it.
-    init: str | Mapping[str, torch.Tensor] = 'encoder'  # Or 'mean', or a code by each image's name.
+    init: str | Mapping[str, StartingPoint] = 'encoder'  # Or 'mean', or a start by each image's name.
     settings: refinement.Settings | None = None  # None = no refinement.
     percep: Perceptual | None = None  # Of the refinement's loss.
     lpips: Perceptual | None = None  # Of the figures.
@@ -45,9 +46,10 @@ class Inverter:
         if self.settings is None:
             return start
         began = now(img.device)
+        code = None if self.init == 'mean' else _code(start)
         found = refinement.refine(
-            self.G, img, c, _code(start), settings=self.settings, percep=self.percep, callback=callback,
-            statistics=self.statistics,
+            self.G, img, c, code, settings=self.settings, percep=self.percep, callback=callback,
+            statistics=self.statistics, noise=start.noise,
         )  # fmt: skip
         seconds = (now(img.device) - began) / len(img)
         end = self.measure(img, c, found.code, found.ws, found.recon)
@@ -66,12 +68,15 @@ class Inverter:
             )
         if isinstance(self.init, str):
             assert self.statistics is not None, "measured, for init is 'mean'"
-            code = self.statistics.mean.repeat([len(img), 1])
+            code, noise = self.statistics.mean.repeat([len(img), 1]), {}
         else:
-            rows = [spaces.fit_code(self.G, self.init[name][None], self.space == 'y+') for name in names]
+            points = [self.init[name] for name in names]
+            rows = [spaces.fit_code(self.G, point.code[None], self.space == 'y+') for point in points]
             code = torch.cat(rows).to(img.device)
+            noise = {key: torch.stack([point.noise[key] for point in points]).to(img.device) for key in points[0].noise}
         ws = spaces.code_to_ws(self.G, code, c)
-        return self.measure(img, c, code, ws, noise_maps.synthesize(self.G.synthesis, ws))
+        start = self.measure(img, c, code, ws, noise_maps.synthesize(self.G.synthesis, ws, noise))
+        return start._replace(noise=noise or None)
 
     @torch.no_grad()
     def measure(

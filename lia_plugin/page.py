@@ -57,6 +57,6 @@ def render(title: str, sections: Sequence[Section]) -> str:
 
 
 def save_page(path: str | os.PathLike[str], title: str, sections: Sequence[Section]) -> None:
-    """Writes the page, whole or not at all."""
+    """Writes the page, whole or not at all; of file names that are not UTF-8, the odd bytes as escapes."""
     with atomic_write(os.fspath(path)) as file:
-        file.write(render(title, sections).encode('utf-8'))
+        file.write(render(title, sections).encode('utf-8', errors='backslashreplace'))

@@ -10,6 +10,7 @@ its own L-BFGS (or Adam, which works element by element), so in a batch it goes 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,11 @@ from lia_plugin.perceptual import Perceptual
 from lia_plugin.row_lbfgs import RowLBFGS
 from lia_plugin.similarity import mse
 
+ADAM_LR = 0.3
+FIRST_STEP_GIVEN = 0.03  # Of L-BFGS, from codes of the images' own: an encoder's, or a file's;
+FIRST_STEP_MEAN = 0.3  # from the mean, which is further off, in y and z,
+FIRST_STEP_MEAN_PLUS = 0.1  # and in y+.
+
 Callback = Callable[[int, torch.Tensor, torch.Tensor], None]
 
 
@@ -33,7 +39,8 @@ class Settings:
     steps: int = 100  # Each is one pass through g and back, whatever the optimiser.
     space: str = 'y'  # What moves: 'y', 'y+' (one code per layer) or 'z' (y = φ⁻¹(z)).
     optimizer: str | None = None  # 'lbfgs' or 'adam'. None = L-BFGS, for noise Adam.
-    lr: float = 0.3  # Of Adam, or L-BFGS's first step: in standard deviations of each dimension of the code.
+    # Of Adam, or L-BFGS's first step: in standard deviations of each dimension of the code. None = see `resolved`.
+    lr: float | None = None
     warmup: float = 0.05  # Of Adam: part of the steps in which the learning rate rises from 0 …
     rampdown: float = 0.25  # … and at the end falls to 0 along a cosine.
     beta2: float = 0.9  # Of Adam; its β₁ is 0.9.
@@ -50,10 +57,26 @@ class Settings:
             raise ValueError(f"space: expected 'y', 'y+' or 'z', got {self.space!r}")
         if self.optimizer not in (None, 'lbfgs', 'adam') or (self.noise and self.optimizer == 'lbfgs'):
             raise ValueError(f"optimizer: expected 'adam', without noise 'lbfgs', or None, got {self.optimizer!r}")
-        if self.steps < 0 or not self.lr > 0:
+        if self.steps < 0 or not (self.lr is None or self.lr > 0):
             raise ValueError(f'steps, lr: expected at least 0 and more than 0, got {self.steps} and {self.lr}')
         if self.offset_weight and self.space != 'y+':
             raise ValueError(f'offset_weight: only codes in y+ have offsets, and space is {self.space!r}')
+
+    @property
+    def by_adam(self) -> bool:
+        # The noise's regulariser is so stiff, and its maps are so large, that L-BFGS would think of nothing else.
+        return self.noise or self.optimizer == 'adam'
+
+    def resolved(self, given: bool) -> Settings:
+        """The same with a number for `lr`; `given`: codes start from some of the images' own, and not from the mean.
+
+        A first step of L-BFGS that is too long is tried again shorter, and costs one of the steps each time: near a
+        good code, and where many layers add up, it has to be short.
+        """
+        if self.lr is not None:
+            return self
+        first = FIRST_STEP_GIVEN if given else FIRST_STEP_MEAN_PLUS if self.space == 'y+' else FIRST_STEP_MEAN
+        return dataclasses.replace(self, lr=ADAM_LR if self.by_adam else first)
 
 
 class Refined(NamedTuple):
@@ -62,7 +85,7 @@ class Refined(NamedTuple):
     code: torch.Tensor  # y [N, z_dim], or y+ [N, num_ws, z_dim] if space was 'y+'. In a stock network w and w+.
     ws: torch.Tensor  # [N, num_ws, w_dim]
     recon: torch.Tensor  # NCHW, float32, about [-1, 1]
-    noise: dict[str, torch.Tensor] | None  # Buffer name of the synthesis network -> [N, 1, R, R]; None if it was kept.
+    noise: dict[str, torch.Tensor] | None  # Buffer name of the synthesis network -> [N, 1, R, R]; None = the network's own.
     losses: torch.Tensor  # [steps + 1, N], float32 on the CPU: the sum above at the start and after each step.
 
 
@@ -76,6 +99,7 @@ def refine(
     percep: Perceptual | None = None,
     callback: Callback | None = None,
     statistics: spaces.Statistics | None = None,
+    noise: Mapping[str, torch.Tensor] | None = None,
 ) -> Refined:
     """Refines the codes of a batch of images. Only codes (and noise) move: G and the extractor stay as they are.
 
@@ -87,20 +111,23 @@ def refine(
         percep: ε. None = pixels alone.
         callback: Called as callback(step, losses [N], recon NCHW) for steps 0 (the start) to `settings.steps`.
         statistics: Of `spaces.code_statistics(G)`, for callers with many batches. None = measured here.
+        noise: Noise maps of the images' own, as `Refined.noise`; they stay, or with `settings.noise` move on.
 
     Raises:
         ValueError: shapes that don't fit, or a setting that this network has no part for.
     """
+    settings = settings.resolved(given=code is not None)
     task = _Task(G, img, c, settings, percep, statistics or spaces.code_statistics(G))
-    noise = noise_maps.initial_noise(G.synthesis, len(img)) if settings.noise else {}
-    mover = _choose_mover(task.start(code), noise, settings)
+    maps = noise_maps.initial_noise(G.synthesis, len(img)) if settings.noise else {}
+    maps |= {name: value.detach().clone() for name, value in (noise or {}).items()}
+    mover = _choose_mover(task.start(code), maps if settings.noise else {}, settings)
     best: _Best | None = None
     history = []
     for step in range(settings.steps + 1):
         units = mover.units
         with torch.set_grad_enabled(step < settings.steps):
-            recon, losses = task.evaluate(units, noise)
-        best = _Best.better(best, losses, units, noise, recon)
+            recon, losses = task.evaluate(units, maps)
+        best = _Best.better(best, losses, units, maps, recon)
         history.append(losses.detach())
         if callback is not None:
             callback(step, losses.detach(), recon.detach())
@@ -115,6 +142,7 @@ class _LBFGSMover:
 
     def __init__(self, units: torch.Tensor, settings: Settings) -> None:
         self.shape = units.shape
+        assert settings.lr is not None, 'resolved'
         flat = units.flatten(1)
         self.rows = RowLBFGS(flat, first_step=settings.lr * math.sqrt(flat.shape[1]))
         self.units = units.requires_grad_()
@@ -130,6 +158,8 @@ class _AdamMover:
     """Moves codes and noise by Adam."""
 
     def __init__(self, units: torch.Tensor, noise: Mapping[str, torch.Tensor], settings: Settings) -> None:
+        assert settings.lr is not None, 'resolved'
+        self.lr = settings.lr
         self.units, self.noise, self.settings = units.requires_grad_(), noise, settings
         self.moving = [units, *(value.requires_grad_() for value in noise.values())]
         self.optimizer = torch.optim.Adam(self.moving, betas=(0.9, settings.beta2))
@@ -142,7 +172,7 @@ class _AdamMover:
                 total = total + self.settings.noise_weight * noise_maps.correlation(self.noise).sum()
         for value, grad in zip(self.moving, torch.autograd.grad(total, self.moving)):
             value.grad = grad
-        self.optimizer.param_groups[0]['lr'] = self.settings.lr * schedule(step, self.settings)
+        self.optimizer.param_groups[0]['lr'] = self.lr * schedule(step, self.settings)
         self.optimizer.step()
         noise_maps.normalize({name: value.detach() for name, value in self.noise.items()})
 
@@ -150,8 +180,7 @@ class _AdamMover:
 def _choose_mover(
     units: torch.Tensor, noise: Mapping[str, torch.Tensor], settings: Settings
 ) -> _LBFGSMover | _AdamMover:
-    # The noise's regulariser is so stiff, and its maps are so large, that L-BFGS would think of nothing else.
-    if noise or settings.optimizer == 'adam':
+    if settings.by_adam:
         return _AdamMover(units, noise, settings)
     return _LBFGSMover(units, settings)
 

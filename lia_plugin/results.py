@@ -68,9 +68,13 @@ def batch_latents(result: InvertedBatch) -> dict[str, torch.Tensor]:
 
 
 def save_json(path: str, content: Mapping[str, Any]) -> None:
-    """Strict JSON: what is infinite or not a number becomes null."""
+    """Strict JSON in UTF-8: what is infinite or not a number becomes null.
+
+    File names that are not UTF-8 hold surrogates; JSON has an escape for these, and Python reads them back.
+    """
+    text = json.dumps(finite(content), indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_write(path) as file:
-        file.write(json.dumps(finite(content), indent=2, ensure_ascii=False, allow_nan=False).encode('utf-8') + b'\n')
+        file.write(text.encode('utf-8', errors='backslashreplace') + b'\n')
 
 
 def save_picture(outdir: str, picture: Picture, captions: Sequence[str]) -> None:

@@ -10,7 +10,10 @@ import re
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
+
+import click
 
 from lia_plugin.host import UserError, parse_labels
 from lia_plugin.images import LoadedImage, has_image_extension, read_image
@@ -46,11 +49,12 @@ class Target(NamedTuple):
         return read_image(io.BytesIO(_member_bytes(self.path, self.member)), resolution, channels, name=self.label)
 
 
-def collect(sources: Sequence[str], option: str = '--target') -> list[Target]:
+def collect(sources: Sequence[str], option: str = '--target', outdir: str | None = None) -> list[Target]:
     """All images that the sources name, sorted within each source, each file once; errors speak of `option`.
 
     A source that exists as a file is taken whatever its extension; folders are searched with their subfolders and
-    zips listed, both for image extensions.
+    zips listed, both for image extensions. What an earlier call has written to `outdir` is left out where a folder or
+    pattern leads there from outside; their number is told on stderr.
 
     Raises:
         UserError: a source that does not exist, is no readable zip, or holds no image.
@@ -58,6 +62,8 @@ def collect(sources: Sequence[str], option: str = '--target') -> list[Target]:
     found: dict[Item, str | None] = {}
     for source in sources:
         items = _expand(source, option)
+        if outdir is not None and _leads_to(source, outdir):
+            items = _without_results(items, outdir, f'{option}={source}')
         if not items:
             raise UserError(f'{option}={source}: holds no image file')
         for item, root in items:
@@ -125,6 +131,29 @@ def _expand(source: str, option: str) -> list[tuple[Item, str | None]]:
         raise UserError(f'{option}={source}: no such file, folder or pattern')
     images = [match for match in matches if os.path.isdir(match) or has_image_extension(match)]
     return [item for match in images for item in _expand(match, option)]
+
+
+def _without_results(
+    items: list[tuple[Item, str | None]], outdir: str, given: str
+) -> list[tuple[Item, str | None]]:
+    kept = [item for item in items if not _is_below(item[0][0], outdir)]
+    if len(kept) < len(items):
+        click.echo(f'{given}: {len(items) - len(kept)} images in {outdir}, where results go, are left out', err=True)
+    return kept
+
+
+def _leads_to(source: str, outdir: str) -> bool:
+    """Whether a folder, or the one that a pattern starts from, lies above `outdir`: who names it itself means it."""
+    if os.path.isfile(source):
+        return False
+    folder = source
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder) or os.curdir
+    return _is_below(outdir, folder)
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return Path(os.path.realpath(folder)) in Path(os.path.realpath(path)).parents
 
 
 def _image_files(folder: str) -> list[str]:

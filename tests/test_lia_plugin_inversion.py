@@ -1,7 +1,9 @@
 """Inversion of images, and the invert command from files to results."""
 
 import json
+import os
 import pickle
+import sys
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +14,7 @@ import PIL.Image
 import pytest
 import torch
 
-from lia_plugin import cli, images, inversion, targets
+from lia_plugin import cli, images, inversion, page, targets
 from lia_plugin.host import UserError
 from lia_plugin.networks import Generator
 
@@ -147,6 +149,40 @@ def test_targets_come_from_files_folders_patterns_and_zips_once_each(tmp_path: P
     assert found[2].read(8, 1).pixels.shape == (1, 8, 8)
 
 
+def test_results_of_an_earlier_call_are_no_targets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = save_pictures(tmp_path / 'in', 2)
+    out = save_pictures(folder / 'out', 3)
+    save_pictures(out / 'deeper', 1)
+    beside = save_pictures(folder / 'outer', 1)
+    (tmp_path / 'link').symlink_to(out)
+    link = str(tmp_path / 'link')
+
+    def count(source: str | Path, outdir: str | Path) -> int:
+        return len(targets.collect([str(source)], outdir=str(outdir)))
+
+    assert count(folder, out) == 3 and count(folder, link) == 3, 'and not what only begins with the same letters'
+    assert count(f'{folder}/**/*.png', out) == 3 and count(f'{folder}/o*', out) == 1
+    assert f'--target={folder}: 4 images in {out}, where results go, are left out' in capsys.readouterr().err
+    for source, number in ((out, 4), (out / 'deeper', 1), (out / 'picture0.png', 1), (f'{out}/*0.png', 1)):
+        assert count(source, out) == number, 'who names it means it'
+    assert count(folder, folder) == 7 and count(beside, folder) == 1 and count(folder, tmp_path / 'new') == 7
+    assert not capsys.readouterr().err
+    monkeypatch.chdir(folder)
+    assert count('.', 'out') == 3 and count('*.png', '.') == 2 and count('out/*.png', 'out') == 3
+    assert len(targets.collect([str(folder), str(out)], outdir=str(out))) == 7
+    with pytest.raises(UserError, match='holds no image file'):
+        count(f'{folder}/out*/d*', out)
+
+
+def test_results_are_not_inverted_again(network: str, tmp_path: Path) -> None:
+    folder = save_pictures(tmp_path / 'in', 2)
+    for _ in range(2):
+        assert run('--network', network, '--target', str(folder), '--outdir', str(folder / 'out'), '--lpips=none') == 0
+    assert json.loads((folder / 'out' / 'results.json').read_text())['n'] == 2
+
+
 def test_result_names_cannot_leave_the_folder_or_collide(tmp_path: Path) -> None:
     archive = tmp_path / 'hostile.zip'
     with zipfile.ZipFile(archive, 'w') as file:
@@ -250,6 +286,24 @@ def test_a_batch_of_bad_files_alone_is_bad_input(
     assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.skipif(sys.platform != 'linux', reason='other file systems have no such names')
+def test_file_names_need_not_be_utf8(network: str, tmp_path: Path) -> None:
+    folder = save_pictures(tmp_path / 'in', 2)
+    odd = os.fsdecode(os.fsencode(folder) + b'/\xff.png')
+    os.rename(folder / 'picture0.png', odd)
+    out = os.fsdecode(os.fsencode(tmp_path) + b'/out\xfe')
+    assert run('--network', network, '--target', str(folder), '--outdir', out, '--lpips=none') == 0
+    with open(os.path.join(out, 'results.json'), encoding='utf-8') as file:
+        sources = [row['source'] for row in json.load(file)['images']]
+    assert sorted(sources) == sorted([str(folder / 'picture1.png'), odd]), 'as they are, odd bytes included'
+
+
+def test_pages_of_odd_names_are_utf8(tmp_path: Path) -> None:
+    page.save_page(tmp_path / 'page.html', 'é \udcff', [page.Section('\udcfe', [page.paragraph('\udcfd')])])
+    text = (tmp_path / 'page.html').read_text(encoding='utf-8')
+    assert 'é \\udcff' in text and '<h2>\\udcfe</h2>' in text and '\\udcfd' in text
+
+
 def test_conditional_grey_network(tmp_path: Path) -> None:
     network = save_pickle(tmp_path / 'grey.pkl', make_generator(c_dim=2, channels=1))
     folder = save_pictures(tmp_path / 'in', 2)
@@ -320,6 +374,7 @@ def bad_calls(folder: Path, network: str) -> dict[str, list[str]]:
         'nan is not a finite number': ['--network', network, '--target', good, '--trunc=nan'],
         'inf is not a finite number': ['--network', network, '--target', good, '--trunc=inf'],
         "'--batch'": ['--network', network, '--target', good, '--batch=0'],
+        'is no folder; give another place': ['--network', network, '--target', good, '--outdir', good],
         "'--network'": ['--target', good],
         "'--target'": ['--network', network],
     }
@@ -330,7 +385,7 @@ def test_bad_calls_are_one_line_exit_code_2_and_nothing_written(
 ) -> None:
     for reason, args in bad_calls(tmp_path, network).items():
         capsys.readouterr()
-        assert run(*args, '--outdir', str(tmp_path / 'out')) == 2, reason
+        assert run('--outdir', str(tmp_path / 'out'), *args) == 2, reason
         lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith('LPIPS left out')]
         assert len(lines) == 1 and reason in lines[0], lines
         assert not (tmp_path / 'out').exists(), reason

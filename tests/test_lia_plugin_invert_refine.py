@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -120,12 +121,51 @@ def test_the_command_is_the_function(files: Files, tmp_path: Path) -> None:
     np.testing.assert_allclose(latents(tmp_path / 'projected_w.npz')['y'], expected.code, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize('space, lr', [('y', 0.3), ('y+', 0.1)])
+def test_the_mean_is_no_code_of_the_image(files: Files, tmp_path: Path, space: str, lr: float) -> None:
+    """What is said of the first step is what was done."""
+    told = invert(files.network, files.one, tmp_path, '--refine=3', '--init=mean', f'--space={space}', '--percep=none')
+    assert told['refine']['lr'] == lr
+    expected = refine(files.G, picture(Path(files.one))[None], settings=Settings(3, space, lr=lr))
+    key = 'y_plus' if space == 'y+' else 'y'
+    np.testing.assert_allclose(latents(tmp_path / 'projected_w.npz')[key], expected.code, rtol=1e-3, atol=1e-4)
+    if space == 'y':
+        given = invert(files.network, files.one, tmp_path / 'b', '--refine=1', '--percep=none')
+        assert given['refine']['lr'] == 0.03
+
+
 def test_noise_is_saved_with_its_image(files: Files, tmp_path: Path) -> None:
     invert(files.network, files.pictures, tmp_path, '--refine=2', '--refine-noise', '--batch=2')
     own = latents(tmp_path / 'picture2.npz')
     maps = {key: value.shape for key, value in own.items() if key.startswith('noise.')}
     assert maps['noise.b16.conv1.noise_const'] == (1, 1, 16, 16) and len(maps) == 5
     assert not any(key.startswith('noise.') for key in latents(tmp_path / 'latents.npz'))
+
+
+def test_noise_of_a_file_goes_on_with_its_code(files: Files, tmp_path: Path) -> None:
+    """As it is, or as the start of what moves; and a tuned generator draws with it, too."""
+    common = ('--percep=none', '--lpips=none')
+    G = make_generator()
+    for name, value in G.synthesis.named_buffers():
+        if name.endswith('noise_strength'):
+            value.fill_(0.5)
+    network = save_pickle(tmp_path / 'noisy.pkl', G)
+    first = invert(network, files.one, tmp_path / 'a', '--refine=4', '--refine-noise', *common)['images'][0]
+    init = f'--init={tmp_path / "a" / "projected_w.npz"}'
+    before = latents(tmp_path / 'a' / 'projected_w.npz')
+    key = 'noise.b16.conv1.noise_const'
+    plain = G.synthesis(torch.from_numpy(before['w']), noise_mode='const').clamp(-1, 1)
+    assert abs(float((plain[0] - picture(Path(files.one))).square().mean()) - first['mse']) > 1e-3, 'noise shows'
+    for folder, more, moves in (
+        ('b', ('--refine=2',), False), ('c', ('--refine=2', '--refine-optimizer=adam'), False),
+        ('d', ('--refine=4', '--refine-noise', '--refine-lr=0.01'), True), ('e', ('--tune=1',), False),
+    ):  # fmt: skip
+        told = invert(network, files.one, tmp_path / folder, init, *more, *common)['images'][0]
+        start = told['pivot_mse' if folder == 'e' else 'start_mse']
+        assert start == pytest.approx(first['mse'], rel=1e-3)
+        after = latents(tmp_path / folder / 'projected_w.npz')
+        assert np.array_equal(after[key], before[key]) != moves
+        assert np.allclose(after[key], before[key], atol=0.1), 'but not far'
 
 
 @pytest.mark.parametrize('kind', ['mp4', 'gif'])
@@ -214,19 +254,65 @@ def test_stock_networks_have_w_alone(
 # Codes from files
 
 
-def test_codes_are_found_by_name_order_or_are_for_all(files: Files, tmp_path: Path) -> None:
+def test_codes_are_found_by_name_order_or_are_for_all(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     codes = np.random.RandomState(0).randn(2, 16).astype(np.float32)
     np.savez(tmp_path / 'named.npz', y=codes, names=np.array(['b', 'a']))
     np.savez(tmp_path / 'plain.npz', y=codes)
     np.savez(tmp_path / 'one.npz', w=codes[:1, None].repeat(files.G.num_ws, axis=1))
     np.savez(tmp_path / 'both.npz', y=codes, y_plus=np.stack([codes] * files.G.num_ws, axis=1) + 1)
+    np.savez(tmp_path / 'own.npz', y=codes[:1], names=np.array(['b']))
 
     def read(name: str) -> dict[str, np.ndarray]:
-        return {k: v.numpy() for k, v in initial_codes.read_codes(str(tmp_path / name), files.G, ['a', 'b']).items()}
+        found = initial_codes.read_codes(str(tmp_path / name), files.G, ['a', 'b'])
+        return {key: point.code.numpy() for key, point in found.items()}
 
     assert np.array_equal(read('named.npz')['a'], codes[1]) and np.array_equal(read('plain.npz')['a'], codes[0])
     assert read('one.npz')['a'].shape == (files.G.num_ws, 16) and np.array_equal(read('one.npz')['b'][0], codes[0])
     assert np.array_equal(read('both.npz')['b'], np.stack([codes[1]] * files.G.num_ws) + 1)
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2 and all('one.npz: one code for all 2 images' in line for line in told)
+    alone = initial_codes.read_codes(str(tmp_path / 'one.npz'), files.G, ['a'])
+    named = initial_codes.read_codes(str(tmp_path / 'own.npz'), files.G, ['b'])
+    assert list(alone) == ['a'] and np.array_equal(named['b'].code, codes[0]) and not capsys.readouterr().err
+    with pytest.raises(UserError, match=r'own.npz: has no code for a \(1 of 2 images have none\); it names b$'):
+        read('own.npz')
+
+
+@pytest.mark.parametrize('network, more', [('network', ('--tune=1',)), ('stock', ('--refine=1',))])
+def test_codes_of_a_file_keep_their_layers(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str], network: str, more: tuple[str, ...]
+) -> None:
+    path, common = getattr(files, network), ('--percep=none', '--lpips=none')
+    first = invert(path, files.pictures, tmp_path, '--refine=5', '--space=y+', *common)
+    init, name = f'--init={tmp_path / "latents.npz"}', 'pivot_mse' if more == ('--tune=1',) else 'start_mse'
+    told = invert(path, files.pictures, tmp_path / 'b', init, *more, *common)
+    assert told['space'] == 'y+' and 'base code' not in capsys.readouterr().err
+    for before, row in zip(first['images'], told['images']):
+        assert row[name] == pytest.approx(before['mse'], rel=1e-3)
+    told = invert(path, files.one, tmp_path / 'c', init, '--refine=1', '--space=y', *common)
+    assert told['images'][0]['start_mse'] != pytest.approx(first['images'][0]['mse'], rel=1e-3)
+    assert '--space=y takes its base code (layer 0) alone' in capsys.readouterr().err
+    invert(path, files.one, tmp_path, '--refine=2', '--space=y', *common)
+    told = invert(path, files.one, tmp_path / 'd', f'--init={tmp_path / "projected_w.npz"}', '--refine=1', *common)
+    assert told['space'] == 'y', 'copies are one code'
+
+
+def test_offsets_have_a_weight_wherever_layers_have_codes(files: Files, tmp_path: Path) -> None:
+    """Also where the encoder, or the file, says so and not the command line."""
+    G = make_generator()
+    torch.manual_seed(0)
+    G = type(G)(**{**G.init_kwargs, 'encoder_kwargs': dict(channel_base=128, channel_max=8, space='y+')})
+    network = save_pickle(tmp_path / 'plus.pkl', G.eval().requires_grad_(False))
+    args = ('--refine=1', '--offset-weight=0.5', '--percep=none', '--lpips=none')
+    told = invert(network, files.one, tmp_path / 'out', *args)
+    assert told['space'] == 'y+' and told['refine']['offset_weight'] == 0.5
+    np.savez(tmp_path / 'layers.npz', y_plus=np.random.RandomState(0).randn(1, files.G.num_ws, 16).astype(np.float32))
+    told = invert(files.network, files.one, tmp_path / 'b', f'--init={tmp_path / "layers.npz"}', *args)
+    assert told['space'] == 'y+'
+    call = ('--network', network, '--target', files.one, '--outdir', str(tmp_path / 'c'), *args)
+    assert run(*call, '--space=y') == 2 and not (tmp_path / 'c').exists()
 
 
 def test_code_files_that_do_not_fit(files: Files, tmp_path: Path) -> None:
@@ -239,11 +325,17 @@ def test_code_files_that_do_not_fit(files: Files, tmp_path: Path) -> None:
     np.savez(tmp_path / 'nan.npz', y=np.full([1, 16], np.nan))
     np.savez(tmp_path / 'three.npz', y=np.zeros([3, 16]))
     np.savez(tmp_path / 'named.npz', y=np.zeros([2, 16]), names=np.array(['a', 'c']))
+    np.savez(tmp_path / 'names.npz', y=np.zeros([2, 16]), names=np.array(['a', 'b', 'c']))
+    maps = {'layer': 'noise.b99.conv1.noise_const', 'size': 'noise.b16.conv1.noise_const'}
+    for name, key in maps.items():
+        np.savez(tmp_path / f'{name}.npz', **{'y': np.zeros([1, 16]), key: np.zeros([1, 1, 8, 8])})
     np.savez(tmp_path / 'object.npz', y=np.array([{}], dtype=object))
     for name, reason in {
         'none.npz': "no such file; it may be 'encoder', 'mean'", 'text.npz': 'not an .npz', 'single.npz': 'not an .npz',
         'other.npz': 'holds no y_plus or y or w', 'shape.npz': r'shape \[1, 15\]', 'layers.npz': r'shape \[1, 5, 16\]',
         'nan.npz': 'not finite', 'three.npz': '3 codes for 2 images', 'named.npz': 'no code for b .1 of 2',
+        'layer.npz': 'no such layer', 'size.npz': r'finite numbers \[1, 1, 16, 16\]',
+        'names.npz': r'names have shape \[3\], for 2 codes',
         'object.npz': 'not an .npz',
     }.items():  # fmt: skip
         with pytest.raises(UserError, match=reason) as caught:
@@ -312,6 +404,8 @@ def bad_calls(files: Files, folder: Path) -> dict[str, list[str]]:
         '--class: codes of a network without φ know no classes': [*stock, '--refine=1', '--class=0'],
         '--init=encoder: ': [*stage1, '--refine=1', '--init=encoder'],
         '--consistency-weight: ': [*stage1, '--refine=1', '--consistency-weight=1'],
+        '--percep-weight: not with --percep=none': [*lia, '--refine=1', '--percep=none', '--percep-weight=0.5'],
+        f'--percep-weight: {files.stage1}: holds no disc': [*stage1, '--refine=1', '--percep-weight=0.5'],
         '--percep=disc: ': [*stage1, '--refine=1', '--percep=disc'],
         '--init=none.npz: no such file': [*lia, '--refine=1', '--init=none.npz'],
         'not a safetensors file': [*lia, f'--delta={folder / "wrong.safetensors"}'],
@@ -331,6 +425,25 @@ def test_bad_calls_are_one_line_exit_code_2_and_nothing_written(
         lines = capsys.readouterr().err.splitlines()
         assert len(lines) == 1 and reason in lines[0], lines
         assert not (tmp_path / 'out').exists(), reason
+
+
+def test_what_would_fail_at_the_end_fails_at_the_start(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the network is read."""
+    (tmp_path / 'file').write_text('')
+    monkeypatch.setattr('lia_plugin.invert_run.load_networks', lambda *_args, **_kwargs: pytest.fail('too late'))
+    monkeypatch.setitem(sys.modules, 'safetensors.torch', None)
+    args = ['--network', files.network, '--target', files.one, '--tune=1']
+    assert run(*args, '--outdir', str(tmp_path / 'out'), '--tune-save=delta') == 2
+    assert 'pip install safetensors' in capsys.readouterr().err
+    assert run(*args, '--outdir', str(tmp_path / 'file')) == 2
+    assert '--outdir: ' in capsys.readouterr().err
+
+
+def test_features_that_are_not_there_have_no_weight(files: Files, tmp_path: Path) -> None:
+    told = invert(files.stage1, files.one, tmp_path, '--refine=1', '--lpips=none')
+    assert told['percep'] == 'none' and told['refine']['percep_weight'] == 0
 
 
 def test_networks_without_noise_inputs_say_so(

@@ -1,5 +1,6 @@
 """Refinement of codes: known optima, independence of images, what is kept, the noise's regulariser."""
 
+import dataclasses
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -193,6 +194,34 @@ def test_lbfgs_needs_fewer_steps(G: Any) -> None:
     img = pictures(3)
     lbfgs, adam = (refine(G, img, settings=Settings(40, optimizer=name)).losses for name in (None, 'adam'))
     assert float(lbfgs.amin(dim=0).mean()) < float(adam.amin(dim=0).mean())
+
+
+@pytest.mark.parametrize('settings, given, wanted', [
+    (Settings(), True, 0.03), (Settings(), False, 0.3), (Settings(space='z'), False, 0.3),
+    (Settings(space='y+'), True, 0.03), (Settings(space='y+'), False, 0.1),
+    (Settings(optimizer='adam'), True, 0.3), (Settings(space='y+', noise=True), False, 0.3),
+    (Settings(lr=2.0), True, 2.0),
+])  # fmt: skip
+def test_first_steps_are_as_long_as_the_start_is_far(settings: Settings, given: bool, wanted: float) -> None:
+    assert settings.resolved(given) == dataclasses.replace(settings, lr=wanted)
+
+
+@pytest.mark.parametrize('space', ['y', 'y+'])
+def test_the_start_decides_the_first_step(G: Any, space: str) -> None:
+    img = pictures(2)
+    near = refine(G, img, settings=Settings(40, space)).code
+    for code, lr, other in ((near, 0.03, 0.3), (None, 0.1 if space == 'y+' else 0.3, 0.03)):
+        losses = [refine(G, img, code=code, settings=Settings(2, space, lr=lr)).losses for lr in (None, lr, other)]
+        assert torch.equal(losses[0], losses[1]) and not torch.equal(losses[0], losses[2])
+
+
+def test_one_step_is_worth_something_near_a_good_code(G: Any) -> None:
+    code = G.mapping.z_to_y(torch.randn([4, 16], generator=torch.Generator().manual_seed(0)))
+    img = G.decode(code, noise_mode='const')
+    statistics = spaces.code_statistics(G)
+    start = code + 0.1 * statistics.std * torch.randn(code.shape, generator=torch.Generator().manual_seed(1))
+    losses = refine(G, img, code=start, settings=Settings(steps=1), statistics=statistics).losses
+    assert (losses[1] < 0.8 * losses[0]).all()
 
 
 def test_a_start_that_is_perfect_stays(G: Any) -> None:

@@ -20,9 +20,10 @@ def parse_finite(ctx: click.Context, param: click.Parameter, value: float) -> fl
 
 
 @click.command(context_settings={'show_default': True})
-@click.option('--network', required=True, metavar='PATH|URL', help='Network pickle; with an encoder, or with --refine')
+@click.option('--network', required=True, metavar='PATH|URL',
+              help='Network pickle; one without an encoder needs --refine, or --tune with --init=FILE')
 @click.option('--target', 'targets', required=True, multiple=True, metavar='PATH',
-              help='Image, folder, pattern or zip; may be given several times')
+              help='Image, folder, pattern or zip; may be given several times. Of a folder, --outdir in it is left out')
 @click.option('--outdir', default='out', metavar='DIR', help='Where to write')
 @click.option('--trunc', type=float, default=1.0, callback=parse_finite, help='Truncation psi of the reconstruction')
 @click.option('--batch', type=click.IntRange(min=1), default=8, help='Images at once, also in optimisations')
@@ -37,14 +38,16 @@ def parse_finite(ctx: click.Context, param: click.Parameter, value: float) -> fl
               help="What audit found usual among a set's codes  [default: NAME.calibration.npz beside NAME.pkl]")
 # Refinement of codes.
 @click.option('--space', type=click.Choice(['y', 'y+', 'z']),
-              help="One code, one per layer, or z; w and w+ in a stock network  [default: the encoder's, else y]")
+              help="One code, one per layer, or z; w and w+ in a stock network  "
+                   "[default: as the encoder, or --init's file, has it]")
 @click.option('--init', metavar='encoder|mean|FILE',
               help='Where codes start; FILE is an .npz of this command or of a projector  [default: encoder, if any]')
 @click.option('--refine', type=click.IntRange(min=1), metavar='N', help='Improve the codes by N steps of optimisation')
 @click.option('--refine-optimizer', type=click.Choice(['lbfgs', 'adam']),
               help='L-BFGS needs a third of the steps  [default: lbfgs; adam with --refine-noise]')
 @click.option('--refine-lr', type=params.FiniteRange(min=0, min_open=True),
-              help="Adam's learning rate, or L-BFGS's first step, in standard deviations of the code  [default: 0.3]")
+              help="Adam's learning rate, or L-BFGS's first step, in standard deviations of the code  "
+                   "[default: Adam 0.3; L-BFGS 0.03 from given codes, from the mean 0.3, in y+ 0.1]")
 @click.option('--prior-weight', type=params.FiniteRange(min=0), default=0.0,
               help='Of -log p(y) per dimension; 1e-4 to 1e-3 keep the codes likely and cost little of the picture')
 @click.option('--consistency-weight', type=params.FiniteRange(min=0), default=0.0,
@@ -87,7 +90,7 @@ def invert(**options: Any) -> int:
 
     asked = InvertOptions(**options)
     asked.check()
-    items = collect(asked.targets)
+    items = collect(asked.targets, outdir=asked.outdir)
     job = Job(asked, items, inversion.pick_device(asked.device))
     job.run()
     if job.writer.rows:
