@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import os
+import sys
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +21,7 @@ from lia_plugin.audit import Rules
 from lia_plugin.host import UserError
 from training.dataset import ImageFolderDataset
 from training.dataset_convert import Options, convert
-from training.dataset_sources import open_source
+from training.dataset_sources import open_source, read_names
 
 CPU = torch.device('cpu')
 N = 60
@@ -188,6 +190,42 @@ def test_the_list_names_just_what_the_data_set_has(network: str, tmp_path: Path)
     assert kept(tmp_path / 'out') == sorted(source.name(i).replace('\\', '/') for i in range(len(source)))
     report = convert(data, str(tmp_path / 'all.zip'), Options(workers=0, include=str(tmp_path / 'out' / 'keep.txt')))
     assert report.num_images == N + 2
+
+
+@pytest.mark.skipif(os.name == 'nt' or sys.platform == 'darwin', reason='such names do not exist there')
+def test_names_that_are_not_utf_8_come_through_the_list_and_leave_the_terminal_alone(
+    network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / b'set\xfe'.decode('utf-8', 'surrogateescape')
+    folder.mkdir()
+    for i in range(12):
+        (folder / f'{i:02d}.png').write_bytes(png(photo(i)))
+    more = {b'\xff\xe9.png': png(photo(50)), b'\xff.png': png(photo(3)), b'\xe9.png': b'x', b'\x1b[2J.png': b'x',
+            'ü.png'.encode(): png(planted()[31].astype(np.uint8))}  # fmt: skip
+    for other, content in more.items():
+        (folder / os.fsdecode(other)).write_bytes(content)
+    out = tmp_path / 'out'
+    assert run(network, str(folder), out) == 1
+    said = capsys.readouterr()
+    assert '2 of 17 images could not be read: \\x1b[2J.png, \\udce9.png' in said.err and '\x1b' not in said.err
+    assert 'ü.png' in said.out
+    (out / 'audit.csv').read_text(encoding='utf-8')
+    told = json.loads((out / 'audit.json').read_text(encoding='utf-8'))
+    assert told['unreadable'] == ['\x1b[2J.png', '\\udce9.png'] and told['calibration']['data'] == 'set\\udcfe'
+    assert '03.png; \\udcff.png (exact' in (out / 'index.html').read_text(encoding='utf-8')
+    assert read_csv(out)['\\udcff.png']['duplicate_of'] == '03.png'
+    lines = [line for line in (out / 'keep.txt').read_bytes().split(b'\n') if line and not line.startswith(b'#')]
+    assert lines == [b'%02d.png' % i for i in range(12)] + ['ü.png'.encode(), b'\xff\xe9.png']
+    report = convert(str(folder), str(tmp_path / 'all.zip'), Options(workers=0, include=str(out / 'keep.txt')))
+    assert report.num_images == 14
+
+
+@pytest.mark.parametrize('name, listed', [('\udcff', True), ('a\nb', False), ('\ud800', False), ('ü', True)])
+def test_which_names_a_list_can_hold(name: str, listed: bool, tmp_path: Path) -> None:
+    others = [targets.Target(f'{name}.png', None, 'x', '.')]
+    audit_report.save_keep(str(tmp_path / 'keep.txt'), [], others, 'set.zip')
+    names = [*read_names(str(tmp_path / 'keep.txt'))] if listed else kept(tmp_path)
+    assert names == [f'{name}.png'] * listed
 
 
 @pytest.mark.parametrize('channels, c_dim', [(1, 0), (3, 3), (1, 3)])

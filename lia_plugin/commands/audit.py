@@ -214,7 +214,8 @@ def report(
         names = content[f'odd_by_{kind}']
         click.echo(f'odd by {kind}: {content["odd"][kind]}{": " if names else ""}{named(names)}')
     click.echo(f'duplicates: {found}')
-    click.echo(f'keep {content["kept"]}, drop {content["dropped"]}; look at {os.path.join(outdir, "index.html")}')
+    page = printable(os.path.join(outdir, 'index.html'))
+    click.echo(f'keep {content["kept"]}, drop {content["dropped"]}; look at {page}')
     failed = content['unreadable']
     if failed:
         click.echo(f'Error: {len(failed)} of {len(targets)} images could not be read: {named(failed)}', err=True)
@@ -222,4 +223,10 @@ def report(
 
 
 def named(names: list[str]) -> str:
-    return ', '.join(names[:MAX_NAMED]) + (' …' if len(names) > MAX_NAMED else '')
+    return ', '.join(map(printable, names[:MAX_NAMED])) + (' …' if len(names) > MAX_NAMED else '')
+
+
+def printable(text: str) -> str:
+    """A file's name may hold anything, and a terminal obeys some of it."""
+    return ''.join(
+        letter if letter.isprintable() else letter.encode('unicode_escape').decode('ascii') for letter in text)
