@@ -628,10 +628,10 @@ def needed_detector(metric: str) -> str | None:
     return _DETECTOR_FAMILIES.get(letters[0] if letters else '')
 
 
-def fetch_detectors(metrics: Iterable[str], source: str | None) -> None:
+def fetch_detectors(metrics: Iterable[str], source: str | None, verbose: bool = True) -> None:
     """Gets the networks that metrics look through, so that they are here when they are needed.
 
-    `source` is what `--detector` says, None = each metric's own. UserError for one that can't be had or used.
+    `source` is what `--detector` says, None = each metric's own; `verbose` shows downloads. UserError for one that can't be had or used.
     """
     names = list(metrics)
     needed = {name: needed_detector(name) for name in names}
@@ -641,7 +641,7 @@ def fetch_detectors(metrics: Iterable[str], source: str | None) -> None:
         metric_main.check_detector(names, source)
     for network in sorted({network for network in needed.values() if network is not None}):
         if OURS:
-            detectors.get_feature_detector(source or detectors.URLS[network], verbose=True)
+            detectors.get_feature_detector(source or detectors.URLS[network], verbose=verbose)
         else:
             fetch(detector_url(network))
 

@@ -278,12 +278,18 @@ def wrong(tmp_path_factory, place):
     write_network(folder / 'moved.pkl', '/no/such/place.zip')
     write_zip(folder / 'grey.zip', channels=1)
     write_zip(folder / 'large.zip', side=32)
+    write_zip(folder / 'one-class.zip', labels=1)
     (folder / 'cut.zip').write_bytes((place / 'data.zip').read_bytes()[:400])
     (folder / 'cut.pkl').write_bytes((place / 'net.pkl').read_bytes()[:4000])
     contents = network_pickle.load(f'{place}/net.pkl')
     contents['training_set_kwargs'] = dict(class_name='subprocess.check_output', args=['touch', str(folder / 'trap')])
     network_pickle.save(str(folder / 'hostile.pkl'), contents)
     return folder
+
+
+def after_cycles(*args):
+    """A command whose first metric has all that it needs: what is wrong must be found before that one is computed."""
+    return ['--network={place}/net.pkl', '--num=9', f'--metrics=cycle_y,{args[0]}', *args[1:]]
 
 
 @pytest.mark.parametrize('args, complaint', [
@@ -305,15 +311,20 @@ def wrong(tmp_path_factory, place):
     (['--network={place}/net.pkl', '--metrics=recon_mse', '--device=gpu'], '--device'),
     (['--network={place}/net.pkl', '--metrics=recon_msssim,recon_mse'], 'recon_msssim needs images of at least 161'),
     (['--network={place}/net.pkl', '--metrics=recon_mse,recon_id'], 'recon_id needs --id-detector=FILE'),
-    (['--network={place}/net.pkl', '--metrics=recon_id', '--id-detector=none.pt'], '--id-detector: none.pt: no such'),
     (['--network={place}/net.pkl', '--metrics=recon_lpips', '--lpips={place}/data.zip'], '--lpips: '),
     (['--network={place}/net.pkl', '--metrics=recon_lpips', '--lpips=http://127.0.0.1:9/vgg16.pt'], '--lpips: '),
     (['--network={place}/net.pkl', '--metrics=recon_mse', '--space=y+'], "--space: y+: this network's encoder gives y"),
     (['--network={place}/net.pkl', '--metrics=recon_mse', '--space=w'], '--space'),
-    (['--network={place}/net.pkl', '--metrics=ls'], 'ls needs labels, and data has none; --labels=FILE.csv'),
-    (['--network={place}/net.pkl', '--metrics=ls', '--labels={place}/none.csv'], 'none.csv: cannot be read'),
+    (['--network={place}/none.pkl', '--metrics=cycle_y', '--json={wrong}/none/r.json'], '/none; make it first'),
+    (['--network={place}/net.pkl', '--metrics=cycle_y', '--json={wrong}'], '--json: '),
+    (after_cycles('ls', '--labels={place}/none.csv'), 'none.csv: cannot be read'),
+    (after_cycles('ls'), 'ls needs labels, and data has none; --labels=FILE.csv'),
+    (after_cycles('ls', '--data={wrong}/one-class.zip'), 'no attribute has two classes of at least 5 images'),
+    (after_cycles('recon_fid', '--detector=none.pt'), '--detector: none.pt: no such file'),
+    (after_cycles('kid50k', '--detector={place}/data.zip'), 'data.zip: not a TorchScript file'),
+    (after_cycles('recon_id', '--id-detector=none.pt'), '--id-detector: none.pt: no such file'),
+    (after_cycles('recon_lpips', '--lpips=none.pt'), '--lpips: none.pt: '),
     (['--network={wrong}/stage1.pkl', '--metrics=all-recon'], 'train the encoder first'),
-    (['--network={place}/net.pkl', '--metrics=recon_fid', '--detector=none.pt'], '--detector: none.pt: no such file'),
     (['--network={place}/net.pkl', '--metrics=recon_fid', '--detector=http://127.0.0.1:9/x.pt'], '--detector=random:0'),
 ])
 def test_bad_input_is_one_line_and_exit_code_2(args, complaint, place, wrong, capsys, monkeypatch):

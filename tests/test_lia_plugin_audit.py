@@ -290,11 +290,13 @@ def test_the_page_and_the_figures_of_the_set(network: str, data: str, tmp_path: 
     (['--class=3'], '--class'),
     (['--num=5'], '5 images are too few'),
     (['--network=none.pkl'], 'none.pkl'),
+    (['--outdir={tmp}/file', '--network=none.pkl'], '--outdir: '),
 ])
 def test_bad_calls_are_one_line_and_leave_nothing(
     network: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], args: list[str], reason: str
 ) -> None:
-    assert run(network, data, tmp_path / 'out', *args) == 2
+    (tmp_path / 'file').write_bytes(b'')
+    assert run(network, data, tmp_path / 'out', *(arg.format(tmp=tmp_path) for arg in args)) == 2
     err = capsys.readouterr().err.strip()
     assert err.startswith('Error: ') and reason in err and '\n' not in err
     assert not (tmp_path / 'out').exists()

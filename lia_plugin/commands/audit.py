@@ -92,8 +92,9 @@ def audit(
     Exit codes: 0 done; 1 done, but some images could not be read; 2 nothing written.
     """
     from lia_plugin import audit as work
-    from lia_plugin import calibration, host, planning
+    from lia_plugin import calibration, host, outputs, planning
 
+    outputs.check_output('--outdir', outdir, folder=True)
     path, source = host.fetch(network), host.fetch(data)
     run_device = planning.resolve_device(device, gpus)
     G = load_network(path, trust_pickle)
