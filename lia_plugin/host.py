@@ -631,7 +631,8 @@ def needed_detector(metric: str) -> str | None:
 def fetch_detectors(metrics: Iterable[str], source: str | None, verbose: bool = True) -> None:
     """Gets the networks that metrics look through, so that they are here when they are needed.
 
-    `source` is what `--detector` says, None = each metric's own; `verbose` shows downloads. UserError for one that can't be had or used.
+    `source` is what `--detector` says, None = each metric's own; `verbose` shows downloads. UserError for a network
+    that can't be had or used.
     """
     names = list(metrics)
     needed = {name: needed_detector(name) for name in names}

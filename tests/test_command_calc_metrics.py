@@ -84,6 +84,18 @@ def test_every_metric_of_an_encoding_network(place, capsys, tmp_path):
     assert not list(place.glob('metric-*'))  # Not a run directory.
 
 
+def test_numbers_that_json_has_no_word_for_are_null(place, capsys, tmp_path):
+    contents = network_pickle.load(f'{place}/net.pkl')
+    for buffer in contents['G_ema'].synthesis.buffers():
+        buffer.fill_(float('nan'))
+    network_pickle.save(str(tmp_path / 'nan.pkl'), contents)
+    args = [f'--network={tmp_path}/nan.pkl', '--metrics=recon_mse', f'--json={tmp_path}/nan.json', '--num=2']
+    code, (line,), err = call(capsys, *args)
+    assert code == 0 and line['results'] == {'recon_mse': None} and 'recon_mse is nan' in err
+    assert 'NaN' not in (tmp_path / 'nan.json').read_text()
+    assert json.loads((tmp_path / 'nan.json').read_text())[0]['results'] == {'recon_mse': None}
+
+
 def test_the_answer_is_that_of_the_network(place, capsys):
     from lia_plugin import images, similarity
     from training.dataset import ImageFolderDataset

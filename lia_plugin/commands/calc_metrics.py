@@ -110,7 +110,7 @@ def calc_metrics(
     results = host.spawn(evaluate, gpus, (job,), device=job.device)
     if json_path is not None:
         with host.atomic_write(json_path, 'w', encoding='utf-8') as f:
-            json.dump(results, f, indent=2)
+            json.dump(outputs.finite(results), f, indent=2, allow_nan=False)
 
 
 def list_metrics() -> None:
