@@ -302,6 +302,22 @@ def test_bad_calls_are_one_line_and_leave_nothing(
     assert not (tmp_path / 'out').exists()
 
 
+def test_a_pattern_of_several_folders_is_refused_and_of_one_taken(
+    network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(20):
+        folder = tmp_path / f'set{i % 2}' / 'inner'
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f'{i:02d}.png').write_bytes(png(photo(i)))
+        (tmp_path / f'{i:02d}.png').write_bytes(png(photo(i)))
+    for pattern in ('set*', '*.png'):
+        assert run(network, str(tmp_path / pattern), tmp_path / 'out') == 2
+        assert 'several places or images; an audit takes one folder or zip' in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()
+    assert run(network, str(tmp_path / '*1'), tmp_path / 'out') == 0
+    assert kept(tmp_path / 'out') == [f'inner/{i:02d}.png' for i in range(1, 20, 2)]
+
+
 def test_sets_that_can_not_be_audited(network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / 'one.png').write_bytes(png(photo(0)))
     with zipfile.ZipFile(tmp_path / 'bad.zip', 'w') as archive:

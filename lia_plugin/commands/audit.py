@@ -135,8 +135,10 @@ def choose_targets(source: str, num: int | None) -> tuple[list[Target], list[Tar
     from lia_plugin.targets import collect
 
     everything = collect([source], option='--data')
-    if everything[0].source is None:
-        raise UserError(f'--data={source}: a single image; an audit takes a folder or a zip')
+    places = {target.source for target in everything}
+    if None in places or len(places) > 1:  # Names in keep.txt are relative to one place.
+        found = 'a single image' if len(everything) == 1 else 'several places or images'
+        raise UserError(f'--data={source}: {found}; an audit takes one folder or zip')
     count = min(num or len(everything), len(everything))
     chosen = {i * len(everything) // count for i in range(count)}
     return ([target for i, target in enumerate(everything) if i in chosen],
