@@ -159,6 +159,15 @@ def open_data_set(**kwargs: Any) -> Any:
         raise UserError(f'--data: {kwargs.get("path")}: {one_line(error)}; make it with dataset_tool.py') from error
 
 
+def data_label(opts: Any) -> str | None:
+    """What the results of a metric with these options call its data set."""
+    from metrics import metric_utils
+
+    if OURS:
+        return metric_utils.dataset_label(opts)
+    return os.path.splitext(os.path.basename(os.path.abspath(opts.dataset_kwargs['path'])))[0]
+
+
 def image_names(data_set: Any) -> list[str]:
     """File name, inside the folder or zip, of each item of a data set."""
     if hasattr(data_set, 'image_name'):

@@ -203,7 +203,7 @@ def test_the_training_set_is_that_of_the_network_whatever_data_says(place, files
     other = write_zip(tmp_path / 'other.zip', num=4)
     args = [f'--network={place}/net.pkl', '--metrics=recon_fid_train', '--num=3', f'--data={other}', *files]
     code, (line,), _err = call(capsys, *args)
-    assert code == 0 and (line['n'], line['n_real'], line['data']) == (3, 9, 'other')
+    assert code == 0 and (line['n'], line['data'], line['n_real'], line['real_data']) == (3, 'other', 9, 'data')
     moved = write_network(tmp_path / 'moved.pkl', '/no/such/place.zip')
     code, lines, err = call(capsys, f'--network={moved}', *args[1:])
     assert (code, lines) == (2, []) and 'recon_fid_train needs the training set, and that of the network file' in err
