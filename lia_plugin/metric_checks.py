@@ -7,6 +7,31 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lia_plugin import collectors, host, latent_metrics
+from lia_plugin.host import UserError
+
+
+def _takes(name: str, option: str) -> bool:
+    """Whether a metric looks at an option of calc_metrics."""
+    fn = host.metric_function(name)
+    if option == 'labels':
+        return name == 'ls'
+    if option == 'space':
+        return getattr(fn, 'needs_encoder', False)
+    if option == 'detector':
+        return host.needed_detector(name) is not None
+    return getattr(fn, 'file', None) == option
+
+
+def check_options(metrics: Iterable[str], given: Mapping[str, Any]) -> None:
+    """UserError for an option that counts for nothing, because no metric that is wanted takes it.
+
+    `given` are `detector, lpips, id_detector, labels, space` as the user said them, None = not said.
+    """
+    names = list(metrics)
+    for option in ('detector', 'lpips', 'id_detector', 'labels', 'space'):
+        if given[option] is not None and not any(_takes(name, option) for name in names):
+            said = option.replace('_', '-')
+            raise UserError(f'--{said}: none of the metrics takes it ({", ".join(names)}); leave it out')
 
 
 def check_files(metrics: Iterable[str], given: Mapping[str, Any], verbose: bool) -> None:

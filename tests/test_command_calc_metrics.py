@@ -199,13 +199,13 @@ def test_all_reconstruction_metrics_with_and_without_their_files(place, files, c
         found['recon_fid']['results']['recon_fid'], rel=1e-6), 'measured on what it was trained on, both are the same'
 
 
-def test_the_training_set_is_that_of_the_network_whatever_data_says(place, files, capsys, tmp_path):
+def test_the_training_set_is_that_of_the_network_whatever_data_says(place, capsys, tmp_path):
     other = write_zip(tmp_path / 'other.zip', num=4)
-    args = [f'--network={place}/net.pkl', '--metrics=recon_fid_train', '--num=3', f'--data={other}', *files]
-    code, (line,), _err = call(capsys, *args)
+    common = ['--metrics=recon_fid_train', '--num=3', f'--data={other}', '--detector=random:0']
+    code, (line,), _err = call(capsys, f'--network={place}/net.pkl', *common)
     assert code == 0 and (line['n'], line['data'], line['n_real'], line['real_data']) == (3, 'other', 9, 'data')
     moved = write_network(tmp_path / 'moved.pkl', '/no/such/place.zip')
-    code, lines, err = call(capsys, f'--network={moved}', *args[1:])
+    code, lines, err = call(capsys, f'--network={moved}', *common)
     assert (code, lines) == (2, []) and 'recon_fid_train needs the training set, and that of the network file' in err
 
 
@@ -336,6 +336,9 @@ def after_cycles(*args):
     (after_cycles('kid50k', '--detector={place}/data.zip'), 'data.zip: not a TorchScript file'),
     (after_cycles('recon_id', '--id-detector=none.pt'), '--id-detector: none.pt: no such file'),
     (after_cycles('recon_lpips', '--lpips=none.pt'), '--lpips: none.pt: '),
+    (['--network={place}/net.pkl', '--metrics=swd', '--detector=random:0'], '--detector: none of the metrics'),
+    (['--network={place}/net.pkl', '--metrics=recon_mse', '--id-detector=x.pt'], '--id-detector: none of the metrics'),
+    (['--network={place}/net.pkl', '--metrics=swd', '--space=y'], '--space: none of the metrics takes it (swd)'),
     (['--network={wrong}/stage1.pkl', '--metrics=all-recon'], 'train the encoder first'),
     (['--network={place}/net.pkl', '--metrics=recon_fid', '--detector=http://127.0.0.1:9/x.pt'], '--detector=random:0'),
 ])

@@ -275,6 +275,7 @@ def prepare(
         evaluation.check_encoder(G)
         evaluation.check_space(G, more['space'])
     metric_traits.check(metrics, situation)
+    metric_checks.check_options(metrics, {**plain, **more})
     sets, note = choose_data(contents, options, data, {used_set(fn, G) for fn in wanted})
     used = [*sets.values()]
     if any(getattr(fn, 'training_set', False) for fn in wanted):
