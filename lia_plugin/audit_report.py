@@ -49,7 +49,7 @@ def table_rows(targets: Sequence[Target], measured: Measured, judged: Judged) ->
     for number, (first, members) in enumerate(duplicates.groups(judged.duplicates).items(), 1):
         group_of.update(dict.fromkeys([first, *(member.index for member in members)], number))
     for index, item in enumerate(measured.items.tolist()):
-        unlisted = [] if _can_be_listed(names[index]) else ['no list can name it: a line break']
+        unlisted = [] if _can_be_listed(names[index]) else ['no list can name it: a line break, or half a character']
         reasons = against[index] + unlisted
         odd = [kind for kind, flags in (('error', judged.odd_error), ('code', judged.odd_code)) if flags[index]]
         repeat = repeats.get(index)
@@ -74,13 +74,31 @@ def _unreadable(target: Target, reason: str) -> Row:
 
 
 def _can_be_listed(name: str) -> bool:
+    try:
+        name.encode('utf-8', 'surrogateescape')
+    except UnicodeEncodeError:  # Windows has such names.
+        return False
     return '\n' not in name and '\r' not in name
+
+
+def well_formed(value: Any) -> Any:
+    """The same value with `\\udcff` and the like in place of what is no character, at any depth.
+
+    Bytes of a file name that are not UTF-8 come as such, and no text file takes them.
+    """
+    if isinstance(value, str):
+        return value.encode('utf-8', 'backslashreplace').decode('utf-8')
+    if isinstance(value, Mapping):
+        return {key: well_formed(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [well_formed(item) for item in value]
+    return value
 
 
 def save_csv(path: str, rows: Sequence[Row]) -> None:
     """Numbers with six digits; nothing where there is none."""
     columns = next(list(row) for row in rows if 'mse' in row)
-    with atomic_write(path, 'w', encoding='utf-8', newline='') as file:
+    with atomic_write(path, 'w', encoding='utf-8', errors='backslashreplace', newline='') as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         for row in rows:
@@ -94,7 +112,10 @@ def _cell(value: Any) -> Any:
 
 
 def save_keep(path: str, rows: Sequence[Row], others: Sequence[Target], data: str) -> None:
-    """The names to keep, as `dataset_tool --include` takes them: also of images that were not looked at (`others`)."""
+    """The names to keep, as `dataset_tool --include` takes them: also of images that were not looked at (`others`).
+
+    Names that are not UTF-8 stand there with their own bytes.
+    """
     kept = [row['file'] for row in rows if row['suggestion'] == 'keep']
     kept += [target.stored_name for target in others if _can_be_listed(target.stored_name)]
     dropped = [row for row in rows if row['suggestion'] == 'drop']
@@ -102,9 +123,10 @@ def save_keep(path: str, rows: Sequence[Row], others: Sequence[Target], data: st
     if others:
         lines.append(f'# {len(others)} of them were not looked at (--num).')
     lines += [f'# Left out: {" ".join(row["file"].split())}: {" ".join(row["reasons"].split())}' for row in dropped]
+    lines = well_formed(lines)
     # A line that begins with # would be a comment.
     lines += [f'./{name}' if name.startswith('#') else name for name in sorted(kept)]
-    with atomic_write(path, 'w', encoding='utf-8', newline='\n') as file:
+    with atomic_write(path, 'w', encoding='utf-8', errors='surrogateescape', newline='\n') as file:
         file.write('\n'.join(lines) + '\n')
 
 
@@ -276,10 +298,10 @@ def save_all(
     """Writes audit.csv, audit.json, keep.txt and index.html; gives the content of audit.json."""
     os.makedirs(outdir, exist_ok=True)
     rows = table_rows(targets, measured, judged)
-    content = summary(measured, judged, rows, settings)
+    content = well_formed(summary(measured, judged, rows, settings))
     save_csv(os.path.join(outdir, 'audit.csv'), rows)
     save_json(os.path.join(outdir, 'audit.json'), content)
     save_keep(os.path.join(outdir, 'keep.txt'), rows, others, settings['data'])
-    names = [targets[item].stored_name for item in measured.items.tolist()]
+    names = well_formed([targets[item].stored_name for item in measured.items.tolist()])
     save_page(os.path.join(outdir, 'index.html'), measured, judged, names, content, gallery)
     return content

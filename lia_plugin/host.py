@@ -159,6 +159,15 @@ def open_data_set(**kwargs: Any) -> Any:
         raise UserError(f'--data: {kwargs.get("path")}: {one_line(error)}; make it with dataset_tool.py') from error
 
 
+def data_label(opts: Any) -> str | None:
+    """What the results of a metric with these options call its data set."""
+    from metrics import metric_utils
+
+    if OURS:
+        return metric_utils.dataset_label(opts)
+    return os.path.splitext(os.path.basename(os.path.abspath(opts.dataset_kwargs['path'])))[0]
+
+
 def image_names(data_set: Any) -> list[str]:
     """File name, inside the folder or zip, of each item of a data set."""
     if hasattr(data_set, 'image_name'):
@@ -628,10 +637,11 @@ def needed_detector(metric: str) -> str | None:
     return _DETECTOR_FAMILIES.get(letters[0] if letters else '')
 
 
-def fetch_detectors(metrics: Iterable[str], source: str | None) -> None:
+def fetch_detectors(metrics: Iterable[str], source: str | None, verbose: bool = True) -> None:
     """Gets the networks that metrics look through, so that they are here when they are needed.
 
-    `source` is what `--detector` says, None = each metric's own. UserError for one that can't be had or used.
+    `source` is what `--detector` says, None = each metric's own; `verbose` shows downloads. UserError for a network
+    that can't be had or used.
     """
     names = list(metrics)
     needed = {name: needed_detector(name) for name in names}
@@ -641,7 +651,7 @@ def fetch_detectors(metrics: Iterable[str], source: str | None) -> None:
         metric_main.check_detector(names, source)
     for network in sorted({network for network in needed.values() if network is not None}):
         if OURS:
-            detectors.get_feature_detector(source or detectors.URLS[network], verbose=True)
+            detectors.get_feature_detector(source or detectors.URLS[network], verbose=verbose)
         else:
             fetch(detector_url(network))
 

@@ -56,7 +56,11 @@ def latent_fd(opts: Any) -> dict[str, float]:
 
 
 def attributes(opts: Any) -> list[separability.Attribute]:
-    """Labels of the images to encode: those of `--labels`, or the data set's own. UserError if it has none."""
+    """Labels of the images to encode: those of `--labels`, or the data set's own.
+
+    UserError if there are none that `ls` can use, or if it lacks a package.
+    """
+    separability.check_installed()
     path = host.metric_option(opts, 'labels')
     dataset = host.open_data_set(**{**evaluation.evaluation_set(opts), 'use_labels': path is None})
     if path is not None:
@@ -70,7 +74,6 @@ def attributes(opts: Any) -> list[separability.Attribute]:
 @register(held_out=True, collectors=('y', 'z'))
 def ls(opts: Any) -> dict[str, float]:
     """Linear separability of encoded real images by their own labels, in y and in z, cross-validated (1 is best)."""
-    separability.check_installed()
     evaluation.check_encoder(opts.G)
     told = attributes(opts)
     y, z = collect(opts, 'y', 'z')

@@ -104,23 +104,27 @@ def file_name(source: str) -> str:
 # As a set
 
 
-def _real_moments(opts: Any, data: dict[str, Any]) -> tuple[int, Array, Array]:
-    """Number, mean and covariance of the features of a data set's images, from the host's cache if they are there."""
+def _with_data(opts: Any, data: dict[str, Any]) -> Any:
     other = copy.copy(opts)
     other.dataset_kwargs = dnnlib.EasyDict(data)
+    return other
+
+
+def _real_moments(opts: Any, data: dict[str, Any]) -> tuple[int, Array, Array]:
+    """Number, mean and covariance of the features of a data set's images, from the host's cache if they are there."""
     stats = metric_utils.compute_feature_stats_for_dataset(
-        opts=other, detector_url=host.inception_url(opts), detector_kwargs=dict(return_features=True),
+        opts=_with_data(opts, data), detector_url=host.inception_url(opts), detector_kwargs=dict(return_features=True),
         capture_mean_cov=True,
     )  # fmt: skip
     return stats.num_items, *stats.get_mean_cov()
 
 
-def _recon_fid(opts: Any, name: str, data: dict[str, Any]) -> dict[str, float]:
+def _recon_fid(opts: Any, name: str, data: dict[str, Any], **notes: Any) -> dict[str, float]:
     (found,) = collect(opts, 'features')
     n_real, mean, cov = _real_moments(opts, data)
     distance = frechet_distance(found.mean, found.cov, mean, cov) if opts.rank == 0 else float('nan')
     detector = metric_utils.get_feature_detector_name(host.inception_url(opts))
-    return say(opts, {name: distance}, found.n, n_real=n_real, detector=detector, value_range='uint8 0..255')
+    return say(opts, {name: distance}, found.n, n_real=n_real, detector=detector, value_range='uint8 0..255', **notes)
 
 
 @register(held_out=True, collectors=('features',), file='detector')
@@ -137,7 +141,8 @@ def recon_fid_train(opts: Any) -> dict[str, float]:
     if training_set is None:
         raise UserError('--metrics: recon_fid_train needs the training set, which metrics are not told here; '
                         'calc_metrics tells it to them')
-    return _recon_fid(opts, 'recon_fid_train', {**training_set, 'xflip': False, 'max_size': None})
+    data = {**training_set, 'xflip': False, 'max_size': None}
+    return _recon_fid(opts, 'recon_fid_train', data, real_data=host.data_label(_with_data(opts, data)))
 
 
 @register(held_out=True, collectors=('patches',), min_side=16, ours_only=True)

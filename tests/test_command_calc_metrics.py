@@ -84,6 +84,18 @@ def test_every_metric_of_an_encoding_network(place, capsys, tmp_path):
     assert not list(place.glob('metric-*'))  # Not a run directory.
 
 
+def test_numbers_that_json_has_no_word_for_are_null(place, capsys, tmp_path):
+    contents = network_pickle.load(f'{place}/net.pkl')
+    for buffer in contents['G_ema'].synthesis.buffers():
+        buffer.fill_(float('nan'))
+    network_pickle.save(str(tmp_path / 'nan.pkl'), contents)
+    args = [f'--network={tmp_path}/nan.pkl', '--metrics=recon_mse', f'--json={tmp_path}/nan.json', '--num=2']
+    code, (line,), err = call(capsys, *args)
+    assert code == 0 and line['results'] == {'recon_mse': None} and 'recon_mse is nan' in err
+    assert 'NaN' not in (tmp_path / 'nan.json').read_text()
+    assert json.loads((tmp_path / 'nan.json').read_text())[0]['results'] == {'recon_mse': None}
+
+
 def test_the_answer_is_that_of_the_network(place, capsys):
     from lia_plugin import images, similarity
     from training.dataset import ImageFolderDataset
@@ -187,13 +199,13 @@ def test_all_reconstruction_metrics_with_and_without_their_files(place, files, c
         found['recon_fid']['results']['recon_fid'], rel=1e-6), 'measured on what it was trained on, both are the same'
 
 
-def test_the_training_set_is_that_of_the_network_whatever_data_says(place, files, capsys, tmp_path):
+def test_the_training_set_is_that_of_the_network_whatever_data_says(place, capsys, tmp_path):
     other = write_zip(tmp_path / 'other.zip', num=4)
-    args = [f'--network={place}/net.pkl', '--metrics=recon_fid_train', '--num=3', f'--data={other}', *files]
-    code, (line,), _err = call(capsys, *args)
-    assert code == 0 and (line['n'], line['n_real'], line['data']) == (3, 9, 'other')
+    common = ['--metrics=recon_fid_train', '--num=3', f'--data={other}', '--detector=random:0']
+    code, (line,), _err = call(capsys, f'--network={place}/net.pkl', *common)
+    assert code == 0 and (line['n'], line['data'], line['n_real'], line['real_data']) == (3, 'other', 9, 'data')
     moved = write_network(tmp_path / 'moved.pkl', '/no/such/place.zip')
-    code, lines, err = call(capsys, f'--network={moved}', *args[1:])
+    code, lines, err = call(capsys, f'--network={moved}', *common)
     assert (code, lines) == (2, []) and 'recon_fid_train needs the training set, and that of the network file' in err
 
 
@@ -278,12 +290,18 @@ def wrong(tmp_path_factory, place):
     write_network(folder / 'moved.pkl', '/no/such/place.zip')
     write_zip(folder / 'grey.zip', channels=1)
     write_zip(folder / 'large.zip', side=32)
+    write_zip(folder / 'one-class.zip', labels=1)
     (folder / 'cut.zip').write_bytes((place / 'data.zip').read_bytes()[:400])
     (folder / 'cut.pkl').write_bytes((place / 'net.pkl').read_bytes()[:4000])
     contents = network_pickle.load(f'{place}/net.pkl')
     contents['training_set_kwargs'] = dict(class_name='subprocess.check_output', args=['touch', str(folder / 'trap')])
     network_pickle.save(str(folder / 'hostile.pkl'), contents)
     return folder
+
+
+def after_cycles(*args):
+    """A command whose first metric has all that it needs: what is wrong must be found before that one is computed."""
+    return ['--network={place}/net.pkl', '--num=9', f'--metrics=cycle_y,{args[0]}', *args[1:]]
 
 
 @pytest.mark.parametrize('args, complaint', [
@@ -305,15 +323,23 @@ def wrong(tmp_path_factory, place):
     (['--network={place}/net.pkl', '--metrics=recon_mse', '--device=gpu'], '--device'),
     (['--network={place}/net.pkl', '--metrics=recon_msssim,recon_mse'], 'recon_msssim needs images of at least 161'),
     (['--network={place}/net.pkl', '--metrics=recon_mse,recon_id'], 'recon_id needs --id-detector=FILE'),
-    (['--network={place}/net.pkl', '--metrics=recon_id', '--id-detector=none.pt'], '--id-detector: none.pt: no such'),
     (['--network={place}/net.pkl', '--metrics=recon_lpips', '--lpips={place}/data.zip'], '--lpips: '),
     (['--network={place}/net.pkl', '--metrics=recon_lpips', '--lpips=http://127.0.0.1:9/vgg16.pt'], '--lpips: '),
     (['--network={place}/net.pkl', '--metrics=recon_mse', '--space=y+'], "--space: y+: this network's encoder gives y"),
     (['--network={place}/net.pkl', '--metrics=recon_mse', '--space=w'], '--space'),
-    (['--network={place}/net.pkl', '--metrics=ls'], 'ls needs labels, and data has none; --labels=FILE.csv'),
-    (['--network={place}/net.pkl', '--metrics=ls', '--labels={place}/none.csv'], 'none.csv: cannot be read'),
+    (['--network={place}/none.pkl', '--metrics=cycle_y', '--json={wrong}/none/r.json'], '/none; make it first'),
+    (['--network={place}/net.pkl', '--metrics=cycle_y', '--json={wrong}'], '--json: '),
+    (after_cycles('ls', '--labels={place}/none.csv'), 'none.csv: cannot be read'),
+    (after_cycles('ls'), 'ls needs labels, and data has none; --labels=FILE.csv'),
+    (after_cycles('ls', '--data={wrong}/one-class.zip'), 'no attribute has two classes of at least 5 images'),
+    (after_cycles('recon_fid', '--detector=none.pt'), '--detector: none.pt: no such file'),
+    (after_cycles('kid50k', '--detector={place}/data.zip'), 'data.zip: not a TorchScript file'),
+    (after_cycles('recon_id', '--id-detector=none.pt'), '--id-detector: none.pt: no such file'),
+    (after_cycles('recon_lpips', '--lpips=none.pt'), '--lpips: none.pt: '),
+    (['--network={place}/net.pkl', '--metrics=swd', '--detector=random:0'], '--detector: none of the metrics'),
+    (['--network={place}/net.pkl', '--metrics=recon_mse', '--id-detector=x.pt'], '--id-detector: none of the metrics'),
+    (['--network={place}/net.pkl', '--metrics=swd', '--space=y'], '--space: none of the metrics takes it (swd)'),
     (['--network={wrong}/stage1.pkl', '--metrics=all-recon'], 'train the encoder first'),
-    (['--network={place}/net.pkl', '--metrics=recon_fid', '--detector=none.pt'], '--detector: none.pt: no such file'),
     (['--network={place}/net.pkl', '--metrics=recon_fid', '--detector=http://127.0.0.1:9/x.pt'], '--detector=random:0'),
 ])
 def test_bad_input_is_one_line_and_exit_code_2(args, complaint, place, wrong, capsys, monkeypatch):

@@ -57,6 +57,7 @@ OURS_ONLY = {
     'metrics.detectors.get_feature_detector',
     'metrics.metric_main.check_detector',
     'metrics.metric_main.get_metric',
+    'metrics.metric_utils.dataset_label',
     'torch_utils.distributed.spawn',
     'training.augment.augpipe_specs',
     'training.dataset_convert.Options',

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import os
+import sys
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +21,7 @@ from lia_plugin.audit import Rules
 from lia_plugin.host import UserError
 from training.dataset import ImageFolderDataset
 from training.dataset_convert import Options, convert
-from training.dataset_sources import open_source
+from training.dataset_sources import open_source, read_names
 
 CPU = torch.device('cpu')
 N = 60
@@ -190,6 +192,42 @@ def test_the_list_names_just_what_the_data_set_has(network: str, tmp_path: Path)
     assert report.num_images == N + 2
 
 
+@pytest.mark.skipif(os.name == 'nt' or sys.platform == 'darwin', reason='such names do not exist there')
+def test_names_that_are_not_utf_8_come_through_the_list_and_leave_the_terminal_alone(
+    network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / b'set\xfe'.decode('utf-8', 'surrogateescape')
+    folder.mkdir()
+    for i in range(12):
+        (folder / f'{i:02d}.png').write_bytes(png(photo(i)))
+    more = {b'\xff\xe9.png': png(photo(50)), b'\xff.png': png(photo(3)), b'\xe9.png': b'x', b'\x1b[2J.png': b'x',
+            'ü.png'.encode(): png(planted()[31].astype(np.uint8))}  # fmt: skip
+    for other, content in more.items():
+        (folder / os.fsdecode(other)).write_bytes(content)
+    out = tmp_path / 'out'
+    assert run(network, str(folder), out) == 1
+    said = capsys.readouterr()
+    assert '2 of 17 images could not be read: \\x1b[2J.png, \\udce9.png' in said.err and '\x1b' not in said.err
+    assert 'ü.png' in said.out
+    (out / 'audit.csv').read_text(encoding='utf-8')
+    told = json.loads((out / 'audit.json').read_text(encoding='utf-8'))
+    assert told['unreadable'] == ['\x1b[2J.png', '\\udce9.png'] and told['calibration']['data'] == 'set\\udcfe'
+    assert '03.png; \\udcff.png (exact' in (out / 'index.html').read_text(encoding='utf-8')
+    assert read_csv(out)['\\udcff.png']['duplicate_of'] == '03.png'
+    lines = [line for line in (out / 'keep.txt').read_bytes().split(b'\n') if line and not line.startswith(b'#')]
+    assert lines == [b'%02d.png' % i for i in range(12)] + ['ü.png'.encode(), b'\xff\xe9.png']
+    report = convert(str(folder), str(tmp_path / 'all.zip'), Options(workers=0, include=str(out / 'keep.txt')))
+    assert report.num_images == 14
+
+
+@pytest.mark.parametrize('name, listed', [('\udcff', True), ('a\nb', False), ('\ud800', False), ('ü', True)])
+def test_which_names_a_list_can_hold(name: str, listed: bool, tmp_path: Path) -> None:
+    others = [targets.Target(f'{name}.png', None, 'x', '.')]
+    audit_report.save_keep(str(tmp_path / 'keep.txt'), [], others, 'set.zip')
+    names = [*read_names(str(tmp_path / 'keep.txt'))] if listed else kept(tmp_path)
+    assert names == [f'{name}.png'] * listed
+
+
 @pytest.mark.parametrize('channels, c_dim', [(1, 0), (3, 3), (1, 3)])
 def test_grey_and_conditional_networks(tmp_path: Path, channels: int, c_dim: int) -> None:
     G = make_generator(c_dim=c_dim, channels=channels)
@@ -252,14 +290,32 @@ def test_the_page_and_the_figures_of_the_set(network: str, data: str, tmp_path: 
     (['--class=3'], '--class'),
     (['--num=5'], '5 images are too few'),
     (['--network=none.pkl'], 'none.pkl'),
+    (['--outdir={tmp}/file', '--network=none.pkl'], '--outdir: '),
 ])
 def test_bad_calls_are_one_line_and_leave_nothing(
     network: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], args: list[str], reason: str
 ) -> None:
-    assert run(network, data, tmp_path / 'out', *args) == 2
+    (tmp_path / 'file').write_bytes(b'')
+    assert run(network, data, tmp_path / 'out', *(arg.format(tmp=tmp_path) for arg in args)) == 2
     err = capsys.readouterr().err.strip()
     assert err.startswith('Error: ') and reason in err and '\n' not in err
     assert not (tmp_path / 'out').exists()
+
+
+def test_a_pattern_of_several_folders_is_refused_and_of_one_taken(
+    network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(20):
+        folder = tmp_path / f'set{i % 2}' / 'inner'
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f'{i:02d}.png').write_bytes(png(photo(i)))
+        (tmp_path / f'{i:02d}.png').write_bytes(png(photo(i)))
+    for pattern in ('set*', '*.png'):
+        assert run(network, str(tmp_path / pattern), tmp_path / 'out') == 2
+        assert 'several places or images; an audit takes one folder or zip' in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()
+    assert run(network, str(tmp_path / '*1'), tmp_path / 'out') == 0
+    assert kept(tmp_path / 'out') == [f'inner/{i:02d}.png' for i in range(1, 20, 2)]
 
 
 def test_sets_that_can_not_be_audited(network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

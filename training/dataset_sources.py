@@ -198,14 +198,17 @@ def _plain_name(name: str) -> str:
 def read_names(path: str) -> dict[str, int]:
     """A list of images, one name a line → name → its line. Empty lines and those that begin with # are passed over.
 
-    A name that begins with # is written ./#name. UserError if the list can't be read, or is empty.
+    A name that begins with # is written ./#name; one that is not UTF-8 stands there as it is, byte by byte. UserError
+    if the list can't be read, or is empty.
     """
     try:
-        with open(path, encoding='utf-8-sig') as file:
-            lines = file.read().split('\n')
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else 'not UTF-8 text'
-        raise UserError(f'--include={one_line(path)}: can\'t be read ({reason})') from error
+        with open(path, encoding='utf-8-sig', errors='surrogateescape') as file:
+            text = file.read()
+    except OSError as error:
+        raise UserError(f'--include={one_line(path)}: can\'t be read ({error.strerror})') from error
+    if '\0' in text or text.startswith(('\udcff\udcfe', '\udcfe\udcff')):  # As Windows' tools write: UTF-16.
+        raise UserError(f'--include={one_line(path)}: can\'t be read (not UTF-8 text)')
+    lines = text.split('\n')
     names = {_plain_name(line): number for number, line in enumerate(lines, 1) if line and not line.startswith('#')}
     if not names:
         raise UserError(f'--include={one_line(path)}: names no image')

@@ -92,8 +92,9 @@ def audit(
     Exit codes: 0 done; 1 done, but some images could not be read; 2 nothing written.
     """
     from lia_plugin import audit as work
-    from lia_plugin import calibration, host, planning
+    from lia_plugin import calibration, host, outputs, planning
 
+    outputs.check_output('--outdir', outdir, folder=True)
     path, source = host.fetch(network), host.fetch(data)
     run_device = planning.resolve_device(device, gpus)
     G = load_network(path, trust_pickle)
@@ -134,8 +135,10 @@ def choose_targets(source: str, num: int | None) -> tuple[list[Target], list[Tar
     from lia_plugin.targets import collect
 
     everything = collect([source], option='--data')
-    if everything[0].source is None:
-        raise UserError(f'--data={source}: a single image; an audit takes a folder or a zip')
+    places = {target.source for target in everything}
+    if None in places or len(places) > 1:  # Names in keep.txt are relative to one place.
+        found = 'a single image' if len(everything) == 1 else 'several places or images'
+        raise UserError(f'--data={source}: {found}; an audit takes one folder or zip')
     count = min(num or len(everything), len(everything))
     chosen = {i * len(everything) // count for i in range(count)}
     return ([target for i, target in enumerate(everything) if i in chosen],
@@ -214,7 +217,8 @@ def report(
         names = content[f'odd_by_{kind}']
         click.echo(f'odd by {kind}: {content["odd"][kind]}{": " if names else ""}{named(names)}')
     click.echo(f'duplicates: {found}')
-    click.echo(f'keep {content["kept"]}, drop {content["dropped"]}; look at {os.path.join(outdir, "index.html")}')
+    page = printable(os.path.join(outdir, 'index.html'))
+    click.echo(f'keep {content["kept"]}, drop {content["dropped"]}; look at {page}')
     failed = content['unreadable']
     if failed:
         click.echo(f'Error: {len(failed)} of {len(targets)} images could not be read: {named(failed)}', err=True)
@@ -222,4 +226,10 @@ def report(
 
 
 def named(names: list[str]) -> str:
-    return ', '.join(names[:MAX_NAMED]) + (' …' if len(names) > MAX_NAMED else '')
+    return ', '.join(map(printable, names[:MAX_NAMED])) + (' …' if len(names) > MAX_NAMED else '')
+
+
+def printable(text: str) -> str:
+    """A file's name may hold anything, and a terminal obeys some of it."""
+    return ''.join(
+        letter if letter.isprintable() else letter.encode('unicode_escape').decode('ascii') for letter in text)

@@ -97,8 +97,10 @@ def calc_metrics(
         return
     if network is None:
         raise click.UsageError('--network: missing; name a network pickle')
-    from lia_plugin import host
+    from lia_plugin import host, outputs
 
+    if json_path is not None:
+        outputs.check_output('--json', json_path, folder=False)
     more = {'lpips': lpips, 'id_detector': id_detector, 'labels': labels, 'space': space}
     job = prepare(
         host.fetch(network), None if data is None else host.fetch(data), mirror, device, gpus, metrics=metrics,
@@ -108,7 +110,7 @@ def calc_metrics(
     results = host.spawn(evaluate, gpus, (job,), device=job.device)
     if json_path is not None:
         with host.atomic_write(json_path, 'w', encoding='utf-8') as f:
-            json.dump(results, f, indent=2)
+            json.dump(outputs.finite(results), f, indent=2, allow_nan=False)
 
 
 def list_metrics() -> None:
@@ -248,7 +250,7 @@ def prepare(
     more: dict[str, Any], **plain: Any,
 ) -> Job:
     """Looks at everything that can be wrong before the work begins."""
-    from lia_plugin import evaluation, host, metric_traits, planning
+    from lia_plugin import evaluation, host, metric_checks, metric_traits, planning
     from lia_plugin import metrics as _registers_ours  # noqa: F401
 
     if not metrics:
@@ -273,6 +275,7 @@ def prepare(
         evaluation.check_encoder(G)
         evaluation.check_space(G, more['space'])
     metric_traits.check(metrics, situation)
+    metric_checks.check_options(metrics, {**plain, **more})
     sets, note = choose_data(contents, options, data, {used_set(fn, G) for fn in wanted})
     used = [*sets.values()]
     if any(getattr(fn, 'training_set', False) for fn in wanted):
@@ -283,6 +286,8 @@ def prepare(
         if mirror is not None:
             kwargs['xflip'] = mirror
         check_data(G, kwargs)
+    metric_checks.check_labels(metrics, sets.get('held_out', {}), plain['num'], more['labels'])
+    metric_checks.check_files(metrics, {**plain, **more}, plain['verbose'])
     for line in [*notes, *([] if note is None else [f'Note: {note}'])]:
         if plain['verbose']:
             print(line, file=sys.stderr)
