@@ -26,6 +26,19 @@ def without_traceback(error: UserError) -> UserError:
     return UserError(re.sub(r'^\S*UserError: ', '', str(error).strip().splitlines()[-1]))
 
 
+def usable_cpus() -> int:
+    """How many CPUs this process may run on, which a scheduler or a container may have made fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def loader_workers(num_items: int) -> int:
+    """Processes that read so many images of a data set, beside the one that uses them.
+
+    They take about a second to start: not worth it for a few images.
+    """
+    return 0 if num_items < 4096 else min(3, usable_cpus())
+
+
 class EasyDict(dict[str, Any]):
     """A dict whose keys are attributes too. Its name and place stand in every snapshot, so neither may change."""
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lia_plugin import calibration, duplicates, images, inversion, prior
+from lia_plugin import calibration, duplicates, host, images, inversion, prior
 from lia_plugin.duplicates import Duplicate
 from lia_plugin.host import UserError, atomic_write
 from lia_plugin.similarity import psnr_from_mse
@@ -24,7 +23,6 @@ from lia_plugin.targets import Target, stored_labels
 Array = npt.NDArray[Any]
 Progress = Callable[[int, int], None]  # Images done, images there are.
 
-MAX_WORKERS, FEW_IMAGES = 3, 4096  # Processes that read images, where there are more than a few.
 FAR_OUT = 2.0  # Quartile ranges above the median: Tukey's fence, 1.5 above the upper quartile.
 MIN_MSE = 1e-10  # Perfect images have no logarithm: they end here.
 
@@ -75,10 +73,6 @@ class _Reader(torch.utils.data.Dataset[Any]):
         return self.share[index], loaded.pixels, '; '.join(loaded.notes)
 
 
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-
-
 def _as_list(batch: list[Any]) -> list[Any]:
     return batch
 
@@ -112,7 +106,7 @@ def measure(
     """
     label_of = label_reader(G, class_index, targets)
     share = range(rank, len(targets), world_size)
-    workers = 0 if len(share) < FEW_IMAGES else min(MAX_WORKERS, _cpus())
+    workers = host.loader_workers(len(share))
     loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
         _Reader(targets, share, G.img_resolution, G.img_channels), batch_size=batch, collate_fn=_as_list,
         num_workers=workers, multiprocessing_context='spawn' if workers else None,  # A fork would share open zips.

@@ -21,6 +21,11 @@ from lia_plugin.host import UserError
 Array = npt.NDArray[Any]
 
 
+def full_precision() -> None:
+    """Turns TF32 off, which changes features and codes in their third digit."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+
+
 def check_encoder(G: Any) -> None:
     """UserError if the network has no encoder."""
     if not hasattr(G, 'encode'):
@@ -67,9 +72,10 @@ def evaluation_set(opts: Any) -> dict[str, Any]:
     return {**opts.dataset_kwargs, 'xflip': False, 'max_size': min(wanted, default=None)}
 
 
-def open_dataset(opts: Any, G: Any) -> Any:
-    """The data set, checked against the network: UserError for other shapes or labels."""
-    dataset = host.open_data_set(**evaluation_set(opts))
+def open_dataset(opts: Any, G: Any, **changes: Any) -> Any:
+    """The set to reconstruct, with some other arguments, checked against the network: UserError for other shapes or
+    labels."""
+    dataset = host.open_data_set(**{**evaluation_set(opts), **changes})
     expected = [G.img_channels, G.img_resolution, G.img_resolution]
     if list(dataset.image_shape) != expected:
         raise UserError(f'--data: {dataset.name} has images of (channels, height, width) {list(dataset.image_shape)}, '
@@ -87,7 +93,7 @@ def batch_size(opts: Any, resolution: int) -> int:
 def real_batches(opts: Any, G: Any, dataset: Any) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor | None]]:
     """This process's share of the data set, all of it: (which items, images in [-1, 1], labels or None)."""
     share = list(range(opts.rank, len(dataset), opts.num_gpus))
-    workers = 0 if len(dataset) < 4096 else 3
+    workers = host.loader_workers(len(share))
     if hasattr(dataset, 'close'):
         dataset.close()  # Forked workers must not share one open file.
     step = batch_size(opts, G.img_resolution)

@@ -168,6 +168,15 @@ def data_label(opts: Any) -> str | None:
     return os.path.splitext(os.path.basename(os.path.abspath(opts.dataset_kwargs['path'])))[0]
 
 
+def _loader_workers(num_items: int) -> int:
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    return 0 if num_items < 4096 else min(3, cpus)
+
+
+# Processes that read so many images of a data set, beside the one that uses them.
+loader_workers: Callable[[int], int] = getattr(dnnlib.util, 'loader_workers', _loader_workers)
+
+
 def image_names(data_set: Any) -> list[str]:
     """File name, inside the folder or zip, of each item of a data set."""
     if hasattr(data_set, 'image_name'):

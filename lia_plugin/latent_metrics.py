@@ -108,7 +108,8 @@ def _relative_error(x: torch.Tensor, truth: torch.Tensor) -> Array:
 @torch.no_grad()
 def _cycle_pass(opts: Any, n: int) -> tuple[Array, Array]:
     G = evaluation.prepare_network(opts)
-    dataset = evaluation.open_dataset(opts, G) if G.c_dim > 0 else None
+    # `num` is that of the cycles: their labels are those of all images.
+    dataset = evaluation.open_dataset(opts, G, max_size=None) if G.c_dim > 0 else None
     errors_y, errors_z = np.zeros(n), np.zeros(n)
     share = range(opts.rank, n, opts.num_gpus)
     step = evaluation.batch_size(opts, G.img_resolution)

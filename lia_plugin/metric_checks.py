@@ -42,8 +42,9 @@ def check_files(metrics: Iterable[str], given: Mapping[str, Any], verbose: bool)
     names = list(metrics)
     options = types.SimpleNamespace(lpips=given['lpips'], id_detector=given['id_detector'], device='cpu')
     loaders = dict(lpips=collectors.load_lpips, id_detector=collectors.load_embedder)
-    for kind in {getattr(host.metric_function(name), 'file', None) for name in names} & set(loaders):
-        loaders[kind](options)
+    for kind, load in loaders.items():
+        if any(getattr(host.metric_function(name), 'file', None) == kind for name in names):
+            load(options)
     host.fetch_detectors(names, given['detector'], verbose)
 
 

@@ -34,9 +34,7 @@ __all__ = [
 
 
 def _default_loader_kwargs(num_items: int, device: torch.device) -> dict[str, Any]:
-    # Workers take about a second to start: not worth it for a few images.
-    workers = 0 if num_items < 4096 else min(3, os.cpu_count() or 1)
-    return dict(num_workers=workers, pin_memory=device.type == 'cuda')
+    return dict(num_workers=dnnlib.util.loader_workers(num_items), pin_memory=device.type == 'cuda')
 
 
 def iterate_dataset(

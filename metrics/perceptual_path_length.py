@@ -163,4 +163,6 @@ def compute_ppl(
     metric_utils.note_images(opts, url, num_fake=len(distances))
     measure = 'LPIPS' if 'return_lpips' in detector.keywords else 'squared distance of features'
     opts.notes.update(data='generated images', value_range='0..255, unrounded', distance=measure)
+    if space == 'z':  # StyleGAN's own paths have length 1.
+        opts.notes.update(path='slerp, lengths interpolated')
     return trimmed_mean(distances)

@@ -269,15 +269,16 @@ def test_a_y_plus_network_is_measured_in_y_plus_and_by_its_base_code_alone(place
 
 def test_list_needs_no_network(capsys):
     assert cli.run(cli.load_command('calc_metrics'), ['--metrics=list']) == 0
-    header, *lines, blank, note = capsys.readouterr().out.splitlines()
+    header, *lines, blank, note, lpips_note = capsys.readouterr().out.splitlines()
     columns = [header.index(title) for title in ('Metric', 'Needs', 'What')]
     rows = [[line[start:stop].strip() for start, stop in zip(columns, [*columns[1:], None])] for line in lines]
     needs = {name: need for name, need, _what in rows}
     expected = dict(fid50k_full='Inception*', is50k='Inception*', pr50k3='VGG16*', ppl_zfull='VGG16*', swd='-',
-                    recon_psnr='encoder', recon_fid='encoder, Inception*')
+                    recon_psnr='encoder', recon_fid='encoder, Inception*', recon_lpips='encoder, VGG16**')
     assert needs.items() >= expected.items()
     assert all(len(what.split()) > 3 for _name, _need, what in rows)
     assert blank == '' and note.startswith('* ') and '--detector' in note
+    assert lpips_note.startswith('** ') and '--lpips=FILE' in lpips_note and '--detector' not in lpips_note
 
 
 @pytest.fixture(scope='module')

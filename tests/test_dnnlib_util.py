@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import dnnlib
 from dnnlib import util
@@ -238,3 +239,19 @@ def test_local_files(tmp_path: Path) -> None:
         util.open_url(str(path), return_filename=True, cache=False)
     with util.open_url(str(path)) as file:
         assert isinstance(file, io.BufferedReader)
+
+
+@pytest.mark.parametrize('cpus, items, expected', [(1, 4096, 1), (2, 4096, 2), (64, 9999, 3), (64, 4095, 0)])
+def test_images_are_read_by_no_more_processes_than_there_are_cpus_for(
+    cpus: int, items: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lia_plugin import host
+    from metrics import metric_utils
+
+    monkeypatch.setattr(os, 'cpu_count', lambda: 128)
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(range(cpus)), raising=False)
+    for workers in (util.loader_workers, host.loader_workers, host._loader_workers):
+        assert workers(items) == expected
+    assert metric_utils._default_loader_kwargs(items, torch.device('cpu'))['num_workers'] == expected
+    monkeypatch.delattr(os, 'sched_getaffinity')  # As on macOS and Windows.
+    assert (util.usable_cpus(), host._loader_workers(4096)) == (128, 3)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from test_lia_plugin_inversion import RESOLUTION, make_generator, save_pickle
 
-from lia_plugin import audit, audit_report, calibration, charts, cli, prior, targets
+from lia_plugin import audit, audit_report, calibration, charts, cli, host, prior, targets
 from lia_plugin.audit import Rules
 from lia_plugin.host import UserError
 from training.dataset import ImageFolderDataset
@@ -165,6 +165,30 @@ def test_batches_and_processes_change_nothing(network: str, data: str, tmp_path:
     for key in one:
         for column in ('mse', 'log_prob', 'distance', 'p_distance'):
             assert float(one[key][column]) == pytest.approx(float(other[key][column]), rel=1e-3), column
+
+
+def test_tf32_is_off_in_all_that_an_audit_computes(
+    network: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, bool] = {}
+
+    def watched(function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            seen[function.__name__] = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
+            result = function(*args, **kwargs)
+            if function is not judge:  # That of another process, where there are several.
+                torch.backends.cudnn.allow_tf32 = True
+            return result
+
+        return call
+
+    measure, judge, save = audit.measure, audit.judge, audit_report.save_all
+    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', True)
+    monkeypatch.setattr(audit, 'measure', watched(measure))
+    monkeypatch.setattr(audit, 'judge', watched(judge))
+    monkeypatch.setattr(audit_report, 'save_all', watched(save))
+    assert run(network, data, tmp_path / 'out') == 0
+    assert seen == {'measure': False, 'judge': False, 'save_all': False}
 
 
 def test_unreadable_images_are_counted_and_named(
@@ -362,8 +386,7 @@ def test_parts_of_processes_come_together_through_files(data: str, tmp_path: Pat
 def test_many_images_are_read_by_other_processes(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
     G, items = make_generator(), targets.collect([data])
     expected = audit.measure(G, items, CPU)
-    monkeypatch.setattr(audit, 'FEW_IMAGES', 1)
-    monkeypatch.setattr(audit, 'MAX_WORKERS', 1)
+    monkeypatch.setattr(host, 'loader_workers', lambda num_items: num_items // N)
     told: list[tuple[int, int]] = []
     found = audit.measure(G, items, CPU, progress=lambda done, total: told.append((done, total)))
     assert found.hashes.tobytes() == expected.hashes.tobytes() and told == [(32, N), (N, N)]

@@ -94,6 +94,15 @@ def test_cycles_of_labels_are_those_of_the_data():
     assert result.results.cycle_z == pytest.approx(0, abs=1e-6) and result.data == 'generated images'
 
 
+def test_labels_of_few_cycles_are_those_of_the_whole_set(monkeypatch):
+    asked = []
+    label = FakeImages.get_label
+    monkeypatch.setattr(FakeImages, 'get_label', lambda self, idx: asked.append(idx) or label(self, idx))
+    data = dict(DATA, num=300, label_dim=3, max_size=100)
+    calc('cycle_y', FakeLIA(offset=0, c_dim=3), num=12, dataset_kwargs=data)
+    assert len(asked) == 12 and min(asked) < 100 and max(asked) >= 200
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # y+
 

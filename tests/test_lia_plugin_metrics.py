@@ -317,6 +317,13 @@ def test_attributes_that_the_training_loop_reads():
     assert all(metric_main.get_metric(name).needs_encoder for name in ALL)
 
 
+def test_the_host_says_how_many_processes_read_images(monkeypatch):
+    asked = []
+    monkeypatch.setattr('lia_plugin.host.loader_workers', lambda num_items: asked.append(num_items) or 0)
+    n = calc('recon_mse').n
+    assert asked == [n]
+
+
 def test_a_network_that_gives_nan_gives_nan_not_an_error(files):
     G = FakeLIA(gain=math.nan, side=16)
     for metric in ('recon_mse', 'recon_psnr', 'recon_ssim', 'recon_lpips', 'latent_fd'):

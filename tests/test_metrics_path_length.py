@@ -194,6 +194,9 @@ def test_metrics_name_their_measure_and_only_those_of_stylegan_crop(flat):
     # What moves is in the first row, which the crop leaves out.
     assert {name for name, result in calls.items() if result.results[name] > 0.1} == {'ppl2_wend'}
     assert calls['ppl2_wend'].distance == 'LPIPS' and calls['ppl2_wend'].n == 5
+    paths = {name: result.get('path') for name, result in calls.items()}
+    slerp = 'slerp, lengths interpolated'
+    assert paths == dict(ppl2_wend=None, ppl_zfull=slerp, ppl_wfull=None, ppl_zend=slerp, ppl_wend=None)
     other = metric_main.calc_metric('ppl2_wend', G=LinearGenerator(gain=1), num=5, device=CPU, detector='random:0')
     assert (other.detector, other.distance) == ('random:0', 'squared distance of features')
     assert other.results.ppl2_wend > 0

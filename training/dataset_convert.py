@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 import numpy as np
 import PIL.Image
 
-from dnnlib.util import UserError
+from dnnlib.util import UserError, usable_cpus
 from training.dataset_sources import ArraySource, Source, listed, open_source
 from training.dataset_writers import check_dest, encode_png, image_name, label_json, open_dest
 from training.image_archive import LABEL_FILE, Label
@@ -221,7 +221,7 @@ def _num_workers(source: Source, options: Options) -> int:
     if isinstance(source, ArraySource):
         return 0  # Nothing to decode: sending the images around would take longer than scaling them.
     num_images = min(len(source), options.max_images or len(source))
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    cpus = usable_cpus()
     return cpus if cpus > 1 and num_images > _FEW_IMAGES else 0
 
 

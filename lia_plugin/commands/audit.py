@@ -92,7 +92,7 @@ def audit(
     Exit codes: 0 done; 1 done, but some images could not be read; 2 nothing written.
     """
     from lia_plugin import audit as work
-    from lia_plugin import calibration, host, outputs, planning
+    from lia_plugin import calibration, evaluation, host, outputs, planning
 
     outputs.check_output('--outdir', outdir, folder=True)
     path, source = host.fetch(network), host.fetch(data)
@@ -109,6 +109,7 @@ def audit(
         raise host.UserError(f'--data={data}: none of its {len(targets)} images can be read: '
                              f'{next(iter(measured.failures.values()))}')
     rules = work.Rules(drop_worst, drop_atypical, drop_duplicates, near)
+    evaluation.full_precision()  # Of this process too: it compares images, and reconstructs those of the page.
     name = os.path.basename(os.path.abspath(source))
     hashed = calibration.network_hash(G)
     judged = work.judge(measured, usual, rules, pixel_reader(G, targets, measured), hashed, name, run_device)
@@ -150,8 +151,10 @@ def look(rank: int, world_size: int, job: Job) -> None:
     import torch
 
     from lia_plugin import audit as work
+    from lia_plugin import evaluation
     from lia_plugin.commands.dataset_tool import show_progress
 
+    evaluation.full_precision()
     device = torch.device('cuda', rank) if job.device == 'cuda' else torch.device(job.device)
     G = load_network(job.network, job.trust).to(device)
     progress, close_progress = show_progress() if rank == 0 else (lambda done, total: None, lambda: None)

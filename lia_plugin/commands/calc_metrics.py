@@ -43,7 +43,8 @@ def parse_metrics(ctx: click.Context, param: click.Parameter, value: str) -> lis
 @click.option('--metrics', default='fid50k_full', metavar='NAMES', callback=parse_metrics,
               help='Comma-separated names; all-recon: all of reconstructions that need no other file; list: see all')
 @click.option('--data', metavar='PATH|URL', help='Data set to measure on  [default: what the network was trained on]')
-@click.option('--mirror', type=bool, metavar='BOOL', help='Mirror reals in fid50k, kid50k  [default: as in training]')
+@click.option('--mirror', type=bool, metavar='BOOL',
+              help='Mirror reals in fid50k, kid50k, pr50k3  [default: as in training]')
 @click.option('--gpus', type=click.IntRange(min=1), default=1, help='Number of GPUs, or of processes on a CPU')
 @click.option('--num', type=click.IntRange(min=1), metavar='INT', help="Number of images  [default: each metric's own]")
 @click.option('--detector', metavar='FILE|URL|random:SEED',
@@ -126,13 +127,14 @@ def list_metrics() -> None:
         detector = host.needed_detector(name)
         needs = ['encoder'] if getattr(function, 'needs_encoder', False) else []
         needs += [networks[detector]] if detector is not None else []
-        needs += {'lpips': ['--lpips*'], 'id_detector': ['--id-detector']}.get(getattr(function, 'file', ''), [])
+        needs += {'lpips': ['VGG16**'], 'id_detector': ['--id-detector']}.get(getattr(function, 'file', ''), [])
         summary = (function.__doc__ or '').strip().splitlines()
         rows.append((name, ', '.join(needs) or '-', summary[0] if summary else ''))
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     for name, need, what in rows:
         click.echo(f'{name:<{widths[0]}}  {need:<{widths[1]}}  {what}'.rstrip())
-    click.echo("\n* NVIDIA's network, downloaded once; --detector=FILE does without, or random:0 (not for is50k)")
+    click.echo("\n*  NVIDIA's network, downloaded once; --detector=FILE does without, or random:0 (not for is50k)\n"
+               "** NVIDIA's network, downloaded once; --lpips=FILE does without a download")
 
 
 def load_generator(path: str, trust: bool) -> tuple[Any, dict[str, Any]]:
@@ -299,12 +301,11 @@ def evaluate(rank: int, world_size: int, job: Job) -> list[dict[str, Any]]:
     """One process's part: all metrics in turn. Rank 0 prints and records them."""
     import torch
 
-    from lia_plugin import host
+    from lia_plugin import evaluation, host
     from lia_plugin import metrics as _registers_ours  # noqa: F401
     from metrics import metric_main
 
-    # TF32 would change features in the third digit.
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    evaluation.full_precision()
     device = torch.device('cuda', rank) if job.device == 'cuda' else torch.device(job.device)
     G, _contents = load_generator(job.network, job.trust)
     G = G.eval().requires_grad_(False).to(device)
