@@ -85,7 +85,7 @@ class Refined(NamedTuple):
     code: torch.Tensor  # y [N, z_dim], or y+ [N, num_ws, z_dim] if space was 'y+'. In a stock network w and w+.
     ws: torch.Tensor  # [N, num_ws, w_dim]
     recon: torch.Tensor  # NCHW, float32, about [-1, 1]
-    noise: dict[str, torch.Tensor] | None  # Buffer name -> [N, 1, R, R]; None = the network's own.
+    noise: dict[str, torch.Tensor] | None  # Buffer name in the synthesis network -> [N, 1, R, R]; None = the network's.
     losses: torch.Tensor  # [steps + 1, N], float32 on the CPU: the sum above at the start and after each step.
 
 
