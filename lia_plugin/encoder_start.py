@@ -1,7 +1,7 @@
 """How a new encoder begins: it looks as the discriminator looks, and its head is fitted to generated images.
 
-Generated images have known codes, so the last, linear layer has a closed form. It takes seconds, after which the error
-is that of thousands of steps from a random start, and the codes of real images are near the prior (benchmarks/results).
+Generated images have known codes, so the last, linear layer has a closed form. It takes seconds, and the codes of
+real images begin near the prior, where a random start leads them far from it (benchmarks/results).
 """
 
 from __future__ import annotations
