@@ -20,7 +20,7 @@ METRICS = 'recon_mse,recon_psnr,recon_ssim'
 
 # Narrow networks and a short run, chosen for two CPU cores; what is left out is as --cfg=lia has it.
 TRAINING: dict[str, Any] = {
-    'cfg': 'lia', 'kimg': 28, 'enc_kimg': 9, 'batch': 8, 'gamma': 5, 'glr': 0.004, 'dlr': 0.003,
+    'cfg': 'lia', 'kimg': 28, 'enc_kimg': 24, 'batch': 8, 'gamma': 5, 'glr': 0.004, 'dlr': 0.003,
     'cbase': 512, 'cmax': 128, 'latent_dim': 128, 'phi_layers': 2, 'noise_inputs': False, 'aug': 'noaug',
     'tick': 1, 'snap': 4, 'workers': 0,
 }  # fmt: skip

@@ -21,6 +21,7 @@ from lia_plugin.perceptual import make_perceptual
 from lia_plugin.stages import code_statistics
 from torch_utils import misc, training_stats
 
+BASE_EVERY = 4  # Every so many batches the base code of y+ is decoded alone.
 UNLOCKING = (0.1, 0.4)  # The share of stage 2 after which the first and the last layer of y+ have offsets.
 
 
@@ -140,7 +141,8 @@ class EncoderLoss:
         feedback, losses = None, []
         for _ in range(self.encoder.iters):
             code = self.encoder(img, feedback)
-            recon = self._decode_amplified(self.mapping.code_to_y(code, c), c)
+            seen = code[:, :1].expand_as(code) if code.ndim == 3 and self._base_alone(len(img)) else code
+            recon = self._decode_amplified(self.mapping.code_to_y(seen, c), c)
             terms = self._terms(img, c, code, recon, known)
             losses.append(torch.stack(list(terms.values())).sum())
             if len(losses) < self.encoder.iters:
@@ -192,6 +194,13 @@ class EncoderLoss:
         keep = len(img) - count
         known = z if self.encoder.space == 'z' else y
         return torch.cat([img[:keep], fakes]), torch.cat([c[:keep], gen_c]), known
+
+    def _base_alone(self, batch: int) -> bool:
+        """Whether the base code of y+ has to do without offsets this time: else nothing would ask it to be good alone.
+
+        Told by the images shown, so that a resumed run goes on in step.
+        """
+        return self.shown // (batch * host.world_size()) % BASE_EVERY == BASE_EVERY - 1
 
     def _progress(self) -> float:
         """The share of stage 2 that is over, 0 to 1; 1 where nobody said how long it is."""

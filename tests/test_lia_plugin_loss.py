@@ -290,3 +290,21 @@ def test_what_has_begun_goes_on_in_a_longer_stage(batch: dict[str, torch.Tensor]
     longer.load_state_dict(short.state_dict())
     run(longer, nets[0], 'Gmain', batch)
     assert nets[0].encoder.unlocked.all() and run(longer, nets[1], 'Dboth', batch) is not None
+
+
+def test_the_base_code_of_y_plus_is_decoded_alone_now_and_then(batch: dict[str, torch.Tensor]) -> None:
+    nets = plus_nets(space='y+')
+    G = nets[0]
+    G.encoder.unlocked.fill_(1)
+    torch.nn.init.normal_(G.encoder.offsets.weight)
+    loss = make(nets, pixel_weight=1.0)
+    img, seen = batch['real_img'], []
+    y = G.encode(img)
+    alone, layered = (F.mse_loss(G.decode(code, noise_mode='const'), img) for code in (y[:, 0], y))
+    for _ in range(8):
+        value = run(loss, G, 'Gmain', batch)
+        assert value is not None
+        offsets = G.encoder.offsets.weight.grad.abs().sum()
+        seen.append('base' if torch.isclose(value, alone) and offsets == 0 else 'y+')
+        assert torch.isclose(value, alone if seen[-1] == 'base' else layered)
+    assert seen == ['y+', 'y+', 'y+', 'base'] * 2
