@@ -153,8 +153,6 @@ def encoder_preset(options: Options) -> EncoderPreset:
     preset = _override(ENCODER_PRESETS[options.enc_loss], said)
     if preset.latent and not preset.mix:
         preset = dataclasses.replace(preset, mix=LATENT_MIX)
-    if options.enc_space == 'z' and options.enc_iters is None:
-        preset = dataclasses.replace(preset, iters=1)
     if preset.percep_network == 'none' and preset.percep:
         raise UsageError('--enc-percep: needs features; add --percep=disc or vgg16')
     if options.enc_adv_start is not None and not preset.adv:

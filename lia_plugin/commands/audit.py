@@ -102,12 +102,7 @@ def audit(
     work.label_reader(G, class_idx, targets)  # Says now what is wrong with the labels.
     usual = None if calibration_file is None else calibration.load(calibration_file, G)
     with tempfile.TemporaryDirectory() as folder:
-        job = Job(path, trust_pickle, targets, class_idx, batch, run_device, folder)
-        host.spawn(look, gpus, (job,), device=run_device)
-        measured = work.merge([work.load_part(os.path.join(folder, f'{rank}.npz')) for rank in range(gpus)])
-    if len(measured.items) == 0:
-        raise host.UserError(f'--data={data}: none of its {len(targets)} images can be read: '
-                             f'{next(iter(measured.failures.values()))}')
+        measured = look_at_all(Job(path, trust_pickle, targets, class_idx, batch, run_device, folder), gpus, data)
     rules = work.Rules(drop_worst, drop_atypical, drop_duplicates, near)
     evaluation.full_precision()  # Of this process too: it compares images, and reconstructs those of the page.
     name = os.path.basename(os.path.abspath(source))
@@ -119,6 +114,19 @@ def audit(
         batch=batch, gpus=gpus, device=run_device,
     )  # fmt: skip
     return report(G, targets, others, measured, judged, settings, outdir)
+
+
+def look_at_all(job: Job, gpus: int, data: str) -> Measured:
+    """What all processes have measured. UserError if none of the images could be read."""
+    from lia_plugin import audit as work
+    from lia_plugin import host
+
+    host.spawn(look, gpus, (job,), device=job.device)
+    measured = work.merge([work.load_part(os.path.join(job.folder, f'{rank}.npz')) for rank in range(gpus)])
+    if len(measured.items) == 0:
+        raise host.UserError(f'--data={data}: none of its {len(job.targets)} images can be read: '
+                             f'{next(iter(measured.failures.values()))}')
+    return measured
 
 
 def load_network(path: str, trust: bool) -> Any:
