@@ -50,17 +50,20 @@ class Codes:
 
 
 def concatenate(G: Any, parts: Sequence[Codes]) -> Codes:
-    """All of them in order; codes become y+ if any part has y+. Names that repeat get a number."""
+    """All of them in order; codes become y+ if any part has y+. Names that repeat get a number.
+
+    Where some have no labels, as w out of files has none, nobody has: such codes need none.
+    """
     plus = any(part.code.ndim == 3 for part in parts)
     labels = [part.c for part in parts if part.c is not None]
+    c = torch.cat(labels) if labels and len(labels) == len(parts) else None
 
     def chain(field: str) -> tuple[Any, ...]:
         return tuple(item for part in parts for item in getattr(part, field))
 
     return Codes(
         unique_names(chain('names')), torch.cat([spaces.fit_code(G, part.code, plus) for part in parts]),
-        torch.cat(labels) if labels else None, chain('originals'), chain('noise'), chain('placements'),
-        chain('sources'),
+        c, chain('originals'), chain('noise'), chain('placements'), chain('sources'),
     )  # fmt: skip
 
 

@@ -43,7 +43,7 @@ def check_format(kind: str, fps: int = FPS) -> None:
 def _has_webp() -> bool:
     import PIL.features
 
-    return PIL.features.check('webp')
+    return bool(PIL.features.check('webp'))
 
 
 def save_video(path: str, frames: Iterable[torch.Tensor], fps: int = FPS) -> None:
