@@ -13,13 +13,13 @@ import torch
 
 from lia_plugin import codes, inversion, results, sampling, spaces
 from lia_plugin.edit_session import Session
+from lia_plugin.generate_parts import Drawn, FilePart, SeedPart, chosen_classes, draw_noise, latent_arrays, one_class
 from lia_plugin.host import UserError
 from lia_plugin.images import MAX_PIXELS
 from lia_plugin.input_transform import set_transform
 from lia_plugin.networks import base_code
 from lia_plugin.outputs import check_output
 from lia_plugin.picture_files import GridFolder, PictureFolder
-from lia_plugin.sampling import Drawn, FilePart, SeedPart
 
 MAX_SIDE = {'png': 2**31 - 1, 'jpg': 65_500, 'webp': 16_383}  # What the formats can hold.
 FIGURES = ('z_norm2', 'log_prob', 'typicality')
@@ -88,9 +88,9 @@ class Generation:
         asked, G = self.asked, self.G
         parts: list[SeedPart | FilePart] = []
         if asked.seeds:
-            parts.append(SeedPart(G, asked.seeds, sampling.chosen_classes(G, asked.classes)))
+            parts.append(SeedPart(G, asked.seeds, chosen_classes(G, asked.classes)))
         if asked.files:
-            index = sampling.one_class(G, asked.classes)
+            index = one_class(G, asked.classes)
             parts += [FilePart.read(G, path, index, alone=len(asked.files) == 1) for path in asked.files]
         return parts
 
@@ -109,7 +109,8 @@ class Generation:
                 if sheets is not None:
                     sheets.add(pixels, drawn.captions)
                 else:
-                    folder.add_all(pixels, names)
+                    for img, name in zip(pixels, names, strict=True):
+                        folder.add(img, name)
                 self._note(drawn, names)
                 bar.update(len(pixels))
             if sheets is not None:
@@ -126,7 +127,7 @@ class Generation:
         mode = self.asked.noise_mode
         if mode != 'random':
             return sampling.render(self.G, drawn.ws, codes.stack_noise(self.G, drawn.noise), mode)
-        return sampling.render(self.G, drawn.ws, sampling.draw_noise(self.G, drawn.noise_seeds))
+        return sampling.render(self.G, drawn.ws, draw_noise(self.G, drawn.noise_seeds))
 
     def _note(self, drawn: Drawn, names: tuple[str, ...]) -> None:
         """Keeps what is told at the end."""
@@ -139,12 +140,12 @@ class Generation:
         for i, name in enumerate(names):
             self.rows.append({'image': name, **drawn.facts[i], **{key: value[i] for key, value in figures.items()}})
         if self.asked.save_latents:
-            self.latents.append(drawn.on_cpu())
+            self.latents.append(drawn)
 
     def _finish(self, count: int) -> None:
         asked, G = self.asked, self.G
         if asked.save_latents:
-            arrays = sampling.latent_arrays(G, self.latents)
+            arrays = latent_arrays(G, self.latents)
             path = os.path.join(asked.outdir, 'latents.npz')
             results.save_latents(path, arrays, names=np.array(self.names))
         facts = dict(
@@ -156,8 +157,9 @@ class Generation:
         results.save_json(
             os.path.join(asked.outdir, 'generate.json'), {**facts, 'units': units, 'images': self.rows}
         )
-        what = f'{count} pictures' if asked.grid is None else f'{count} grids of {len(self.rows)} pictures'
-        print(f'{what}, {G.img_resolution}x{G.img_resolution}, written to {click.format_filename(asked.outdir)}')
+        what = '' if asked.grid is None else f' in {count} files'
+        size, where = f'{G.img_resolution}x{G.img_resolution}', click.format_filename(asked.outdir)
+        print(f'n = {len(self.rows)}, {size}{what}; written to {where}')
         self._say()
 
     def _say(self) -> None:
@@ -165,4 +167,4 @@ class Generation:
         known = self.trunc.in_code or self.trunc.psi == 1 or not spaces.has_prior(self.G)
         if not known:
             what = 'latents.npz holds w alone' if self.asked.save_latents else 'there is no log p'
-            click.echo(f'truncated in w, these are pictures of no known y, so {what}; --trunc-space=y keeps y', err=True)
+            click.echo(f'truncated in w, these pictures have no known y, so {what}; --trunc-space=y keeps y', err=True)

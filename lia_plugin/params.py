@@ -12,6 +12,9 @@ import click
 class FiniteRange(click.FloatRange):
     """A click.FloatRange of numbers alone: NaN passes every comparison with a bound, and infinity an open side."""
 
+    def _describe_range(self) -> str:
+        return '' if self.min is None and self.max is None else super()._describe_range()
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):

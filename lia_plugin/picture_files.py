@@ -13,11 +13,11 @@ import torch
 from lia_plugin.host import atomic_write
 from lia_plugin.images import captioned_grid, grid, picture_bytes
 
-MAX_WAITING = 64  # Pictures in memory that are not written yet.
+MAX_WAITING = 32  # Pictures in memory that are not written yet.
 
 
 def save_picture(img: torch.Tensor, path: str) -> None:
-    """One CHW image, floats in [-1, 1] or pixels, whole or not at all; the name's ending is a kind of images.WRITTEN."""
+    """One CHW image, floats in [-1, 1] or pixels, whole or not at all; its ending is one of images.WRITTEN."""
     data = picture_bytes(img, path.rsplit('.', 1)[-1])
     with atomic_write(path) as file:
         file.write(data)

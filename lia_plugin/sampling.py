@@ -1,33 +1,19 @@
-"""From seeds to pictures as StyleGAN's tools go there: the same z for a seed, truncation towards a mean, a batch of ws.
+"""From codes to pictures as StyleGAN's tools go there: truncation towards a mean, in w or y, and a batch of ws drawn.
 
 Nothing here depends on what else is in a batch, but for the rounding of the device's arithmetic.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
-from lia_plugin import noise_maps, spaces
+from lia_plugin import codes, noise_maps, spaces
 from lia_plugin.host import UserError
 from lia_plugin.images import to_uint8
-
-
-def seed_latents(seeds: Sequence[int], z_dim: int) -> torch.Tensor:
-    """z [N, z_dim], float32 on the CPU: for each seed the draw of N(0, I) that NVIDIA's scripts take for it."""
-    draws = [np.random.RandomState(seed).randn(1, z_dim) for seed in seeds]
-    return torch.from_numpy(np.concatenate(draws)).to(torch.float32)
-
-
-@torch.no_grad()
-def draw_code(G: Any, z: torch.Tensor, c: torch.Tensor | None) -> torch.Tensor:
-    """z [N, z_dim] -> the code that edits work on: y [N, z_dim], w [N, w_dim] in a stock network; not truncated."""
-    return G.mapping.z_to_y(z, c) if spaces.has_prior(G) else G.mapping(z, c)[:, 0]
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Truncation
@@ -71,7 +57,7 @@ def truncation(G: Any, psi: float = 1, cutoff: int | None = None, space: str = '
     if G.mapping.base is not None:
         raise UserError('--trunc-space=y: this network scales y to one length, so that none is nearer to the mean; '
                         'take --trunc-space=w')
-    center = spaces.code_statistics(G).mean if psi != 1 else G.mapping.w_avg.new_zeros([G.z_dim])
+    center = G.mapping.w_avg if psi == 1 else codes.mean_code(G)  # Without truncation it is of no use.
     return Truncation(psi, cutoff, True, center)
 
 
@@ -90,14 +76,29 @@ def to_ws(
     return ws, code if trunc.psi == 1 else None
 
 
+@torch.no_grad()
+def pull_ws(G: Any, w: torch.Tensor, trunc: Truncation) -> torch.Tensor:
+    """w [N, w_dim] or w+ [N, num_ws, w_dim] of no known code -> truncated ws [N, num_ws, w_dim].
+
+    Raises:
+        UserError: truncation is in y.
+    """
+    if trunc.in_code and trunc.psi != 1:
+        raise UserError('--trunc-space=y: --projected-w names a file of w alone, which has no y; take --trunc-space=w')
+    ws = w if w.ndim == 3 else w.unsqueeze(1).repeat([1, G.num_ws, 1])
+    return trunc.pull(ws, G.num_ws)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Pictures
 
 
 @torch.no_grad()
-def render(G: Any, ws: torch.Tensor, noise: Mapping[str, torch.Tensor] | None = None, mode: str = 'const') -> torch.Tensor:
+def render(
+    G: Any, ws: torch.Tensor, noise: Mapping[str, torch.Tensor] | None = None, noise_mode: str = 'const'
+) -> torch.Tensor:
     """ws [N, num_ws, w_dim] -> pixels uint8 NCHW on the CPU, in the network's own precision.
 
-    `noise` holds maps of the images' own; they count with mode='const'.
+    `noise` holds maps of the images' own; they count with noise_mode='const'.
     """
-    return to_uint8(noise_maps.synthesize(G.synthesis, ws, noise, mode, force_fp32=False)).cpu()
+    return to_uint8(noise_maps.synthesize(G.synthesis, ws, noise, noise_mode, force_fp32=False)).cpu()

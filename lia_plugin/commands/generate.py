@@ -10,7 +10,7 @@ from lia_plugin import params
 
 
 @click.command(context_settings={'show_default': True})
-@click.option('--network', required=True, metavar='PATH|URL', help='Network pickle: LIA of either stage, StyleGAN2 or 3')
+@click.option('--network', required=True, metavar='PATH|URL', help='Network pickle: LIA, StyleGAN2 or StyleGAN3')
 @click.option('--seeds', type=params.Numbers(), metavar='0,1,4-6', help='Random seeds')
 @click.option('--projected-w', 'files', multiple=True, metavar='FILE',
               help='Latents, an .npz that invert.py, a projector or --save-latents wrote; may be given several times')
@@ -23,7 +23,7 @@ from lia_plugin import params
               help='Class, for a conditional network; of several each seed is drawn in each')
 @click.option('--noise-mode', type=click.Choice(['const', 'random', 'none']), default='const',
               help="The layers' noise; random is a seed's own, the same in every call")
-@click.option('--translate', type=params.Point(), default=(0.0, 0.0), metavar='X,Y', show_default='0,0',
+@click.option('--translate', type=params.Point(), default='0,0', metavar='X,Y',
               help='Move the picture right and down, in pictures; StyleGAN3 only')
 @click.option('--rotate', type=params.FiniteRange(), default=0.0, metavar='DEG',
               help='Turn the picture counter-clockwise, in degrees; StyleGAN3 only')
