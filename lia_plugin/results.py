@@ -102,15 +102,20 @@ def table_cells(
 def format_table(names: Sequence[str], rows: Sequence[Mapping[str, float]]) -> str:
     """Aligned plain text; images beyond MAX_TABLE_ROWS are counted in the mean but not listed."""
     header, body = table_cells(names, rows)
-    lines = [header, *body]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    text = aligned([header, *body])
+    if len(rows) > MAX_TABLE_ROWS:
+        text.insert(-1, f'… {len(rows) - MAX_TABLE_ROWS} more in results.json')
+    return '\n'.join(text)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of cells, equally many each -> lines of text: the first column to the left, the others to the right."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = []
     for name, *figures in lines:
         right = [cell.rjust(width) for cell, width in zip(figures, widths[1:])]
         text.append('  '.join([name.ljust(widths[0]), *right]))
-    if len(rows) > MAX_TABLE_ROWS:
-        text.insert(-1, f'… {len(rows) - MAX_TABLE_ROWS} more in results.json')
-    return '\n'.join(text)
+    return text
 
 
 def save_overview(
