@@ -65,7 +65,7 @@ def concatenate(G: Any, parts: Sequence[Codes]) -> Codes:
 
 
 def unique_names(names: Sequence[str]) -> tuple[str, ...]:
-    """The same names, those that repeat with a number; case does not tell them apart, as on some file systems."""
+    """The same names, numbered where one repeats; case makes no difference, as in some file systems."""
     taken: set[str] = set()
     found = []
     for stem in names:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -79,3 +80,26 @@ class Numbers(click.ParamType):
                 self.fail(f'{value}: more than {self.limit} numbers', param, ctx)
             numbers += range(low, high + 1)
         return tuple(numbers)
+
+
+class NumberSet(Numbers):
+    """The same for layers and coordinates: in rising order, none twice."""
+
+    name = '0-6'
+
+    def __init__(self) -> None:
+        super().__init__(highest=1_000_000)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        return tuple(sorted(set(super().convert(value, param, ctx))))  # type: ignore[arg-type]
+
+
+def compact(numbers: Sequence[int]) -> str:
+    """(0, 1, 2, 5) -> '0-2,5': what `NumberSet` reads."""
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1] = [parts[-1][0], number]
+        else:
+            parts.append([number])
+    return ','.join('-'.join(map(str, part)) for part in parts)
