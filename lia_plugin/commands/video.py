@@ -56,7 +56,7 @@ def video(
 
     fps = fps or (GIF_FPS if output.lower().endswith('.gif') else FPS)
     check_output('--output', output, folder=False)
-    video_files.check_name('--output', output, fps)
+    video_files.check_name(output, fps)
     placed = place_seeds(seeds, grid[0] * grid[1], num_keyframes, shuffle_seed)
     session = Session.open(network, os.path.dirname(output) or os.curdir, device, trust_pickle)
     c = inversion.class_labels(session.G, class_idx, 1, session.device)
