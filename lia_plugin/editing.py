@@ -168,7 +168,7 @@ def mix(rows: torch.Tensor, columns: torch.Tensor, layers: Sequence[int]) -> tor
 class Variation(NamedTuple):
     """How z changes: z' = ρz + √(1−ρ²)·e with e ~ N(0, I), in the coordinates and layers that are free to.
 
-    z' has the distribution of z, N(0, I), whatever stands here: the prior is kept exactly.
+    If z is a draw of N(0, I) then so is z', whatever stands here: the prior is kept exactly.
     """
 
     rho: float = 0.9  # 1 = the same image, 0 = as if drawn anew.
