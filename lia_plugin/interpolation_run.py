@@ -186,8 +186,7 @@ class Interpolation:
 
     def _segments(self) -> Iterator[tuple[int, int, list[int]]]:
         for first, last, indices in editing.segments(len(self.keys), self.asked.steps, self.asked.loop):
-            places = torch.linspace(0, len(indices) - 1, min(MAX_COLUMNS, len(indices))).round().int().tolist()
-            yield first, last, [indices[place] for place in places]
+            yield first, last, [indices[place] for place in shown_places(len(indices))]
 
     def _wanted(self) -> set[int]:
         return {index for _first, _last, indices in self._segments() for index in indices}
@@ -281,6 +280,13 @@ def _table(told: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     keys = [key for key in COLUMNS if all(key in figures for figures in told.values())]
     rows = [[space, *(format(figures[key], COLUMNS[key][1]) for key in keys)] for space, figures in told.items()]
     return [['space', *(COLUMNS[key][0] for key in keys)], *rows]
+
+
+def shown_places(count: int) -> list[int]:
+    """Of so many frames those that a strip shows, the first and the last among them; evenly if that leaves enough."""
+    most = min(MAX_COLUMNS, count)
+    columns = next((n for n in range(most, MAX_COLUMNS // 2, -1) if (count - 1) % (n - 1) == 0), most)
+    return torch.linspace(0, count - 1, columns).round().int().tolist()
 
 
 def _original(img: torch.Tensor | None) -> str:

@@ -27,9 +27,9 @@ from lia_plugin.params import FiniteRange, NumberSet
 def edit_variations(**options: Any) -> int:
     """Make images that are like an image, by a walk in its exact z: z' = rho z + sqrt(1 - rho^2) e, e ~ N(0, I).
 
-    Where z follows the prior, so does z', whatever rho is, and also if only some coordinates are drawn anew; a z that is
-    unlikely comes nearer to what is usual. INPUTs are images, seeds or stored latents: see `edit --help`. The network
-    needs φ, without which there is no z.
+    Where z follows the prior, so does z', whatever rho is, and also if only some coordinates are drawn anew; a z that
+    is unlikely comes nearer to what is usual. INPUTs are images, seeds or stored latents: see `edit --help`. The
+    network needs φ, without which there is no z.
 
     \b
     Writes
