@@ -11,7 +11,7 @@ import click
 import torch
 
 from lia_plugin import code_output, editing, paths, results, sheets, similarity, spaces
-from lia_plugin.codes import Codes, unique_names
+from lia_plugin.codes import Codes, concatenate, made_codes, unique_names
 from lia_plugin.edit_session import Session
 from lia_plugin.editing import Variation
 from lia_plugin.host import UserError
@@ -127,8 +127,7 @@ class Variations:
         code = editing.vary(G, inputs.code, inputs.c, num, how, generator).flatten(0, 1)
         rows = [row for row in range(len(inputs)) for _ in range(num)]
         old = inputs[rows]
-        names = self.names[label]
-        codes = Codes(names, code, old.c, (None,) * len(rows), old.noise, old.placements, names)
+        codes = made_codes(self.names[label], code, old.c, old.noise, old.placements)
         images = self.session.render(code, codes.c, codes.noise, desc=f'Variations, {title(how)}')
         figures = self._moved(old, codes)
         figures['mse'] = similarity.mse(to_float(images), to_float(recons[rows])).tolist()
@@ -164,14 +163,7 @@ class Variations:
         return sheets.sheet(rows, columns, captions, side=self.asked.tile)
 
     def _save_codes(self, made: Sequence[Made]) -> None:
-        parts = [part.codes for part in made]
-
-        def chain(field: str) -> tuple[Any, ...]:
-            return tuple(item for part in parts for item in getattr(part, field))
-
-        c = None if self.inputs.c is None else torch.cat([part.c for part in parts if part.c is not None])
-        together = Codes(chain('names'), torch.cat([part.code for part in parts]), c, chain('originals'),
-                         chain('noise'), chain('placements'), chain('sources'))  # fmt: skip
+        together = concatenate(self.session.G, [part.codes for part in made])
         code_output.save_codes(self._path('variations.npz'), self.session.G, together)
 
     def _report(self, made: Sequence[Made]) -> None:
