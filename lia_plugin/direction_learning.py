@@ -60,14 +60,17 @@ def check_installed() -> None:
 # What to learn
 
 
-def make_tasks(name: str, values: Sequence[str]) -> list[Task]:
-    """Two values make one direction, from the first to the second in `sort_values`' order; more make one for each.
+def make_tasks(name: str, values: Sequence[str], order: Sequence[str] = ()) -> list[Task]:
+    """Two values make one direction, from the first to the second in `order`; more make one for each.
+
+    () = numbers by size, texts by the alphabet.
 
     Raises:
         UserError: one value alone, or so many that they are no classes.
     """
     labels = np.asarray(values)
-    classes = sort_values(set(values))
+    found = set(values)
+    classes = [value for value in order if value in found] if order else sort_values(found)
     if not 2 <= len(classes) <= MAX_CLASSES:
         which = f'only the value {classes[0]}' if len(classes) == 1 else f'{len(classes)} values'
         raise UserError(f'--attribute={name}: has {which} among {len(values)} images; 2 to {MAX_CLASSES} are classes')
