@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from lia_plugin import inversion, noise_maps, spaces, targets
-from lia_plugin.code_files import read_code_file
+from lia_plugin.code_files import CodeFile, read_code_file
 from lia_plugin.host import UserError
 from lia_plugin.images import to_float
 
@@ -119,7 +119,7 @@ def seed_codes(
     device = G.mapping.w_avg.device
     c = inversion.class_labels(G, class_idx, len(seeds), device)
     z = seeds_to_z(seeds, G.z_dim).to(device)
-    code = G.mapping.z_to_y(z, c) if spaces.has_prior(G) else G.mapping(z, c)[:, 0]
+    code = spaces.z_to_code(G, z, c)
     if psi != 1:
         code = (mean_code(G) if mean is None else mean).lerp(code, psi)
     count = len(seeds)
@@ -147,10 +147,8 @@ def file_codes(G: Any, path: str, class_idx: int | None = None) -> Codes:
     device = G.mapping.w_avg.device
     path, name = _split_name(path)
     found = read_code_file(path, G)
-    stem = re.sub(r'[^\w.-]+', '_', os.path.splitext(os.path.basename(path))[0]) or 'code'
-    count = len(found.codes)
-    names = found.names or ([stem] if count == 1 else [f'{stem}_{i}' for i in range(count)])
-    rows = list(range(count))
+    names = found.names or default_names(path, len(found.codes))
+    rows = list(range(len(names)))
     if name is not None:
         if name not in names:
             raise UserError(f'{path}:{name}: the file has no code of that name; it has {_some(names)}')
@@ -160,14 +158,27 @@ def file_codes(G: Any, path: str, class_idx: int | None = None) -> Codes:
     else:
         # w of a stock network needs no label: its synthesis knows no classes.
         c = inversion.class_labels(G, class_idx, len(rows), device) if spaces.has_prior(G) else None
-    noise = tuple(
-        {key: torch.from_numpy(value[row].astype(np.float32)).to(device) for key, value in found.noise.items()}
-        for row in rows
-    )
+    noise = tuple(noise_row(found, row, device) for row in rows)
     code = torch.from_numpy(found.codes[rows].astype(np.float32)).to(device)
-    picked = unique_names([re.sub(r'[^\w.-]+', '_', names[row]) or 'code' for row in rows])
+    picked = file_names([names[row] for row in rows])
     none = (None,) * len(rows)
     return Codes(picked, code, c, none, noise, none, tuple(f'{path}:{names[row]}' for row in rows))
+
+
+def default_names(path: str, count: int) -> list[str]:
+    """What the codes of a file without names are called: after the file."""
+    stem = file_names([os.path.splitext(os.path.basename(path))[0]])[0]
+    return [stem] if count == 1 else [f'{stem}_{i}' for i in range(count)]
+
+
+def file_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Stored names as unique ones that are fit for files."""
+    return unique_names([re.sub(r'[^\w.-]+', '_', name) or 'code' for name in names])
+
+
+def noise_row(found: CodeFile, row: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """One image's noise maps out of a file, buffer's name -> [1, R, R]."""
+    return {key: torch.from_numpy(value[row].astype(np.float32)).to(device) for key, value in found.noise.items()}
 
 
 def _split_name(path: str) -> tuple[str, str | None]:
