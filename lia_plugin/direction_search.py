@@ -27,7 +27,7 @@ ONLY = {
     'data': ('labels', 'pca'), 'labels': ('labels',), 'attributes': ('labels',), 'values': ('labels',),
     'val': ('labels',), 'splits': ('labels',), 'group_column': ('labels',), 'positive': ('sets',),
     'negative': ('sets',), 'name': ('sets',), 'holdout': ('labels', 'sets'), 'count': ('sefa', 'pca'),
-    'samples': ('pca',),
+    'samples': ('pca',), 'fit': ('labels', 'sets'),
 }  # fmt: skip
 
 
@@ -45,6 +45,7 @@ class SearchOptions:
     splits: tuple[str, ...] = ()
     group_column: str | None = None
     holdout: float | None = None
+    fit: str | None = None
     positive: tuple[str, ...] = ()
     negative: tuple[str, ...] = ()
     name: str | None = None
@@ -184,16 +185,22 @@ class Search:
         self, task: Task, inside: Any, split: Split, groups: Any, held_out_by: str, source: str
     ) -> Direction:
         train, held_out = split
-        boundary: Boundary = direction_learning.fit_boundary(
-            inside[train], task.positive[train], None if groups is None else groups[train], self.session.seed)
+        boundary = self._fit(inside[train], task.positive[train], None if groups is None else groups[train])
         judged = direction_learning.judge(boundary, inside[held_out], task.positive[held_out])
         own = direction_learning.judge(boundary, inside[train], task.positive[train])
-        figures = dict(judged, train_n=own['n'], train_n_positive=own['n_positive'], train_accuracy=own['accuracy'],
-                       inverse_penalty=boundary.strength, held_out_by=held_out_by)  # fmt: skip
+        figures = dict(
+            judged, fit=self.asked.fit or 'plane', train_n=own['n'], train_n_positive=own['n_positive'],
+            train_accuracy=own['accuracy'], inverse_penalty=boundary.strength, held_out_by=held_out_by,
+        )  # fmt: skip
         return self._make(
             task.name, boundary.vector, bias=boundary.bias, scale=float((inside[train] @ boundary.vector).std()),
             meaning=task.meaning, source=source, figures=figures,
         )  # fmt: skip
+
+    def _fit(self, inside: Any, positive: Any, groups: Any) -> Boundary:
+        if self.asked.fit == 'means':
+            return direction_learning.fit_means(inside, positive)
+        return direction_learning.fit_boundary(inside, positive, groups, self.session.seed)
 
     # Without labels
 

@@ -189,8 +189,8 @@ class Manipulation:
 
     def caption(self, value: float) -> str:
         """'+1.5 sd', 'at -2'."""
-        if self.asked.move == 'by' and value == 0:
-            return 'as it is'
+        if value == 0:
+            return 'as it is' if self.asked.move == 'by' else 'boundary'
         unit = ' sd' if self.asked.unit == 'std' else ''
         return f'{"at " if self.asked.move == "to" else ""}{value:+.3g}{unit}'
 

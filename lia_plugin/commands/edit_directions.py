@@ -40,6 +40,9 @@ def parse_words(ctx: click.Context, param: click.Parameter, value: str | None) -
 @click.option('--group-column', metavar='COLUMN', help='Images with the same value are held out together')
 @click.option('--holdout', type=FiniteRange(min=0, max=0.5, min_open=True), metavar='SHARE',
               help='Share of images held out  [default: 0.2]')
+@click.option('--fit', type=click.Choice(['plane', 'means']),
+              help='plane: the normal of the plane that parts both kinds best; means: from the mean of one to that of '
+                   'the other, which takes along what goes with it, and changes more  [default: plane]')
 # From two sets.
 @click.option('--positive', multiple=True, metavar='INPUT', help='Images that the direction leads to')
 @click.option('--negative', multiple=True, metavar='INPUT', help='Images that it leads away from')
