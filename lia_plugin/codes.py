@@ -146,7 +146,7 @@ def file_codes(G: Any, path: str, class_idx: int | None = None) -> Codes:
     Labels are those of the file, or class `class_idx` for all.
     """
     device = G.mapping.w_avg.device
-    path, name = _split_name(path)
+    path, name = split_name(path)
     found = read_code_file(path, G)
     names = found.names or default_names(path, len(found.codes))
     rows = list(range(len(names)))
@@ -183,7 +183,7 @@ def noise_row(found: CodeFile, row: int, device: torch.device) -> dict[str, torc
     return {key: torch.from_numpy(value[row].astype(np.float32)).to(device) for key, value in found.noise.items()}
 
 
-def _split_name(path: str) -> tuple[str, str | None]:
+def split_name(path: str) -> tuple[str, str | None]:
     """FILE.npz:NAME -> file and name; a drive letter's colon is none of these."""
     match = re.fullmatch(r'(.+\.npz):(.+)', path, re.IGNORECASE)
     return (match[1], match[2]) if match and not os.path.exists(path) else (path, None)
@@ -195,7 +195,7 @@ def _some(names: Sequence[str], limit: int = 5) -> str:
 
 def is_code_file(text: str) -> bool:
     """Whether an input names latents rather than an image."""
-    return _split_name(text)[0].lower().endswith('.npz')
+    return split_name(text)[0].lower().endswith('.npz')
 
 
 @torch.no_grad()
