@@ -117,17 +117,31 @@ def read_image(
         reason = ' '.join(str(error).split()) or type(error).__name__
         raise UserError(f'{label}: damaged image file ({reason})') from None
     profile = loaded.info.get('icc_profile')
-    placement = None
+    grey = loaded.mode in ('L', 'LA')
+    fits = profile is not None and profile[16:20] == (b'GRAY' if grey else b'RGB ')
+    full = LoadedImage(_pixels(loaded), tuple(notes), None, profile if fits else None)
+    if resolution is None and channels is None:
+        return full
+    found = fitted(full, resolution, channels)
+    return found if found.placement is None else found._replace(
+        placement=dataclasses.replace(found.placement, source=name or _path(file)))
+
+
+def fitted(full: LoadedImage, resolution: int | None = None, channels: int | None = None) -> LoadedImage:
+    """A whole picture as `read_image` fits it: its centre square at `resolution`, in so many channels."""
+    pixels, notes, placement, profile = full.pixels, list(full.notes), None, full.profile
     if resolution is not None:
-        placement = dataclasses.replace(centre_crop(loaded.size, resolution), source=name or _path(file))
-        loaded = _fit(loaded, resolution, notes)
-    array = np.asarray(loaded)
-    pixels = torch.from_numpy(array.reshape(loaded.height, loaded.width, -1).transpose(2, 0, 1).copy())
+        placement = centre_crop((pixels.shape[2], pixels.shape[1]), resolution)
+        pixels = _pixels(_fit(to_pil(pixels), resolution, notes))
     if channels is not None and channels != pixels.shape[0]:
         notes.append('grey turned into RGB' if channels == 3 else 'RGB turned into grey')
-        pixels = with_channels(pixels, channels)
-    fits = profile is not None and profile[16:20] == (b'GRAY' if pixels.shape[0] < 3 else b'RGB ')
-    return LoadedImage(pixels, tuple(notes), placement, profile if fits else None)
+        pixels, profile = with_channels(pixels, channels), None
+    return LoadedImage(pixels, tuple(notes), placement, profile)
+
+
+def _pixels(picture: PIL.Image.Image) -> torch.Tensor:
+    array = np.asarray(picture)
+    return torch.from_numpy(array.reshape(picture.height, picture.width, -1).transpose(2, 0, 1).copy())
 
 
 def _path(file: str | os.PathLike[str] | BinaryIO) -> str:
