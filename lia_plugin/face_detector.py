@@ -88,7 +88,7 @@ def _model(url: str, sha256: str) -> str:
     found = file_hash(path)
     if found != sha256:
         if not known:  # What was downloaded just now must not stand in the way of the next try.
-            os.replace(path, path + '.bad')
+            os.remove(path)
         raise UserError(f'--align=detect: {path}: is not the YuNet of {url} (SHA-256 {found[:12]}…, expected '
                         f'{sha256[:12]}…); put the right file there')
     return _for_opencv(path)
