@@ -59,9 +59,8 @@ def assert_same_pictures(one: Path, other: Path, count: int) -> None:
 
 
 @pytest.mark.parametrize('host, script, name, args', [
-    (ADA, 'generate.py', 'lia', ['--seeds=0,3-5']),
-    (ADA, 'generate.py', 'lia', ['--seeds=0,3-5', '--trunc=0.5', '--noise-mode=none']),
-    (ADA, 'generate.py', 'labels', ['--seeds=0,3-5', '--trunc=0.5', '--class=2']),
+    (ADA, 'generate.py', 'lia', ['--seeds=0,3,4,5', '--trunc=0.5', '--noise-mode=none']),
+    (ADA, 'generate.py', 'labels', ['--seeds=2-5', '--trunc=0.5', '--class=2']),
     (SG3, 'gen_images.py', 'labels', ['--seeds=0,3-5', '--class=1']),
     (SG3, 'gen_images.py', 'stylegan3', ['--seeds=0,3-5', '--trunc=0.5']),
     (SG3, 'gen_images.py', 'stylegan3', ['--seeds=0,3-5', '--translate=0.3,-0.1', '--rotate=40']),
@@ -92,13 +91,13 @@ def test_pictures_of_stored_w(pickles: dict[str, str], tmp_path: Path, name: str
 
 
 @pytest.mark.parametrize('args', [
-    ['--seeds=0-7', '--grid=2x1'], ['--seeds=0-15', '--grid=2x2', '--trunc=0.5', '--shuffle-seed=3'],
+    ['--seeds=0-15', '--grid=2x2', '--trunc=0.7', '--shuffle-seed=3'],
     ['--seeds=0-3', '--grid=2x1', '--num-keyframes=4'],
 ])
 def test_walks(pickles: dict[str, str], tmp_path: Path, args: list[str]) -> None:
-    """Their spline is only nearly periodic, and both films are compressed: as near as a third of a step."""
+    """Their spline is only nearly periodic, and both films are compressed: so they are as near as a quarter of a step."""
     both: list[Any] = []
-    given = [f'--network={pickles["stylegan3"]}', '--w-frames=6', *args]
+    given = [f'--network={pickles["stylegan3"]}', '--w-frames=2', *args]
     hosts.check(hosts.run(SG3, 'gen_video.py', *given, f'--output={tmp_path}/theirs.mp4'))
     ours('video', *given, f'--output={tmp_path}/ours.mp4')
     for name in ('theirs.mp4', 'ours.mp4'):
@@ -106,5 +105,5 @@ def test_walks(pickles: dict[str, str], tmp_path: Path, args: list[str]) -> None
         both.append(np.stack(frames).astype(int))
         assert meta['fps'] == 60
     theirs, our = both
-    assert theirs.shape == our.shape and len(our) == 24
-    assert np.abs(theirs - our).mean() < np.abs(our - np.roll(our, 1, axis=0)).mean() / 3
+    assert theirs.shape == our.shape and len(our) == 8
+    assert np.abs(theirs - our).mean() < np.abs(our - np.roll(our, 1, axis=0)).mean() / 4
