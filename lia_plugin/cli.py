@@ -7,7 +7,8 @@ import errno
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import click
 
@@ -17,6 +18,9 @@ from lia_plugin import __version__
 COMMANDS = {
     'train': 'Train LIA (both stages) or a plain StyleGAN2.',
     'invert': 'Put real images into the latent space: reconstructions, y and z.',
+    'edit': 'Edit images: interpolate, manipulate, mix, vary, learn directions, paste back.',
+    'generate': 'Draw pictures of random seeds or of stored latents.',
+    'video': 'Film a walk through the latent space that ends where it began.',
     'audit': 'Look at a data set through a network: odd images, duplicates, and a list of what to keep.',
     'calc_metrics': 'Evaluate a network.',
     'compare': 'Compare LIA with other encoders, BiGAN/ALI and optimisation, as the paper does.',
@@ -40,17 +44,32 @@ def load_command(name: str) -> click.Command:
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are imported one by one, when they are run or asked for help."""
+    """A group whose commands are imported one by one, when they are run or asked for help.
+
+    `commands_table` tells what each is for; command NAME is found in `lia_plugin.commands.<module_prefix>NAME`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        commands_table: Mapping[str, str] | None = None,  # None = COMMANDS.
+        module_prefix: str = '',
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.table = COMMANDS if commands_table is None else commands_table
+        self.module_prefix = module_prefix
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return list(self.table)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        return load_command(cmd_name) if cmd_name.replace('-', '_') in COMMANDS else None
+        name = cmd_name.replace('-', '_')
+        return load_command(self.module_prefix + name) if name in self.table else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section('Commands'):
-            formatter.write_dl(list(COMMANDS.items()))
+            formatter.write_dl(list(self.table.items()))
 
 
 @click.group(cls=LazyGroup, invoke_without_command=True)

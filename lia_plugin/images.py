@@ -4,6 +4,7 @@ Float images are NCHW (or CHW), float32, in [-1, 1]; pixels are uint8 in the sam
 three (RGB). Both formulas are those of StyleGAN's tools, because published FID figures depend on them.
 """
 
+import dataclasses
 import io
 import os
 import warnings
@@ -18,6 +19,7 @@ import PIL.ImageOps
 import torch
 
 from lia_plugin.host import UserError, atomic_write, open_data_set
+from lia_plugin.placement import Placement, centre_crop
 
 # What is read, and up to which size, is what `training.image_decode` reads for data sets; it stands here again because
 # NVIDIA's hosts have no such module. A test holds both together.
@@ -39,6 +41,12 @@ LUMA = (0.299, 0.587, 0.114)  # Rec. 601, as Pillow's conversion to grey.
 TOO_LARGE = f'more than {MAX_PIXELS // 1_000_000} million pixels; refused'
 CAPTION_HEIGHT = 22
 WHITE = 255
+# What pictures are written as, and how: PNG and WebP as they are, JPEG as near as it can.
+WRITTEN: dict[str, dict[str, Any]] = {
+    'png': dict(format='PNG'),
+    'jpg': dict(format='JPEG', quality=95, subsampling=0),
+    'webp': dict(format='WEBP', lossless=True),
+}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -94,6 +102,7 @@ class LoadedImage(NamedTuple):
 
     pixels: torch.Tensor
     notes: tuple[str, ...]
+    placement: Placement | None = None  # Where a crop lies in the full picture; None = this is the full picture.
 
 
 def read_image(
@@ -106,12 +115,12 @@ def read_image(
 
     EXIF rotation is applied; transparency lies on white; palettes, CMYK, 16-bit grey and bilevel images become
     8-bit grey or RGB. `resolution` crops the centre square and resizes it; `channels` (1 or 3) converts. `name` is
-    what errors call the file if it is not a path.
+    what errors call the file, and its placement, if it is not a path.
 
     Raises:
         UserError: missing, no image, truncated, too large or of a kind without defined brightness; one line.
     """
-    label = name or (os.fspath(file) if isinstance(file, str | os.PathLike) else 'image')
+    label = name or _path(file) or 'image'
     try:
         loaded, notes = _decode(file)
     except FileNotFoundError:
@@ -125,14 +134,20 @@ def read_image(
     except Exception as error:  # On damaged files decoders raise whatever comes: OSError, SyntaxError, struct.error …
         reason = ' '.join(str(error).split()) or type(error).__name__
         raise UserError(f'{label}: damaged image file ({reason})') from None
+    placement = None
     if resolution is not None:
+        placement = dataclasses.replace(centre_crop(loaded.size, resolution), source=name or _path(file))
         loaded = _fit(loaded, resolution, notes)
     array = np.asarray(loaded)
     pixels = torch.from_numpy(array.reshape(loaded.height, loaded.width, -1).transpose(2, 0, 1).copy())
     if channels is not None and channels != pixels.shape[0]:
         notes.append('grey turned into RGB' if channels == 3 else 'RGB turned into grey')
         pixels = with_channels(pixels, channels)
-    return LoadedImage(pixels, tuple(notes))
+    return LoadedImage(pixels, tuple(notes), placement)
+
+
+def _path(file: str | os.PathLike[str] | BinaryIO) -> str:
+    return os.fspath(file) if isinstance(file, str | os.PathLike) else ''
 
 
 class UnusableImageError(ValueError):
@@ -208,8 +223,13 @@ def to_pil(img: torch.Tensor) -> PIL.Image.Image:
 
 def png_bytes(img: torch.Tensor) -> bytes:
     """One CHW image as a PNG file's content."""
+    return picture_bytes(img, 'png')
+
+
+def picture_bytes(img: torch.Tensor, kind: str) -> bytes:
+    """One CHW image as a file's content, of a kind in WRITTEN."""
     buffer = io.BytesIO()
-    to_pil(img).save(buffer, format='PNG')
+    to_pil(img).save(buffer, **WRITTEN[kind])
     return buffer.getvalue()
 
 
@@ -265,6 +285,22 @@ def side_by_side(images: Sequence[torch.Tensor], captions: Sequence[str] = ()) -
         return row
     pitch = tiles.shape[3] * factor + 4
     return torch.cat([_caption_band(row.shape[2], pitch, captions), row], dim=1)
+
+
+def captioned_grid(images: torch.Tensor, columns: int, captions: Sequence[str]) -> torch.Tensor:
+    """NCHW images row by row, small ones magnified, a caption above each -> uint8 [3, H, W]; empty places are white.
+
+    Raises:
+        ValueError: there is not one caption for each image.
+    """
+    if len(captions) != len(images):
+        raise ValueError(f'captions: expected {len(images)}, got {len(captions)}')
+    pixels = images if images.dtype == torch.uint8 else to_uint8(images)
+    blank = torch.full_like(pixels[0], WHITE)
+    missing = -len(pixels) % columns
+    tiles, texts = [*pixels, *[blank] * missing], [*captions, *[''] * missing]
+    starts = range(0, len(tiles), columns)
+    return torch.cat([side_by_side(tiles[i : i + columns], texts[i : i + columns]) for i in starts], dim=1)
 
 
 def interpolation_strips(rows: Sequence[torch.Tensor], captions: Sequence[str] = ()) -> torch.Tensor:

@@ -45,14 +45,29 @@ def code_statistics(G: Any, seed: int = 0) -> Statistics:
 
 def _stock_statistics(G: Any, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation of w."""
+    w, _c = sample_codes(G, stages.STATISTICS_SAMPLES, seed)
+    return w.mean(dim=0), w.std(dim=0)
+
+
+@torch.no_grad()
+def sample_codes(G: Any, num: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Codes of the prior, y or w [num, dim], on G's device, and their labels [num, c_dim], drawn evenly over classes.
+
+    The same whatever the device, but for rounding.
+    """
     device = G.mapping.w_avg.device
     generator = torch.Generator().manual_seed(seed)
-    z = torch.randn([stages.STATISTICS_SAMPLES, G.z_dim], generator=generator).to(device)
+    z = torch.randn([num, G.z_dim], generator=generator).to(device)
     c = None
     if G.c_dim:
-        c = torch.eye(G.c_dim)[torch.randint(G.c_dim, [len(z)], generator=generator)].to(device)
-    w = G.mapping(z, c)[:, 0]
-    return w.mean(dim=0), w.std(dim=0)
+        c = torch.eye(G.c_dim)[torch.randint(G.c_dim, [num], generator=generator)].to(device)
+    return z_to_code(G, z, c), c
+
+
+@torch.no_grad()
+def z_to_code(G: Any, z: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:
+    """z [N, z_dim] -> y [N, z_dim], in a stock network w [N, w_dim]; not truncated."""
+    return G.mapping.z_to_y(z, c) if has_prior(G) else G.mapping(z, c)[:, 0]
 
 
 def code_to_ws(G: Any, code: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Moving pictures: MP4 by ffmpeg (the package imageio-ffmpeg brings it) or GIF by Pillow, and how a refinement went."""
+"""Moving pictures: MP4 by ffmpeg (imageio-ffmpeg brings it), GIF and WebP by Pillow, and how a refinement went."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ import torch.nn.functional as F
 from lia_plugin.host import UserError, atomic_write, one_line
 from lia_plugin.images import side_by_side, to_uint8, with_channels
 
-FORMATS = ('mp4', 'gif')
+FORMATS = ('mp4', 'gif', 'webp')
 FPS = 25  # GIF counts in hundredths of a second.
+MAX_GIF_FPS = 50  # Browsers show frames of under two hundredths of a second for ten.
+WEBP_QUALITY = 90
+MAX_WEBP_SIDE = 16383  # By the format's 14 bits.
 MAX_FRAMES = 125  # Of a refinement: five seconds …
 HOLD = 25  # … and its end, for another one.
 MAX_SIDE = 256  # Larger images are shown at this size.
@@ -27,29 +30,40 @@ def best_format() -> str:
     return 'mp4' if importlib.util.find_spec('imageio_ffmpeg') else 'gif'
 
 
-def check_format(kind: str) -> None:
-    """UserError if videos of this format can't be written here."""
+def check_format(kind: str, fps: int = FPS) -> None:
+    """UserError if videos of this format can't be written here, or not with so many frames a second."""
     if kind == 'mp4' and best_format() != 'mp4':
-        raise UserError('MP4 needs ffmpeg: pip install imageio-ffmpeg, or take gif')
+        raise UserError('MP4 needs ffmpeg: pip install imageio-ffmpeg, or take gif or webp')
+    if kind == 'webp' and not _has_webp():
+        raise UserError('WebP: this Pillow was built without it; take mp4 or gif')
+    if kind == 'gif' and fps > MAX_GIF_FPS:
+        raise UserError(f'GIF shows at most {MAX_GIF_FPS} frames a second, asked for are {fps}; take mp4 or webp')
+
+
+def _has_webp() -> bool:
+    import PIL.features
+
+    return PIL.features.check('webp')
 
 
 def save_video(path: str, frames: Iterable[torch.Tensor], fps: int = FPS) -> None:
     """Writes frames, CHW of one size and 1 or 3 channels, floats in [-1, 1] or pixels; whole or not at all.
 
     The name's ending says the format. MP4 is H.264 with 4:2:0 colours, which players take; odd sizes get a white
-    line more. GIF has 256 colours a frame, and equal frames in a row become one that stays longer.
+    line more. GIF has 256 colours a frame, and equal frames in a row become one that stays longer, as they do in WebP.
+    GIF and WebP play for ever.
 
     Raises:
-        UserError: an unknown ending, or ffmpeg is missing or failed.
+        UserError: an unknown ending, too many frames a second for GIF, or ffmpeg is missing or failed.
         ValueError: no frame, or one of another size.
     """
     kind = os.path.splitext(path)[1].lower().removeprefix('.')
     if kind not in FORMATS:
-        raise UserError(f'{path}: videos end in .mp4 or .gif')
-    check_format(kind)
+        raise UserError(f'{path}: videos end in .mp4, .gif or .webp')
+    check_format(kind, fps)
     with tempfile.TemporaryDirectory() as folder:
         draft = os.path.join(folder, f'video.{kind}')
-        (_write_mp4 if kind == 'mp4' else _write_gif)(draft, _arrays(frames), fps)
+        {'mp4': _write_mp4, 'gif': _write_gif, 'webp': _write_webp}[kind](draft, _arrays(frames), fps)
         with open(draft, 'rb') as done, atomic_write(path) as file:
             file.write(done.read())
 
@@ -70,8 +84,31 @@ def _arrays(frames: Iterable[torch.Tensor]) -> Iterator[npt.NDArray[np.uint8]]:
 def _write_gif(path: str, frames: Iterator[npt.NDArray[np.uint8]], fps: int) -> None:
     import PIL.Image
 
-    pictures = (PIL.Image.fromarray(frame) for frame in frames)
-    next(pictures).save(path, save_all=True, append_images=pictures, duration=round(1000 / fps), loop=0)
+    def picture(index: int, frame: npt.NDArray[np.uint8]) -> PIL.Image.Image:
+        made = PIL.Image.fromarray(frame)
+        made.info['duration'] = _duration(index, fps, unit=10)
+        return made
+
+    pictures = (picture(i, frame) for i, frame in enumerate(frames))
+    next(pictures).save(path, save_all=True, append_images=pictures, loop=0)
+
+
+def _duration(index: int, fps: int, unit: int) -> int:
+    """Milliseconds that a frame stays, a multiple of `unit`; what rounding takes from one, another gets."""
+    ends = [round(1000 * i / fps / unit) for i in (index, index + 1)]
+    return (ends[1] - ends[0]) * unit
+
+
+def _write_webp(path: str, frames: Iterator[npt.NDArray[np.uint8]], fps: int) -> None:
+    import PIL.Image
+
+    pictures = [PIL.Image.fromarray(frame) for frame in frames]
+    if max(pictures[0].size) > MAX_WEBP_SIDE:
+        width, height = pictures[0].size
+        raise UserError(f'WebP: frames of {width}x{height} are too large for it; take mp4')
+    times = [_duration(i, fps, unit=1) for i in range(len(pictures))]
+    first, *others = pictures
+    first.save(path, format='WEBP', save_all=True, append_images=others, duration=times, loop=0, quality=WEBP_QUALITY)
 
 
 def _write_mp4(path: str, frames: Iterator[npt.NDArray[np.uint8]], fps: int) -> None:

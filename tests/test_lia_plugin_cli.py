@@ -9,6 +9,7 @@ import pytest
 
 from dnnlib.util import UserError
 from lia_plugin import cli
+from lia_plugin.commands import edit
 
 
 def _command(error: BaseException | None = None, result: int | None = None) -> click.Command:
@@ -58,7 +59,7 @@ def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert 'trian' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('name', cli.COMMANDS)
+@pytest.mark.parametrize('name', [*cli.COMMANDS, *(f'edit_{name}' for name in edit.SUBCOMMANDS)])
 def test_help_is_instant(name: str) -> None:
     """No command imports torch before it works."""
     code = (f'import sys; from lia_plugin.cli import load_command, run; run(load_command({name!r}), ["--help"]); '

@@ -46,6 +46,40 @@ def test_gif_holds_every_frame_and_merges_equal_ones(tmp_path: Path) -> None:
     assert times == [50] * 11 + [300]
 
 
+def test_webp_holds_every_frame_and_plays_for_ever(tmp_path: Path) -> None:
+    video.save_video(str(tmp_path / 'a.webp'), ramp(12), fps=30)
+    with PIL.Image.open(tmp_path / 'a.webp') as picture:
+        assert picture.format == 'WEBP' and picture.n_frames == 12 and picture.size == (21, 18)
+        assert picture.info['loop'] == 0
+        times = []
+        for i in range(12):
+            picture.seek(i)
+            picture.load()
+            times.append(picture.info['duration'])
+            assert abs(float(np.asarray(picture.convert('L')).mean()) - i * 255 // 12) <= 3
+    assert sum(times) == 400 and set(times) <= {33, 34}
+    assert [path.name for path in tmp_path.iterdir()] == ['a.webp']
+
+
+@pytest.mark.parametrize('fps', [7, 24, 30, 50])
+def test_gifs_run_at_the_speed_asked_for_though_they_count_in_hundredths(fps: int, tmp_path: Path) -> None:
+    video.save_video(str(tmp_path / 'a.gif'), ramp(fps), fps=fps)
+    with PIL.Image.open(tmp_path / 'a.gif') as picture:
+        times = []
+        for i in range(picture.n_frames):
+            picture.seek(i)
+            times.append(picture.info['duration'])
+    assert len(times) == fps and sum(times) == 1000 and max(times) - min(times) <= 10
+
+
+def test_speeds_and_sizes_that_a_format_cannot_show(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match='GIF shows at most 50 frames a second, asked for are 60'):
+        video.save_video(str(tmp_path / 'a.gif'), ramp(2), fps=60)
+    with pytest.raises(UserError, match='16400x1 are too large'):
+        video.save_video(str(tmp_path / 'a.webp'), ramp(2, height=1, width=16400))
+    assert not list(tmp_path.iterdir())
+
+
 def test_floats_and_pixels_are_the_same(tmp_path: Path) -> None:
     for name, frame in (('a', torch.full([3, 8, 8], 255, dtype=torch.uint8)), ('b', torch.ones([3, 8, 8]))):
         video.save_video(str(tmp_path / f'{name}.gif'), [frame])
@@ -57,7 +91,7 @@ def test_bad_frames_and_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         video.save_video(str(tmp_path / 'a.gif'), [])
     with pytest.raises(ValueError, match=r'expected all of size \[3, 8, 8\], got \[3, 9, 8\]'):
         video.save_video(str(tmp_path / 'a.gif'), [torch.zeros([1, 8, 8]), torch.zeros([1, 9, 8])])
-    with pytest.raises(UserError, match=r'end in \.mp4 or \.gif'):
+    with pytest.raises(UserError, match=r'end in \.mp4, \.gif or \.webp'):
         video.save_video(str(tmp_path / 'a.avi'), ramp(2))
     monkeypatch.setattr(video, 'best_format', lambda: 'gif')
     with pytest.raises(UserError, match='pip install imageio-ffmpeg'):

@@ -59,8 +59,8 @@ def parse_finite(ctx: click.Context, param: click.Parameter, value: float) -> fl
               help="Features in the loss of --refine and --tune  [default: disc, the pickle's own D, if it has one]")
 @click.option('--percep-weight', type=params.FiniteRange(min=0),
               help='Their weight beside the pixels\'  [default: disc 0.1, vgg16 0.8, vgg16-conv4_3 5e-5]')
-@click.option('--save-video', is_flag=False, flag_value='auto', type=click.Choice(['auto', 'mp4', 'gif']),
-              help='Write NAME_refine.mp4 (or .gif) of the optimisation  [auto: mp4, if imageio-ffmpeg is there]')
+@click.option('--save-video', is_flag=False, flag_value='auto', type=click.Choice(['auto', 'mp4', 'gif', 'webp']),
+              help='Write NAME_refine.mp4, .gif or .webp of the optimisation  [auto: mp4, if imageio-ffmpeg is there]')
 # Tuning of the generator.
 @click.option('--tune', type=click.IntRange(min=1), metavar='N',
               help='Then tune the generator by N steps, for all images together (pivotal tuning)')

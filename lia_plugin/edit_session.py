@@ -1,0 +1,105 @@
+"""A network at hand for editing: inputs become codes, codes become pictures, the same way in every command."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+import torch
+
+from lia_plugin import codes, inversion
+from lia_plugin.codes import Codes
+from lia_plugin.host import UserError, load_network_pkl
+from lia_plugin.images import to_uint8
+from lia_plugin.outputs import check_output
+
+MAX_TOLD = 5
+
+
+@dataclass
+class Session:
+    """G_ema of a pickle, frozen, on its device, and how it is to draw."""
+
+    G: Any
+    network: str
+    device: torch.device
+    outdir: str = 'out'
+    trunc: float = 1.0
+    class_idx: int | None = None
+    noise_mode: str = 'const'
+    batch: int = 8
+    seed: int = 0
+    contents: dict[str, Any] | None = None  # The whole snapshot: D and what else it holds.
+
+    @classmethod
+    def open(
+        cls,
+        network: str,
+        outdir: str = 'out',
+        device: str | None = None,
+        trust_pickle: bool = False,
+        **settings: Any,
+    ) -> Session:
+        """Loads and checks what `edit_options.common_options` say. Raises UserError for what can't be used."""
+        check_output('--outdir', outdir, folder=True)
+        where = inversion.pick_device(device)
+        contents = load_network_pkl(network, trust=trust_pickle)
+        G = contents.get('G_ema')
+        if G is None:
+            raise UserError(f'{network}: holds no generator (G_ema)')
+        G = G.eval().requires_grad_(False).to(where)
+        session = cls(G, network, where, outdir, **settings, contents=contents)
+        torch.manual_seed(session.seed)
+        return session
+
+    def generator(self) -> torch.Generator:
+        """A fresh source of random numbers, on the CPU so that every device draws the same."""
+        return torch.Generator().manual_seed(self.seed)
+
+    def read(
+        self, inputs: Sequence[str], option: str = 'INPUT', failures: list[tuple[str, str]] | None = None
+    ) -> Codes:
+        """Codes of seeds, .npz files and images; see `codes.read_inputs`. Without `failures` a bad image raises."""
+        return codes.read_inputs(
+            inputs, self.G, self.network, self.class_idx, self.trunc, self.batch, failures, option, self.outdir
+        )
+
+    def render(
+        self,
+        code: torch.Tensor,
+        c: torch.Tensor | None = None,
+        noise: Sequence[dict[str, torch.Tensor]] = (),
+        desc: str | None = None,
+    ) -> torch.Tensor:
+        """Codes [N, dim] or [N, num_ws, dim] -> pixels uint8 NCHW on the CPU; a bar named `desc` shows the way."""
+        return torch.cat(list(self.render_batches(code, c, noise, desc)))
+
+    def render_batches(
+        self,
+        code: torch.Tensor,
+        c: torch.Tensor | None = None,
+        noise: Sequence[dict[str, torch.Tensor]] = (),
+        desc: str | None = None,
+    ) -> Iterator[torch.Tensor]:
+        """The same, batch by batch, for more pictures than the memory holds."""
+        from tqdm import tqdm
+
+        with tqdm(total=len(code), desc=desc, unit='image', disable=True if desc is None else None) as bar:
+            for start in range(0, len(code), self.batch):
+                rows = slice(start, start + self.batch)
+                labels = None if c is None else c[rows]
+                img = codes.render(self.G, code[rows], labels, list(noise[rows]), self.noise_mode)
+                yield to_uint8(img).cpu()
+                bar.update(len(img))
+
+
+def report_failures(failures: Sequence[tuple[str, str]]) -> int:
+    """Names on stderr what could not be used; the exit code, 1 if there is any."""
+    for _label, reason in failures[:MAX_TOLD]:
+        click.echo(reason, err=True)
+    if failures:
+        more = '' if len(failures) <= MAX_TOLD else f', {MAX_TOLD} of them named above'
+        click.echo(f'Error: {len(failures)} images could not be used{more}', err=True)
+    return 1 if failures else 0
