@@ -232,7 +232,7 @@ class JudgeFigures(NamedTuple):
 
 
 def judge_figures(judge: Judge, labels: Array, real: Array, recon: Array) -> JudgeFigures:
-    """Of held-out images: labels int [n], −1 = not known; probabilities [n, classes] of pictures and reconstructions."""
+    """Of held-out images: labels int [n], −1 = not known; probabilities [n, classes] of originals, reconstructions."""
     known = labels >= 0
     kinds = len(np.unique(labels[known]))
     chance = 1 / kinds if kinds else float('nan')
