@@ -44,7 +44,7 @@ class Attributes:
         return self.columns[name]
 
     def take(self, places: Sequence[int]) -> Attributes:
-        """The same of some of the images. To be read with all images of a data set: see `read_attributes`' last case."""
+        """The same of some of the images. Tables are read with all images of a data set: see `read_attributes`."""
         picked = {name: tuple(column[place] for place in places) for name, column in self.columns.items()}
         return Attributes(self.where, picked, self.note)
 

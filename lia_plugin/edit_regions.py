@@ -21,7 +21,7 @@ import torch
 Array = npt.NDArray[Any]
 
 LEAST = 0.3  # |d| of a pixel of the region; 0.2 is called a small effect, 0.5 a medium one.
-SURE = 3.0  # And so many standard errors of d, that classes of few pictures don't make regions of noise.
+SURE = 4.0  # And so many standard errors of d, that none of many thousand pixels is there by chance.
 SHARE = 0.9  # Of the squared difference between the classes, that the strongest pixels make up together.
 MIN_STD = 2 / 255  # One level of 256, in [-1, 1]: pixels that are the same in all pictures have no spread to divide by.
 SPREAD_SIDE = 32  # Regions grow by one pixel in this many, for edges of a thing move with it.
