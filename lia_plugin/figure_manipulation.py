@@ -1,0 +1,167 @@
+"""Images moved along directions: given ones, learned from labels, or found without (SeFa and PCA)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from lia_plugin import (
+    attribute_labels,
+    direction_factors,
+    direction_learning,
+    directions,
+    images,
+    manipulation,
+    spaces,
+)
+from lia_plugin.directions import Direction
+from lia_plugin.figure_base import Advance, CannotDraw, Exhibit, Figure, rows_of
+from lia_plugin.host import UserError
+from lia_plugin.networks import base_code
+
+REACH = 3.0  # Standard deviations of the codes to both sides.
+MAX_DIRECTIONS = 6
+MAX_CLASSES = 12  # Columns of more values are names, not attributes.
+ROWS = 3  # Images a direction.
+HELD_OUT = 0.25
+UNLABELLED = 3  # Of SeFa and of PCA each.
+
+
+class Found(NamedTuple):
+    directions: list[Direction]
+    accuracies: list[dict[str, Any]]  # Of labels: held out, in y and in z.
+    text: str
+
+
+def find(exhibit: Exhibit) -> Found:
+    """The directions that were asked for, or those that can be had."""
+    options, G = exhibit.options, exhibit.G
+    if options.directions is not None:
+        given = directions.load_directions(options.directions, G)
+        return Found(given, [], f'Directions of {options.directions}.')
+    if options.labels is not None:
+        return from_labels(exhibit, options.labels)
+    return without_labels(exhibit)
+
+
+def from_labels(exhibit: Exhibit, table: str) -> Found:
+    """A direction for each attribute with two values, or for each value of the others: the best held-out ones first."""
+    direction_learning.check_installed()
+    reals = exhibit.reals
+    stored = {target.label: target.stored_name for target in exhibit.items}
+    names = [stored[source] for source in reals.sources]
+    known = attribute_labels.read_attributes(table, names)
+    learned: list[tuple[Direction, dict[str, Any]]] = []
+    for name, column in known.columns.items():
+        if name not in attribute_labels.SPLIT_COLUMNS:
+            learned += learn(exhibit, name, column)
+    if not learned:
+        raise CannotDraw(f'--labels={table}: no column has values that {len(names)} images could teach')
+    learned.sort(key=lambda pair: -pair[1]['y']['balanced_accuracy'])
+    text = (f'Directions in y from {table}, by logistic regression on codes of {len(names)} real images, and judged on a '
+            f'quarter of them held out; the same in z for comparison.')  # fmt: skip
+    return Found([d for d, _ in learned], [a for _, a in learned], text)
+
+
+def learn(
+    exhibit: Exhibit, name: str, column: attribute_labels.Column
+) -> list[tuple[Direction, dict[str, Any]]]:
+    """The directions of one column, with their held-out figures in both spaces; [] if it teaches none."""
+    rows = [i for i, value in enumerate(column) if value is not None]
+    values = [str(column[i]) for i in rows]
+    if not 2 <= len(set(values)) <= MAX_CLASSES:
+        return []
+    reals, G = exhibit.reals, exhibit.G
+    y = base_code(reals.code)[rows]
+    z = G.mapping.y_to_z(y, rows_of(reals.c, rows))
+    codes = dict(y=y.cpu().double().numpy(), z=z.cpu().double().numpy())
+    order = sorted(set(values))
+    try:
+        split = direction_learning.hold_out(np.array([order.index(v) for v in values]), HELD_OUT,
+                                            seed=exhibit.options.seed)  # fmt: skip
+        tasks = direction_learning.make_tasks(name, values)
+    except UserError:  # Too few images, or too small classes.
+        return []
+    found = []
+    for task in tasks:
+        if direction_learning.why_not(task.positive, split) is not None:
+            continue
+        fits = {space: direction_learning.fit_boundary(code[split.train], task.positive[split.train],
+                                                       seed=exhibit.options.seed) for space, code in codes.items()}  # fmt: skip
+        figures = {space: direction_learning.judge(fits[space], code[split.held_out], task.positive[split.held_out])
+                   for space, code in codes.items()}  # fmt: skip
+        boundary = fits['y']
+        scale = float((codes['y'] @ boundary.vector).std())
+        vector = torch.from_numpy(boundary.vector)
+        found.append((directions.make_direction(task.name, vector, 'y', bias=boundary.bias, scale=scale,
+                                                meaning=task.meaning), dict(name=task.name, **figures)))  # fmt: skip
+    return found
+
+
+def without_labels(exhibit: Exhibit) -> Found:
+    """What changes styles most, and how codes vary most: no meaning is known of these."""
+    G, seed = exhibit.G, exhibit.options.seed
+    if exhibit.has_encoder and exhibit.items:
+        codes, whose = base_code(exhibit.reals.code), 'of the real images'
+    else:
+        codes, whose = spaces.sample_codes(G, 4096, seed)[0], 'of the prior'
+    sefa = [directions.with_scale(G, directions.make_direction(f'SeFa {i + 1}', factor.vector, 'y'))
+            for i, factor in enumerate(direction_factors.sefa(G, UNLABELLED, seed=seed))]  # fmt: skip
+    pca = [directions.make_direction(f'PCA {i + 1}', factor.vector, 'y', scale=max(factor.strength, 1e-12) ** 0.5)
+           for i, factor in enumerate(direction_factors.pca(codes, UNLABELLED))]  # fmt: skip
+    text = (f'No labels were given, so what the directions mean is for you to say: SeFa, what the style weights amplify '
+            f'most, and PCA of codes {whose}.')  # fmt: skip
+    return Found([*sefa, *pca], [], text)
+
+
+def sitters(exhibit: Exhibit) -> tuple[torch.Tensor, torch.Tensor | None, list[str]]:
+    """The codes that are moved: of real images, or without an encoder of seeds."""
+    if exhibit.has_encoder and exhibit.items:
+        some = exhibit.reals[:ROWS]
+        return some.code, some.c, list(some.sources)
+    code, c = spaces.sample_codes(exhibit.G, ROWS, exhibit.options.seed)
+    return code, c, [f'sample {i + 1}' for i in range(ROWS)]
+
+
+def draw(exhibit: Exhibit, advance: Advance) -> Figure:
+    found = find(exhibit)
+    advance(0.5)
+    shown = found.directions[:MAX_DIRECTIONS]
+    code, c, names = sitters(exhibit)
+    reach = torch.linspace(-REACH, REACH, exhibit.options.steps)
+    pictures, told = {}, []
+    for i, direction in enumerate(shown):
+        caption = f'{direction.name}: −{REACH:g} to {REACH:g} standard deviations ({direction.scale:.3g} each in ' \
+                  f'{direction.space})'  # fmt: skip
+        pictures[str(i + 1)] = (strips(exhibit, code, c, direction, reach), caption)
+        told.append(dict(name=direction.name, space=direction.space, scale=direction.scale, bias=direction.bias,
+                         meaning=direction.meaning, amounts=(reach * direction.scale).tolist()))  # fmt: skip
+        advance(0.5 + 0.5 * (i + 1) / len(shown))
+    numbers: dict[str, Any] = dict(images=names, reach=REACH, directions=told, accuracies=found.accuracies)
+    text = (f'{found.text} Rows are {", ".join(names)}; the middle column is the reconstruction.'
+            + (f' Shown are {len(shown)} of {len(found.directions)} directions.'
+               if len(shown) < len(found.directions) else ''))  # fmt: skip
+    return Figure('Manipulation', text, pictures, [accuracy_table(found.accuracies)] if found.accuracies else [], numbers)
+
+
+def strips(
+    exhibit: Exhibit, code: torch.Tensor, c: torch.Tensor | None, direction: Direction, reach: torch.Tensor
+) -> torch.Tensor:
+    """A row for each code, a column for each amount in standard deviations."""
+    rows = []
+    for i in range(len(code)):
+        many = code[[i] * len(reach)]
+        labels = rows_of(c, [i] * len(reach))
+        moved = manipulation.shift(exhibit.G, many, labels, direction, (reach * direction.scale).to(code.device))
+        rows.append(exhibit.draw(moved, labels))
+    return images.interpolation_strips(rows)
+
+
+def accuracy_table(accuracies: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Held out: 0.5 is chance for balanced accuracy and AUC."""
+    header = ['direction', 'held out', 'with it', 'balanced accuracy in y', 'in z', 'AUC in y', 'in z']
+    rows = [[row['name'], str(row['y']['n']), str(row['y']['n_positive']), *(
+        f'{row[space][key]:.3f}' for key in ('balanced_accuracy', 'auc') for space in ('y', 'z'))] for row in accuracies]  # fmt: skip
+    return header, rows
