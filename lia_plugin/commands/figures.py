@@ -71,3 +71,73 @@ def figures(
         raise click.UsageError(f'--{"network" if network else "data"}: {", ".join(names)} needs none; leave it out')
     exhibit = Exhibit(options, session, items)
     return finish(exhibit, work.draw_all(exhibit, names), outdir, dict(network=network, data=data))
+
+
+def check_files(options: Any) -> None:
+    """UserError for files of options that can't be used: before long work."""
+    import os
+
+    from lia_plugin import figure_reconstruction
+    from lia_plugin.directions import split_name
+    from lia_plugin.host import UserError
+
+    if options.labels is not None and options.directions is not None:
+        raise click.UsageError('--labels, --directions: learn directions or take given ones, not both')
+    if options.vgg16 is not None and options.percep not in (None, 'vgg16'):
+        raise click.UsageError(f'--lpips: --percep={options.percep} takes no such file; leave one of them out')
+    for option, path in (('--labels', options.labels), ('--directions', options.directions)):
+        if path is not None and not os.path.exists(split_name(path)[0]):
+            raise UserError(f'{option}={path}: no such file')
+    if options.compare is not None:
+        figure_reconstruction.read_comparison(options.compare)
+
+
+def open_session(
+    network: str | None, outdir: str, device: str | None, trust_pickle: bool, class_idx: int | None, batch: int,
+    seed: int,
+) -> Any:
+    """The network at hand. UserError or UsageError unless it is one with φ."""
+    from lia_plugin import evaluation, spaces
+    from lia_plugin.edit_session import Session
+    from lia_plugin.host import UserError
+
+    if network is None:
+        raise click.UsageError("Missing option '--network' (--only=swiss-roll does without)")
+    session = Session.open(
+        network, outdir, device, trust_pickle, class_idx=class_idx, batch=batch, seed=seed)
+    if not spaces.has_prior(session.G):
+        raise UserError(f'{network}: not a LIA network, it has no φ, which all figures but the Swiss roll are of; '
+                        'python -m lia_plugin attach gives it one')  # fmt: skip
+    evaluation.full_precision()
+    return session
+
+
+def choose_images(data: str | None, num: int) -> list[Any]:
+    """So many images, spread evenly over the set."""
+    from lia_plugin.targets import collect
+
+    if data is None:
+        return []
+    found = collect([data], option='--data')
+    count = min(num, len(found))
+    return [found[i * len(found) // count] for i in range(count)]
+
+
+def finish(exhibit: Any, outcome: Any, outdir: str, facts: dict[str, Any]) -> int:
+    """Writes, tells what is where, and gives the exit code."""
+    import dataclasses
+    import os
+
+    from lia_plugin import figures as work
+    from lia_plugin.edit_session import report_failures
+    from lia_plugin.host import UserError
+
+    if not outcome.figures:
+        raise UserError('no figure can be drawn: '
+                        + '; '.join(f'{name}: {reason}' for name, reason in outcome.missing.items()))  # fmt: skip
+    settings = dataclasses.asdict(exhibit.options)
+    work.save(outdir, outcome, dict(facts, **settings, unreadable=len(exhibit.failures)))
+    for figure in outcome.figures.values():
+        click.echo(f'{figure.heading}: {figure.text}')
+    click.echo(f'{len(outcome.figures)} figures; look at {click.format_filename(os.path.join(outdir, "index.html"))}')
+    return max(1 if outcome.missing else 0, report_failures(exhibit.failures))
