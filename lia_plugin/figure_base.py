@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from lia_plugin import codes, images, inversion, perceptual
@@ -38,7 +40,7 @@ class Options:
     compare: str | None = None
     directions: str | None = None
     labels: str | None = None
-    roll_steps: int = 1500
+    roll_steps: int = 2500
     seed: int = 0
 
 
@@ -65,8 +67,12 @@ class Sitters(NamedTuple):
 class Exhibit:
     """A network and real images, encoded when first asked for. Without a network only what needs none can be drawn."""
 
-    def __init__(self, options: Options, session: Session | None = None, items: Sequence[Target] = ()) -> None:
+    def __init__(
+        self, options: Options, session: Session | None = None, items: Sequence[Target] = (),
+        everything: Sequence[Target] | None = None,  # All images of --data, of which `items` are looked at.
+    ) -> None:
         self.options, self._session, self.items = options, session, items
+        self.everything = items if everything is None else everything
         self.failures: list[tuple[str, str]] = []
         self._kept: dict[str, Any] = {}
 
@@ -166,3 +172,15 @@ class Exhibit:
 def rows_of(value: torch.Tensor | None, index: Sequence[int]) -> torch.Tensor | None:
     """Some rows of what may not be there."""
     return None if value is None else value[list(index)]
+
+
+def mean_and_error(values: npt.ArrayLike) -> dict[str, float]:
+    """Mean, and its standard error (NaN for one value)."""
+    v = np.asarray(values, np.float64)
+    return dict(mean=float(v.mean()), error=float(v.std(ddof=1) / len(v) ** 0.5) if len(v) > 1 else float('nan'))
+
+
+def with_error(value: dict[str, float], form: str) -> str:
+    """`mean_and_error` as text."""
+    error = '' if np.isnan(value['error']) else f' ± {format(value["error"], form.lstrip("+"))}'
+    return format(value['mean'], form) + error

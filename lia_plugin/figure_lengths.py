@@ -19,7 +19,8 @@ Array = npt.NDArray[np.float64]
 BINS = 40
 BARS_FROM = 50  # With fewer codes than that a histogram says less than their places.
 COLOURS = (canvas.BLUE, canvas.GREEN, canvas.ORANGE, canvas.PURPLE)
-NAMES = {'encoder': 'encoded', 'refined': 'refined', 'optimised': 'optimised from the mean', 'prior': 'drawn from the prior'}
+NAMES = {'encoder': 'encoded', 'refined': 'refined', 'optimised': 'optimised from the mean',
+         'prior': 'drawn from the prior'}  # fmt: skip
 
 
 @torch.no_grad()
@@ -57,11 +58,13 @@ def draw(exhibit: Exhibit, advance: Advance) -> Figure:
     header = ['codes', 'n', 'mean |z|²', 'its mean / d', 'standard deviation', 'KS distance to χ²', 'p of KS',
               'inside the middle 95 % of χ²']  # fmt: skip
     rows = [[NAMES[name], str(row['n']), f'{row["mean"]:.1f}', f'{row["mean"] / dim:.2f}', f'{row["std"]:.1f}',
-             f'{row["ks"]:.3f}', f'{row["ks_p"]:.2g}', f'{row["typical"]:.0%}'] for name, row in figures.items()]  # fmt: skip
+             f'{row["ks"]:.3f}', f'{row["ks_p"]:.2g}', f'{row["typical"]:.0%}']
+            for name, row in figures.items()]  # fmt: skip
     rows.append([f'χ² with {dim} degrees', '', f'{dim}', '1.00', f'{(2 * dim) ** 0.5:.1f}', '0', '', '95%'])
     text = (
-        f'If codes of real images filled the prior, |z|² would follow χ² with {dim} degrees of freedom. Those drawn from '
-        f'the prior do, and show what chance does to a sample. An optimisation without a prior goes where no sample is.'
+        f'If codes of real images filled the prior, |z|² would follow χ² with {dim} degrees of freedom. Those drawn '
+        f'from the prior do, and show what chance does to a sample. An optimisation without a prior goes where no '
+        f'sample is.'
     )
     caption = ('Densities on a logarithmic axis. Of sets with fewer than '
                f'{BARS_FROM} codes each is a tick below the axis of densities.')  # fmt: skip
@@ -83,7 +86,8 @@ def picture(lengths: dict[str, Array], dim: int) -> torch.Tensor:
     top = max(float(density.max()), *(float(b.max()) for b in bars.values()), 0.0) * 1.12
     room = 0.06 * top
     panel = Panel(canvas.Range(low, high), canvas.Range(-room * (len(small) + 0.5), top),
-                  f'|z|² against χ² with {dim} degrees of freedom', 'log10 of |z|²', 'density', 820, 420)  # fmt: skip
+                  f'|z|^2 against chi-square with {dim} degrees of freedom', 'log10 of |z|^2', 'density',
+                  820, 420)  # fmt: skip
     colours = dict(zip(logs, COLOURS))
     for name, heights in bars.items():
         panel.line(np.stack([edges.repeat(2)[1:-1], heights.repeat(2)], axis=1), colours[name], 2)
@@ -93,5 +97,5 @@ def picture(lengths: dict[str, Array], dim: int) -> torch.Tensor:
         for value in logs[name]:
             panel.line([[value, -room * (row + 0.25)], [value, -room * (row + 0.95)]], colours[name], 1.5)
     keys = [Key(f'{NAMES[name]} (n = {len(v)})', colours[name]) for name, v in logs.items()]
-    panel.legend([Key('χ², the prior', canvas.RED), *keys])
+    panel.legend([Key('chi-square, the prior', canvas.RED), *keys])
     return panel.picture()

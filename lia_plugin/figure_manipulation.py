@@ -50,18 +50,20 @@ def from_labels(exhibit: Exhibit, table: str) -> Found:
     """A direction for each attribute with two values, or for each value of the others: the best held-out ones first."""
     direction_learning.check_installed()
     reals = exhibit.reals
-    stored = {target.label: target.stored_name for target in exhibit.items}
-    names = [stored[source] for source in reals.sources]
-    known = attribute_labels.read_attributes(table, names)
+    # Of a table whose rows go by the images' places all images have to be known.
+    known = attribute_labels.read_attributes(table, [target.stored_name for target in exhibit.everything])
+    place = {target.label: i for i, target in enumerate(exhibit.everything)}
+    rows = [place[source] for source in reals.sources]
     learned: list[tuple[Direction, dict[str, Any]]] = []
     for name, column in known.columns.items():
         if name not in attribute_labels.SPLIT_COLUMNS:
-            learned += learn(exhibit, name, column)
+            learned += learn(exhibit, name, tuple(column[row] for row in rows))
     if not learned:
-        raise CannotDraw(f'--labels={table}: no column has values that {len(names)} images could teach')
+        raise CannotDraw(f'--labels={table}: no column has values that {len(rows)} images could teach; --num=… encodes '
+                         'more')  # fmt: skip
     learned.sort(key=lambda pair: -pair[1]['y']['balanced_accuracy'])
-    text = (f'Directions in y from {table}, by logistic regression on codes of {len(names)} real images, and judged on a '
-            f'quarter of them held out; the same in z for comparison.')  # fmt: skip
+    text = (f'Directions in y from {table}, by logistic regression on codes of {len(rows)} real images, and judged on '
+            f'a quarter of them held out; the same in z for comparison.')  # fmt: skip
     return Found([d for d, _ in learned], [a for _, a in learned], text)
 
 
@@ -88,10 +90,11 @@ def learn(
     for task in tasks:
         if direction_learning.why_not(task.positive, split) is not None:
             continue
-        fits = {space: direction_learning.fit_boundary(code[split.train], task.positive[split.train],
-                                                       seed=exhibit.options.seed) for space, code in codes.items()}  # fmt: skip
-        figures = {space: direction_learning.judge(fits[space], code[split.held_out], task.positive[split.held_out])
-                   for space, code in codes.items()}  # fmt: skip
+        fits, figures = {}, {}
+        for space, code in codes.items():
+            fits[space] = direction_learning.fit_boundary(
+                code[split.train], task.positive[split.train], seed=exhibit.options.seed)
+            figures[space] = direction_learning.judge(fits[space], code[split.held_out], task.positive[split.held_out])
         boundary = fits['y']
         scale = float((codes['y'] @ boundary.vector).std())
         vector = torch.from_numpy(boundary.vector)
@@ -111,8 +114,8 @@ def without_labels(exhibit: Exhibit) -> Found:
             for i, factor in enumerate(direction_factors.sefa(G, UNLABELLED, seed=seed))]  # fmt: skip
     pca = [directions.make_direction(f'PCA {i + 1}', factor.vector, 'y', scale=max(factor.strength, 1e-12) ** 0.5)
            for i, factor in enumerate(direction_factors.pca(codes, UNLABELLED))]  # fmt: skip
-    text = (f'No labels were given, so what the directions mean is for you to say: SeFa, what the style weights amplify '
-            f'most, and PCA of codes {whose}.')  # fmt: skip
+    text = (f'No labels were given, so what the directions mean is for you to say: SeFa, what the style weights '
+            f'amplify most, and PCA of codes {whose}.')  # fmt: skip
     return Found([*sefa, *pca], [], text)
 
 
@@ -143,7 +146,8 @@ def draw(exhibit: Exhibit, advance: Advance) -> Figure:
     text = (f'{found.text} Rows are {", ".join(names)}; the middle column is the reconstruction.'
             + (f' Shown are {len(shown)} of {len(found.directions)} directions.'
                if len(shown) < len(found.directions) else ''))  # fmt: skip
-    return Figure('Manipulation', text, pictures, [accuracy_table(found.accuracies)] if found.accuracies else [], numbers)
+    tables = [accuracy_table(found.accuracies)] if found.accuracies else []
+    return Figure('Manipulation', text, pictures, tables, numbers)
 
 
 def strips(
@@ -163,5 +167,6 @@ def accuracy_table(accuracies: list[dict[str, Any]]) -> tuple[list[str], list[li
     """Held out: 0.5 is chance for balanced accuracy and AUC."""
     header = ['direction', 'held out', 'with it', 'balanced accuracy in y', 'in z', 'AUC in y', 'in z']
     rows = [[row['name'], str(row['y']['n']), str(row['y']['n_positive']), *(
-        f'{row[space][key]:.3f}' for key in ('balanced_accuracy', 'auc') for space in ('y', 'z'))] for row in accuracies]  # fmt: skip
+        f'{row[space][key]:.3f}' for key in ('balanced_accuracy', 'auc') for space in ('y', 'z'))]
+        for row in accuracies]  # fmt: skip
     return header, rows

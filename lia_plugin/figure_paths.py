@@ -11,7 +11,15 @@ import torch
 
 from lia_plugin import canvas, editing, embedding, images, paths, prior, spaces
 from lia_plugin.canvas import Key, Panel
-from lia_plugin.figure_base import Advance, CannotDraw, Exhibit, Figure, rows_of
+from lia_plugin.figure_base import (
+    Advance,
+    CannotDraw,
+    Exhibit,
+    Figure,
+    mean_and_error,
+    rows_of,
+    with_error,
+)
 from lia_plugin.networks import base_code
 from lia_plugin.path_measures import FeatureSpace, measure_steps, nearest
 
@@ -115,11 +123,7 @@ def measure(
 
 def summary(figures: dict[str, Array]) -> dict[str, dict[str, float]]:
     """Mean over pairs and its standard error."""
-    return {name: dict(mean=float(v.mean()), error=standard_error(v)) for name, v in figures.items()}
-
-
-def standard_error(values: Array) -> float:
-    return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else float('nan')
+    return {name: mean_and_error(values) for name, values in figures.items()}
 
 
 def differences(y: dict[str, Array], z: dict[str, Array]) -> dict[str, dict[str, float]]:
@@ -127,7 +131,7 @@ def differences(y: dict[str, Array], z: dict[str, Array]) -> dict[str, dict[str,
     found = {}
     for name in y:
         gap = (z[name] - y[name]) / (np.maximum(np.abs(y[name]), 1e-30) if name == 'length' else 1)
-        found[name] = dict(mean=float(gap.mean()), error=standard_error(gap), pairs_greater=float((gap > 0).mean()))
+        found[name] = dict(mean_and_error(gap), pairs_greater=float((gap > 0).mean()))
     return found
 
 
@@ -182,7 +186,7 @@ def strips(ways: dict[str, Ways], steps: int, shown: int) -> torch.Tensor:
 
 def profile_panels(measured: dict[str, Measured]) -> torch.Tensor:
     titles = dict(nearest='Distance to the nearest other real image', log_p='log p(y) per dimension, nats',
-                  z_norm2='|z|² per dimension (prior: 1)')  # fmt: skip
+                  z_norm2='|z|^2 per dimension (prior: 1)')  # fmt: skip
     panels = []
     for name, title in titles.items():
         lines = {kind: m.profiles[name].mean(axis=0) for kind, m in measured.items() if name in m.profiles}
@@ -190,8 +194,8 @@ def profile_panels(measured: dict[str, Measured]) -> torch.Tensor:
             continue
         t = np.linspace(0, 1, len(next(iter(lines.values()))))
         low, high = canvas.span(np.concatenate(list(lines.values())))
-        panel = Panel(canvas.Range(0, 1), canvas.Range(low, high + 0.3 * (high - low)), title, 'share of the path',
-                      width=430, height=320)  # fmt: skip
+        top = high + (0.12 + 0.1 * len(lines)) * (high - low)  # Room for the legend.
+        panel = Panel(canvas.Range(0, 1), canvas.Range(low, top), title, 'share of the path', width=430, height=320)
         for kind, line in lines.items():
             panel.line(np.stack([t, line], axis=1), COLOURS[kind], 2.5)
         panel.legend([Key(LABELS[kind], COLOURS[kind]) for kind in lines])
@@ -210,7 +214,8 @@ def sample_map(
              for i in range(0, len(code), size)]  # fmt: skip
     kinds = [kind for kind in measured if kind != CROSS_FADE]
     shown = min(MAPPED_PAIRS, len(measured[kinds[0]].rows))
-    ways = [measured[kind].rows[i] for kind in kinds for i in range(shown)]
+    # Hundreds of images in small steps would be a cluster of their own, whatever else is near them.
+    ways = [measured[kind].rows[i, ::FINENESS] for kind in kinds for i in range(shown)]
     found = embedding.tsne_map(np.concatenate([*parts, real_rows, *ways]), exhibit.options.seed)
     bounds = np.cumsum([len(code), len(real_rows), *(len(way) for way in ways)])[:-1]
     samples, reals, *lines = np.split(found.places, bounds)
@@ -225,10 +230,11 @@ def sample_map(
         panel.line(line, COLOURS[kind], 1.5)
         panel.points(line, COLOURS[kind], 2.5)
     for i in range(shown):
-        for end in (0, -1):
-            panel.points(lines[i][[end]], canvas.INK, 5)
+        for end, letter in ((0, 'a'), (-1, 'b')):
+            panel.points(lines[i][[end]], 'white', 10)
+            panel.points(lines[i][[end]], canvas.INK, 9)
             x, y = panel.pixels(lines[i][[end]])[0]
-            panel.text(x + 7, y - 7, f'{i + 1}{"a" if end == 0 else "b"}')
+            panel.text(x, y, f'{i + 1}{letter}', 'white', 'mm')
     keys = [Key('samples of the generator', canvas.FAINT, False), Key('real images', canvas.ORANGE, False)]
     panel.legend([*keys, *(Key(LABELS[kind], COLOURS[kind]) for kind in kinds)])
     facts = dict(samples=len(code), reals=len(reals), pairs=shown, components=found.components,
@@ -257,18 +263,16 @@ def table_of(numbers: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def _cell(value: dict[str, float] | None, form: str) -> str:
-    if value is None:
-        return ''
-    error = '' if np.isnan(value['error']) else f' ± {format(value["error"], form.lstrip("+"))}'
-    return format(value['mean'], form) + error
+    return '' if value is None else with_error(value, form)
 
 
 def text_of(numbers: dict[str, Any], count: int) -> str:
     gap, space = numbers['z_minus_y']['length'], numbers['space']
     return (
-        f'Between the reconstructions of {count} pairs of real images: a straight line in {space}, an arc in z (spherical '
-        f'interpolation, with the length interpolated), and a cross-fade of pixels for comparison. Perceptual length is '
-        f'the sum of the distances of neighbours among {numbers["points"]} points ({numbers["features"]}); '
+        f'Between the reconstructions of {count} pairs of real images: a straight line in {space}, an arc in z '
+        f'(spherical interpolation, with the length interpolated), and a cross-fade of pixels for comparison. '
+        f'Perceptual length is the sum of the distances of neighbours among {numbers["points"]} points '
+        f'({numbers["features"]}); '
         f'straightness is the distance of the ends over it, evenness the mean step over the largest. Distances to real '
         f'images are to the nearest of {numbers["n_reals"]}, without the path\'s own two; a path off the manifold is '
         f'farther from them in its middle half than at its ends. ± is the standard error over pairs. Paths in z are '

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
-from lia_plugin import compare, compare_report, images, inversion, refinement, spaces
+from lia_plugin import compare, compare_report, figure_base, images, inversion, refinement, spaces
 from lia_plugin.figure_base import Advance, Exhibit, Figure, Sitters, rows_of
 from lia_plugin.host import UserError
 from lia_plugin.networks import base_code
@@ -32,19 +30,18 @@ def attempts(exhibit: Exhibit, advance: Advance) -> tuple[Sitters, dict[str, Att
 
 
 def _attempts(exhibit: Exhibit, advance: Advance) -> tuple[Sitters, dict[str, Attempt]]:
-    sitters, steps = exhibit.sitters(exhibit.options.opt_num), exhibit.options.refine
+    sitters = exhibit.sitters(exhibit.options.opt_num)
     found = {}
     if sitters.code is not None:
         is_deep = sitters.code.ndim == 3
-        found['encoder'] = _finish(exhibit, sitters, sitters.code, 'encoder y+' if is_deep else 'encoder y',
-                                   'one pass of the encoder' + (', a code for each layer' if is_deep else ''))  # fmt: skip
+        caption, about = ('encoder y+', ', a code for each layer') if is_deep else ('encoder y', '')
+        found['encoder'] = _finish(exhibit, sitters, sitters.code, caption, f'one pass of the encoder{about}')
         if is_deep:
             found['encoder-y'] = _finish(exhibit, sitters, base_code(sitters.code), 'base code y',
                                          'its base code alone, for all layers')  # fmt: skip
         found['refined'] = optimise(exhibit, sitters, sitters.code, lambda s: advance(0.5 * s))
     start = 0.5 if 'refined' in found else 0.0
     found['optimised'] = optimise(exhibit, sitters, None, lambda s: advance(start + (1 - start) * s))
-    assert steps > 0, 'the command takes no less'
     return sitters, found
 
 
@@ -89,13 +86,13 @@ def draw(exhibit: Exhibit, advance: Advance) -> Figure:
     columns = {attempt.caption: images.to_uint8(attempt.recon[:shown]).numpy() for attempt in methods.values()}
     picture = compare_report.grid(images.to_uint8(original[:shown]), columns)
     pictures = {'': (picture, f'{shown} of the {len(original)} images that are measured.')}
+    means = {name: {key: figure_base.mean_and_error(values) for key, values in score.items()}
+             for name, score in scores.items()}  # fmt: skip
     numbers: dict[str, Any] = dict(n=len(original), steps=exhibit.options.refine, methods={
-        name: dict(about=methods[name].about, **{key: summary(values) for key, values in score.items()})
-        for name, score in scores.items()
-    })  # fmt: skip
+        name: dict(about=methods[name].about, **row) for name, row in means.items()})
     tables = [table_of(numbers['methods'])]
-    text = (f'MSE of images in [-1, 1], means over {len(original)} images of --data ± standard error. All optimisations '
-            'go towards the pixels alone.')  # fmt: skip
+    text = (f'MSE of images in [-1, 1], means over {len(original)} images of --data ± standard error. All '
+            'optimisations go towards the pixels alone.')  # fmt: skip
     if exhibit.options.compare is not None:
         content, grid = read_comparison(exhibit.options.compare)
         numbers['comparison'] = content['summary']
@@ -107,18 +104,11 @@ def draw(exhibit: Exhibit, advance: Advance) -> Figure:
     return Figure('Reconstructions', text, pictures, tables, numbers)
 
 
-def summary(values: Sequence[float]) -> dict[str, float]:
-    """Mean and its standard error."""
-    v = np.asarray(values)
-    return dict(mean=float(v.mean()), error=float(v.std(ddof=1) / len(v) ** 0.5) if len(v) > 1 else float('nan'))
-
-
 def table_of(methods: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     keys = [key for key in next(iter(methods.values())) if key != 'about']
     forms = dict(mse='.4f', psnr='.2f', ssim='.3f')
-    rows = [[f'{name}: {row["about"]}', *(
-        f'{row[key]["mean"]:{forms[key]}}' + ('' if np.isnan(row[key]['error']) else f' ± {row[key]["error"]:{forms[key]}}')
-        for key in keys)] for name, row in methods.items()]  # fmt: skip
+    rows = [[f'{name}: {row["about"]}', *(figure_base.with_error(row[key], forms[key]) for key in keys)]
+            for name, row in methods.items()]  # fmt: skip
     titles = dict(mse='MSE', psnr='PSNR dB', ssim='SSIM')
     return ['method', *(titles[key] for key in keys)], rows
 
@@ -135,7 +125,8 @@ def read_comparison(folder: str) -> tuple[dict[str, Any], torch.Tensor | None]:
     """
     content = compare.read_json(os.path.join(folder, 'compare.json'))
     if content is None or not isinstance(content.get('summary'), dict) or not content['summary'].get('shared'):
-        raise UserError(f'--compare={folder}: holds no finished comparison (compare.json): python -m lia_plugin compare')
+        raise UserError(f'--compare={folder}: holds no compare.json with results, as python -m lia_plugin compare '
+                        'writes it')  # fmt: skip
     path = os.path.join(folder, 'grid.png')
     return content, images.read_image(path, channels=3).pixels if os.path.exists(path) else None
 

@@ -26,10 +26,10 @@ GRID = 1024
 
 @dataclasses.dataclass(frozen=True)
 class Roll:
-    """One turn of a spiral, and noise around it, so that there is a density."""
+    """A turn and a quarter of a spiral, and noise around it, so that there is a density."""
 
     start: float = 1.5 * math.pi  # Angles t.
-    stop: float = 3.5 * math.pi
+    stop: float = 4.0 * math.pi
     radius: float = 2.0  # At `stop`.
     height: float = 3.0
     noise: float = 0.05  # Standard deviation, in each of the three dimensions.
@@ -98,7 +98,7 @@ class Roll:
 
     def log_density(self, points: Array) -> Array:
         """log p of the noisy roll at points [N, 3], in nats: an integral along the spiral, Φ across -> [N]."""
-        s = (np.arange(GRID * 2) + 0.5) / (GRID * 2) * self.length
+        s = (np.arange(GRID) + 0.5) / GRID * self.length
         curve = self.spiral(self.angle(s))
         parts = []
         for p in _blocks(points):
@@ -124,12 +124,12 @@ def _blocks(points: Array) -> list[Array]:
 class RollFit:
     """How φ is fitted: a minute of one CPU core."""
 
-    steps: int = 1500
+    steps: int = 2500
     batch: int = 512
-    couplings: int = 12
-    hidden: int = 128
-    lr: float = 4e-3
-    blur: float = 6.0  # The noise begins as many times as wide: from a thin roll alone φ learns to cut, not to unroll …
+    couplings: int = 16
+    hidden: int = 64
+    lr: float = 5e-3
+    blur: float = 8.0  # The noise begins as many times as wide: from a thin roll alone φ learns to cut, not to unroll …
     blurred: float = 0.6  # … and comes down to its own within this share of the steps.
     seed: int = 0
 

@@ -30,7 +30,7 @@ POSITIVE = click.IntRange(min=1)
               help='Features that images are compared by; none = pixels  [default: vgg16 if it was downloaded before, '
                    "else disc, the pickle's own D]")
 @click.option('--lpips', 'vgg16', metavar='PATH|URL', help="NVIDIA's vgg16.pt, for --percep=vgg16")
-@click.option('--roll-steps', type=POSITIVE, default=1500, help="Training steps of the Swiss roll's φ")
+@click.option('--roll-steps', type=POSITIVE, default=2500, help="Training steps of the Swiss roll's φ")
 @click.option('--class', 'class_idx', type=int, metavar='N',
               help='Class of all images, for a conditional network  [default: by dataset.json]')
 @click.option('--batch', type=POSITIVE, default=16, help='Images at once')
@@ -63,13 +63,13 @@ def figures(
     names = work.parse_only(only)
     options = Options(**settings)
     check_files(options)
-    session, items = None, []
+    session, items, everything = None, [], []
     if any(work.CONTENTS[name].needs_network for name in names):
         session = open_session(network, outdir, device, trust_pickle, class_idx, batch, options.seed)
-        items = choose_images(data, options.num)
+        items, everything = choose_images(data, options.num)
     elif network is not None or data is not None:
         raise click.UsageError(f'--{"network" if network else "data"}: {", ".join(names)} needs none; leave it out')
-    exhibit = Exhibit(options, session, items)
+    exhibit = Exhibit(options, session, items, everything)
     return finish(exhibit, work.draw_all(exhibit, names), outdir, dict(network=network, data=data))
 
 
@@ -112,15 +112,15 @@ def open_session(
     return session
 
 
-def choose_images(data: str | None, num: int) -> list[Any]:
-    """So many images, spread evenly over the set."""
+def choose_images(data: str | None, num: int) -> tuple[list[Any], list[Any]]:
+    """So many images, spread evenly over the set; and all of them."""
     from lia_plugin.targets import collect
 
     if data is None:
-        return []
+        return [], []
     found = collect([data], option='--data')
     count = min(num, len(found))
-    return [found[i * len(found) // count] for i in range(count)]
+    return [found[i * len(found) // count] for i in range(count)], found
 
 
 def finish(exhibit: Any, outcome: Any, outdir: str, facts: dict[str, Any]) -> int:
