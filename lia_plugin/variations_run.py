@@ -71,8 +71,8 @@ class VariationsOptions:
 
 def title(how: Variation) -> str:
     """A kind of variation in a few words, for captions."""
-    what = '' if how.share == 1 and how.coords is None else f'{how.share:.3g} of z ' if how.coords is None else 'coords '
-    return what + (f'rho {how.rho:g}' if how.rho or not what else 'anew')
+    where = [f'{how.share:.3g} of z'] if how.share < 1 else ['coords'] if how.coords is not None else []
+    return ' '.join([*where, 'anew' if where and how.rho == 0 else f'rho {how.rho:g}'])
 
 
 class Made(NamedTuple):
