@@ -21,7 +21,7 @@ from lia_plugin.figure_base import Advance, CannotDraw, Exhibit, Figure, rows_of
 from lia_plugin.host import UserError
 from lia_plugin.networks import base_code
 
-REACH = 3.0  # Standard deviations of the codes to both sides.
+REACH = 3.0  # Units to both sides.
 MAX_DIRECTIONS = 6
 MAX_CLASSES = 12  # Columns of more values are names, not attributes.
 ROWS = 3  # Images a direction.
@@ -29,8 +29,16 @@ HELD_OUT = 0.25
 UNLABELLED = 3  # Of SeFa and of PCA each.
 
 
+class Edit(NamedTuple):
+    """A way to go, and how far one column unit leads."""
+
+    direction: Direction
+    unit: float  # In units of the direction's space.
+    told: str  # What a unit is.
+
+
 class Found(NamedTuple):
-    directions: list[Direction]
+    edits: list[Edit]
     accuracies: list[dict[str, Any]]  # Of labels: held out, in y and in z.
     text: str
 
@@ -40,10 +48,32 @@ def find(exhibit: Exhibit) -> Found:
     options, G = exhibit.options, exhibit.G
     if options.directions is not None:
         given = directions.load_directions(options.directions, G)
-        return Found(given, [], f'Directions of {options.directions}.')
+        return Found([plain(direction) for direction in given], [], f'Directions of {options.directions}.')
     if options.labels is not None:
         return from_labels(exhibit, options.labels)
     return without_labels(exhibit)
+
+
+def plain(direction: Direction) -> Edit:
+    """Along the direction itself, by the spread of codes along it."""
+    return Edit(direction, direction.scale, f'{direction.scale:.3g} in {direction.space}: the spread of codes along it')
+
+
+def pattern(direction: Direction, codes: torch.Tensor) -> Edit:
+    """How codes [n, dim] change, on average, where their distance to a boundary changes by its spread.
+
+    With the normal v and the covariance Σ that is σ·Σv/(vᵀΣv). The normal itself tells classes apart, and for that it
+    cancels what they share: along it codes hardly differ, and images hardly change (Haufe et al. 2014, "On the
+    interpretation of weight vectors of linear models in multivariate neuroimaging").
+    """
+    centred = codes.double().cpu() - codes.double().cpu().mean(dim=0)
+    distances = centred @ direction.vector.double()
+    along = centred.t() @ distances / distances.square().sum()
+    spread = float(distances.std())
+    moved = directions.make_direction(direction.name, along, direction.space, meaning=direction.meaning)
+    unit = spread * float(along.norm())
+    return Edit(moved, unit, f'{unit:.3g} in {direction.space}: what goes with one deviation ({spread:.3g}) of the '
+                'distance to the boundary')  # fmt: skip
 
 
 def from_labels(exhibit: Exhibit, table: str) -> Found:
@@ -54,7 +84,7 @@ def from_labels(exhibit: Exhibit, table: str) -> Found:
     known = attribute_labels.read_attributes(table, [target.stored_name for target in exhibit.everything])
     place = {target.label: i for i, target in enumerate(exhibit.everything)}
     rows = [place[source] for source in reals.sources]
-    learned: list[tuple[Direction, dict[str, Any]]] = []
+    learned: list[tuple[Edit, dict[str, Any]]] = []
     for name, column in known.columns.items():
         if name not in attribute_labels.SPLIT_COLUMNS:
             learned += learn(exhibit, name, tuple(column[row] for row in rows))
@@ -63,13 +93,14 @@ def from_labels(exhibit: Exhibit, table: str) -> Found:
                          'more')  # fmt: skip
     learned.sort(key=lambda pair: -pair[1]['y']['balanced_accuracy'])
     text = (f'Directions in y from {table}, by logistic regression on codes of {len(rows)} real images, and judged on '
-            f'a quarter of them held out; the same in z for comparison.')  # fmt: skip
-    return Found([d for d, _ in learned], [a for _, a in learned], text)
+            f'a quarter of them held out; the same in z for comparison. Images are moved as real ones go along with '
+            f'a change of the distance to the boundary.')  # fmt: skip
+    return Found([edit for edit, _ in learned], [accuracy for _, accuracy in learned], text)
 
 
 def learn(
     exhibit: Exhibit, name: str, column: attribute_labels.Column
-) -> list[tuple[Direction, dict[str, Any]]]:
+) -> list[tuple[Edit, dict[str, Any]]]:
     """The directions of one column, with their held-out figures in both spaces; [] if it teaches none."""
     rows = [i for i, value in enumerate(column) if value is not None]
     values = [str(column[i]) for i in rows]
@@ -96,10 +127,9 @@ def learn(
                 code[split.train], task.positive[split.train], seed=exhibit.options.seed)
             figures[space] = direction_learning.judge(fits[space], code[split.held_out], task.positive[split.held_out])
         boundary = fits['y']
-        scale = float((codes['y'] @ boundary.vector).std())
-        vector = torch.from_numpy(boundary.vector)
-        found.append((directions.make_direction(task.name, vector, 'y', bias=boundary.bias, scale=scale,
-                                                meaning=task.meaning), dict(name=task.name, **figures)))  # fmt: skip
+        normal = directions.make_direction(task.name, torch.from_numpy(boundary.vector), 'y', bias=boundary.bias,
+                                           meaning=task.meaning)  # fmt: skip
+        found.append((pattern(normal, y), dict(name=task.name, **figures)))
     return found
 
 
@@ -116,7 +146,7 @@ def without_labels(exhibit: Exhibit) -> Found:
            for i, factor in enumerate(direction_factors.pca(codes, UNLABELLED))]  # fmt: skip
     text = (f'No labels were given, so what the directions mean is for you to say: SeFa, what the style weights '
             f'amplify most, and PCA of codes {whose}.')  # fmt: skip
-    return Found([*sefa, *pca], [], text)
+    return Found([plain(direction) for direction in (*sefa, *pca)], [], text)
 
 
 def sitters(exhibit: Exhibit) -> tuple[torch.Tensor, torch.Tensor | None, list[str]]:
@@ -131,34 +161,33 @@ def sitters(exhibit: Exhibit) -> tuple[torch.Tensor, torch.Tensor | None, list[s
 def draw(exhibit: Exhibit, advance: Advance) -> Figure:
     found = find(exhibit)
     advance(0.5)
-    shown = found.directions[:MAX_DIRECTIONS]
+    shown = found.edits[:MAX_DIRECTIONS]
     code, c, names = sitters(exhibit)
     reach = torch.linspace(-REACH, REACH, exhibit.options.steps)
     pictures, told = {}, []
-    for i, direction in enumerate(shown):
-        caption = f'{direction.name}: −{REACH:g} to {REACH:g} standard deviations ({direction.scale:.3g} each in ' \
-                  f'{direction.space})'  # fmt: skip
-        pictures[str(i + 1)] = (strips(exhibit, code, c, direction, reach), caption)
-        told.append(dict(name=direction.name, space=direction.space, scale=direction.scale, bias=direction.bias,
-                         meaning=direction.meaning, amounts=(reach * direction.scale).tolist()))  # fmt: skip
+    for i, (direction, unit, what) in enumerate(shown):
+        caption = f'{direction.name}: −{REACH:g} to {REACH:g} times {what}'
+        pictures[str(i + 1)] = (strips(exhibit, code, c, direction, reach * unit), caption)
+        told.append(dict(name=direction.name, space=direction.space, unit=unit, meaning=direction.meaning,
+                         amounts=(reach * unit).tolist()))  # fmt: skip
         advance(0.5 + 0.5 * (i + 1) / len(shown))
     numbers: dict[str, Any] = dict(images=names, reach=REACH, directions=told, accuracies=found.accuracies)
     text = (f'{found.text} Rows are {", ".join(names)}; the middle column is the reconstruction.'
-            + (f' Shown are {len(shown)} of {len(found.directions)} directions.'
-               if len(shown) < len(found.directions) else ''))  # fmt: skip
+            + (f' Shown are {len(shown)} of {len(found.edits)} directions.'
+               if len(shown) < len(found.edits) else ''))  # fmt: skip
     tables = [accuracy_table(found.accuracies)] if found.accuracies else []
     return Figure('Manipulation', text, pictures, tables, numbers)
 
 
 def strips(
-    exhibit: Exhibit, code: torch.Tensor, c: torch.Tensor | None, direction: Direction, reach: torch.Tensor
+    exhibit: Exhibit, code: torch.Tensor, c: torch.Tensor | None, direction: Direction, amounts: torch.Tensor
 ) -> torch.Tensor:
-    """A row for each code, a column for each amount in standard deviations."""
+    """A row for each code, a column for each amount."""
     rows = []
     for i in range(len(code)):
-        many = code[[i] * len(reach)]
-        labels = rows_of(c, [i] * len(reach))
-        moved = manipulation.shift(exhibit.G, many, labels, direction, (reach * direction.scale).to(code.device))
+        many = code[[i] * len(amounts)]
+        labels = rows_of(c, [i] * len(amounts))
+        moved = manipulation.shift(exhibit.G, many, labels, direction, amounts.to(code.device))
         rows.append(exhibit.draw(moved, labels))
     return images.interpolation_strips(rows)
 

@@ -107,7 +107,8 @@ class Roll:
         h = points[:, 1]
         below, above = (special.log_ndtr((self.height / 2 + sign * h) / self.noise) for sign in (1, -1))
         # Φ(u) − Φ(v) = 1 − Φ(−u) − Φ(v): both tails are small where the roll is, and one is 1 far beside it.
-        across = np.where(np.abs(h) < self.height / 2, np.log1p(np.exp(below) + np.exp(above) - 2),
+        inside = np.abs(h) < self.height / 2
+        across = np.where(inside, np.log1p(np.where(inside, np.exp(below) + np.exp(above) - 2, 0)),
                           np.minimum(below, above))  # fmt: skip
         return np.concatenate(parts) + across - math.log(self.height)
 
