@@ -128,7 +128,7 @@ def test_what_is_refused(files: Files, tmp_path: Path, capsys: pytest.CaptureFix
     for args, words in (
         (['--rows=1'], '--cols'),
         (['--rows=1', '--cols=2', '--styles=0-99'], 'this network has the layers 0 to'),
-        (['--rows=1', '--cols=2', '--styles=coarse'], 'is not a list of numbers'),
+        (['--rows=1', '--cols=2', '--styles=coarse'], 'is no list of numbers'),
         (['--rows=1', '--cols', str(tmp_path / 'none.png')], '--cols'),
     ):
         refused(capsys, edit('mix', *args, *base), words, out)
