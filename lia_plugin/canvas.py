@@ -67,7 +67,7 @@ def ticks(axis: Range, count: int = TICKS) -> list[float]:
 
 
 class Panel:
-    """A picture with two linear axes; `x` and `y` None = the axis has no marks, as in maps of which none is meant."""
+    """A picture with two linear axes; without `marks` it is a map, whose numbers mean nothing."""
 
     def __init__(
         self, x: Range, y: Range, title: str, x_label: str = '', y_label: str = '', width: int = 560,
@@ -143,14 +143,9 @@ class Panel:
         for (x, y), fill in zip(places.tolist(), colours):
             self.draw.ellipse([x - reach, y - reach, x + reach, y + reach], fill=fill)
 
-    def line(self, points: npt.ArrayLike, colour: Colour = BLUE, width: float = 2, dashed: bool = False) -> None:
-        """A line through [N, 2]; `dashed` draws every second piece, so it needs many points."""
-        places = [(float(x), float(y)) for x, y in self.pixels(points)]
-        if not dashed:
-            self._segment(places, colour, width)
-            return
-        for start in range(0, len(places) - 1, 4):
-            self._segment(places[start : start + 3], colour, width)
+    def line(self, points: npt.ArrayLike, colour: Colour = BLUE, width: float = 2) -> None:
+        """A line through [N, 2]."""
+        self._segment([(float(x), float(y)) for x, y in self.pixels(points)], colour, width)
 
     def legend(self, keys: Sequence[Key], corner: str = 'right') -> None:
         """Names with their colours, in the upper left or right corner, on white."""

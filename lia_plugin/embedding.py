@@ -24,9 +24,13 @@ class Map(NamedTuple):
     kl: float  # What t-SNE has minimised, in nats.
 
 
+def is_installed() -> bool:
+    return importlib.util.find_spec('sklearn') is not None
+
+
 def check_tsne() -> None:
     """CannotDraw without scikit-learn."""
-    if importlib.util.find_spec('sklearn') is None:
+    if not is_installed():
         raise CannotDraw("t-SNE needs scikit-learn: pip install 'lia-plugin[metrics]' or scikit-learn")
 
 

@@ -153,7 +153,7 @@ def sitters(exhibit: Exhibit) -> tuple[torch.Tensor, torch.Tensor | None, list[s
     """The codes that are moved: of real images, or without an encoder of seeds."""
     if exhibit.has_encoder and exhibit.items:
         some = exhibit.reals[:ROWS]
-        return some.code, some.c, list(some.sources)
+        return some.code, some.c, list(some.names)
     code, c = spaces.sample_codes(exhibit.G, ROWS, exhibit.options.seed)
     return code, c, [f'sample {i + 1}' for i in range(ROWS)]
 

@@ -61,14 +61,14 @@ def optimise(exhibit: Exhibit, sitters: Sitters, code: torch.Tensor | None, adva
     statistics = exhibit.once('statistics', lambda: spaces.code_statistics(exhibit.G))
     size, parts = exhibit.session.batch, []
     for start in range(0, len(sitters.img), size):
-        rows = slice(start, start + size)
+        rows = range(start, min(start + size, len(sitters.img)))
 
-        def callback(step: int, _losses: torch.Tensor, _recon: torch.Tensor, start: int = start) -> None:
-            advance((start + size * step / steps) / len(sitters.img))
+        def callback(step: int, losses: torch.Tensor, _recon: torch.Tensor, start: int = start) -> None:
+            advance((start + len(losses) * step / steps) / len(sitters.img))
 
         parts.append(refinement.refine(
-            exhibit.G, sitters.img[rows], rows_of(sitters.c, range(start, min(start + size, len(sitters.img)))),
-            None if code is None else code[rows], settings=settings, callback=callback, statistics=statistics,
+            exhibit.G, sitters.img[rows], rows_of(sitters.c, rows), rows_of(code, rows), settings=settings,
+            callback=callback, statistics=statistics,
         ))  # fmt: skip
     recon = torch.cat([part.recon for part in parts]).clamp(-1, 1).cpu()
     found = torch.cat([part.code for part in parts])

@@ -22,7 +22,8 @@ STEPS = 65  # Points of a path.
 HELD_OUT = 8192
 SHOWN = 4000  # Points in pictures.
 NEAR = 3.0  # Noise deviations from the roll within which a point counts as on it.
-FAR_APART = 0.5  # Pairs that are shown lie at least this share of the spiral apart.
+FAR_APART = 0.3  # Pairs that are shown lie at least this share of the spiral apart.
+QUARTILES = (0.25, 0.5, 0.75)
 KINDS = ('straight in the data', 'straight in z', 'arc in z', 'along the roll')  # The last is the geodesic.
 COLOURS = dict(zip(KINDS, (canvas.RED, canvas.BLUE, canvas.GREEN, canvas.GREY)))
 DRAWN = KINDS[:2]
@@ -94,7 +95,7 @@ def draw(exhibit: Exhibit, advance: Advance) -> Figure:
     nats = likelihoods(roll, phi, stream)
     walked = ways_between(roll, phi, roll.draw(PAIRS, stream), roll.draw(PAIRS, stream))
     figures = measure(roll, walked)
-    shown = typical_pair(roll, walked)
+    shown = typical_pairs(roll, walked)
     numbers: dict[str, Any] = dict(
         pairs=PAIRS, noise=roll.noise, spiral_length=roll.length, height=roll.height, near=NEAR * roll.noise,
         geodesic=float(roll.geodesic(walked.start, walked.stop).mean()), log_likelihood=nats, paths=figures,
@@ -103,20 +104,21 @@ def draw(exhibit: Exhibit, advance: Advance) -> Figure:
     pictures = {
         '': (canvas.beside([side_view(roll, walked, shown, stream), oblique_view(roll, walked, shown, stream)]),
              'The roll from the side (left) and from obliquely above (right), coloured by the way along it, with both '
-             'paths between the same two points.'),
-        'z': (canvas.beside([z_view(roll, phi, walked, shown, stream), profile(roll, walked)]),
-              'The same points and paths after φ (left). Distance to the roll along the paths of all pairs: median, '
-              'and the band of the middle half (right).'),
+             f'paths of three pairs: of those at least {FAR_APART:.0%} of the spiral apart, the pairs whose path in z '
+             'has a mean distance to the roll at the quartiles.'),
+        'z': (canvas.beside([z_view(roll, phi, walked, shown[1], stream), profile(roll, walked)]),
+              'The same points, and the paths of the middle pair, after φ (left). Distance to the roll along the paths '
+              'of all pairs: median, and quartiles as thin lines (right).'),
     }  # fmt: skip
     return Figure('Swiss roll', text_of(roll, figures, nats), pictures, tables_of(figures, nats), numbers)
 
 
-def typical_pair(roll: Roll, walked: Walked) -> int:
-    """Of the pairs far apart along the roll, that whose z path's mean distance to the roll is their median."""
+def typical_pairs(roll: Roll, walked: Walked) -> list[int]:
+    """Of the pairs far apart along the roll, those whose z paths' mean distance to the roll is at the quartiles."""
     apart = np.abs(walked.stop - walked.start)[:, 0] > FAR_APART * roll.length
     away = distances(roll, walked.ways[DRAWN[1]]).mean(axis=0)
-    order = sorted(np.flatnonzero(apart), key=lambda i: away[i])
-    return int(order[len(order) // 2]) if order else 0
+    order = sorted(np.flatnonzero(apart) if apart.any() else range(len(away)), key=lambda i: away[i])
+    return [int(order[int(share * (len(order) - 1))]) for share in QUARTILES]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -135,16 +137,19 @@ def _mark_ends(panel: Panel, ends: Array) -> None:
 
 
 def _draw_ways(panel: Panel, ways: dict[str, Array]) -> None:
-    for kind in DRAWN:
-        panel.line(ways[kind], 'white', 6)
-        panel.line(ways[kind], COLOURS[kind], 3)
-    _mark_ends(panel, ways[DRAWN[0]][[0, -1]])
+    pairs = range(ways[DRAWN[0]].shape[1])
+    for width, own in ((6.0, False), (3.0, True)):
+        for kind in DRAWN:
+            for pair in pairs:
+                panel.line(ways[kind][:, pair], COLOURS[kind] if own else 'white', width)
+    for pair in pairs:
+        _mark_ends(panel, ways[DRAWN[0]][[0, -1], pair])
     panel.legend([Key(kind, COLOURS[kind]) for kind in DRAWN])
 
 
 def _map(title: str, points: Array, colours: list[str], ways: dict[str, Array]) -> torch.Tensor:
-    """A map of points [N, 2] with both ways [STEPS, 2] on it."""
-    everything = np.concatenate([points, *ways.values()])
+    """A map of points [N, 2] with the ways [STEPS, P, 2] of some pairs on it."""
+    everything = np.concatenate([points, *(way.reshape(-1, 2) for way in ways.values())])
     box = [canvas.span(everything[:, i]) for i in range(2)]
     panel = Panel(box[0], box[1], title, width=520, height=470, marks=False, equal=True)
     panel.points(points, colours, 1.3)
@@ -152,19 +157,19 @@ def _map(title: str, points: Array, colours: list[str], ways: dict[str, Array]) 
     return panel.picture()
 
 
-def side_view(roll: Roll, walked: Walked, pair: int, stream: np.random.Generator) -> torch.Tensor:
+def side_view(roll: Roll, walked: Walked, pairs: list[int], stream: np.random.Generator) -> torch.Tensor:
     points, colours = _points(roll, stream)
-    ways = {kind: walked.ways[kind][:, pair][:, [0, 2]] for kind in DRAWN}
+    ways = {kind: walked.ways[kind][:, pairs][:, :, [0, 2]] for kind in DRAWN}
     return _map('The roll from the side', points[:, [0, 2]], colours, ways)
 
 
-def oblique_view(roll: Roll, walked: Walked, pair: int, stream: np.random.Generator) -> torch.Tensor:
+def oblique_view(roll: Roll, walked: Walked, pairs: list[int], stream: np.random.Generator) -> torch.Tensor:
     """In parallel projection, far points first."""
     points, colours = _points(roll, stream)
     across, up, depth = oblique_axes()
     order = np.argsort(-(points @ depth))
     view = np.stack([across, up], axis=1)
-    ways = {kind: walked.ways[kind][:, pair] @ view for kind in DRAWN}
+    ways = {kind: walked.ways[kind][:, pairs] @ view for kind in DRAWN}
     return _map('Obliquely from above', points[order] @ view, [colours[i] for i in order], ways)
 
 
@@ -185,7 +190,7 @@ def z_view(roll: Roll, phi: Phi, walked: Walked, pair: int, stream: np.random.Ge
     basis = np.linalg.svd(ends, full_matrices=False)[2]
     # What crosses empty data lands far outside in z: cut off at what samples reach.
     reach = float(np.abs(z).max()) * 1.1
-    ways = {kind: (way @ basis.T).clip(-reach, reach) for kind, way in ways.items()}
+    ways = {kind: (way @ basis.T).clip(-reach, reach)[:, None] for kind, way in ways.items()}
     return _map('z, in the plane of both ends and 0', z @ basis.T, colours, ways)
 
 
@@ -198,7 +203,7 @@ def profile(roll: Roll, walked: Walked) -> torch.Tensor:
                   'share of the path', 'distance', width=520, height=470)  # fmt: skip
     for kind, (low, middle, high) in bands.items():
         for edge in (low, high):
-            panel.line(np.stack([t, edge], axis=1), COLOURS[kind], 1, dashed=True)
+            panel.line(np.stack([t, edge], axis=1), COLOURS[kind], 1)
         panel.line(np.stack([t, middle], axis=1), COLOURS[kind], 2.5)
     panel.line([[0, NEAR * roll.noise], [1, NEAR * roll.noise]], canvas.INK, 1)
     panel.legend([*(Key(kind, COLOURS[kind]) for kind in bands), Key(f'{NEAR:g} deviations of the noise', canvas.INK)])

@@ -68,16 +68,6 @@ def test_a_legend_shows_each_colour_in_its_corner(corner: str) -> None:
     assert {rgb(canvas.RED), rgb(canvas.GREEN)} <= seen
 
 
-def test_dashes_leave_gaps() -> None:
-    t = np.linspace(0, 1, 101)
-    pictures = []
-    for dashed in (False, True):
-        panel = Panel(Range(0, 1), Range(0, 1), '', width=300, height=200)
-        panel.line(np.stack([t, t * 0 + 0.5], axis=1), canvas.RED, 2, dashed)
-        pictures.append((panel.picture().permute(1, 2, 0) == torch.tensor(rgb(canvas.RED))).all(dim=2).sum())
-    assert 0 < int(pictures[1]) < 0.7 * int(pictures[0])
-
-
 def test_a_rainbow_goes_from_blue_to_red() -> None:
     blue, middle, red = (rgb(colour) for colour in canvas.rainbow([0, 0.5, 1]))
     assert blue[2] > blue[0] and red[0] > red[2] and middle not in (blue, red)
