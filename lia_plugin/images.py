@@ -63,6 +63,16 @@ def to_vgg_range(img: torch.Tensor) -> torch.Tensor:
     return (img + 1) * 127.5
 
 
+def from_range(img: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """Float in [low, high] -> float32 in [-1, 1]."""
+    return (img.to(torch.float32) - low) * (2 / (high - low)) - 1
+
+
+def to_range(img: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """Undoes `from_range`; values outside [-1, 1] are clipped."""
+    return (img.to(torch.float32).clamp(-1, 1) + 1) * ((high - low) / 2) + low
+
+
 def with_channels(img: torch.Tensor, channels: int) -> torch.Tensor:
     """Grey <-> RGB for (N)CHW images, floats or pixels; an image that already fits is returned as it is.
 
@@ -97,12 +107,12 @@ class LoadedImage(NamedTuple):
 
 
 def read_image(
-    file: str | os.PathLike[str] | BinaryIO,
+    file: str | os.PathLike[str] | BinaryIO | PIL.Image.Image,
     resolution: int | None = None,
     channels: int | None = None,
     name: str | None = None,
 ) -> LoadedImage:
-    """Reads any image file that Pillow knows.
+    """Reads any image file that Pillow knows, or takes a picture that Pillow has read or made.
 
     EXIF rotation is applied; transparency lies on white; palettes, CMYK, 16-bit grey and bilevel images become
     8-bit grey or RGB. `resolution` crops the centre square and resizes it; `channels` (1 or 3) converts. `name` is
@@ -139,8 +149,10 @@ class UnusableImageError(ValueError):
     """A sound file that is refused all the same; the message says why."""
 
 
-def _decode(file: str | os.PathLike[str] | BinaryIO) -> tuple[PIL.Image.Image, list[str]]:
-    """File -> upright picture of mode L or RGB, with notes."""
+def _decode(file: str | os.PathLike[str] | BinaryIO | PIL.Image.Image) -> tuple[PIL.Image.Image, list[str]]:
+    """File or picture -> upright picture of mode L or RGB, with notes."""
+    if isinstance(file, PIL.Image.Image):  # The caller's: it stays open.
+        return _usable(file)
     PIL.Image.init()  # Registers all readers, so that the list below is of those that this Pillow has.
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # The size is checked here; odd metadata harms nobody.
@@ -149,12 +161,16 @@ def _decode(file: str | os.PathLike[str] | BinaryIO) -> tuple[PIL.Image.Image, l
         except PIL.Image.DecompressionBombError:
             raise UnusableImageError(TOO_LARGE) from None
         with picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise UnusableImageError(TOO_LARGE)
-            picture.load()
-            if picture.mode == 'F' or (picture.mode == 'I' and picture.format not in ('PNG', 'PPM')):
-                raise UnusableImageError('32-bit values have no agreed white; save it with 8 or 16 bits')
-            return _to_eight_bits(_upright(picture))
+            return _usable(picture)
+
+
+def _usable(picture: PIL.Image.Image) -> tuple[PIL.Image.Image, list[str]]:
+    if picture.width * picture.height > MAX_PIXELS:
+        raise UnusableImageError(TOO_LARGE)
+    picture.load()
+    if picture.mode == 'F' or (picture.mode == 'I' and picture.format not in ('PNG', 'PPM')):
+        raise UnusableImageError('32-bit values have no agreed white; save it with 8 or 16 bits')
+    return _to_eight_bits(_upright(picture))
 
 
 def _upright(picture: PIL.Image.Image) -> PIL.Image.Image:
