@@ -58,13 +58,14 @@ def concatenate(G: Any, parts: Sequence[Codes]) -> Codes:
         return tuple(item for part in parts for item in getattr(part, field))
 
     return Codes(
-        _unique(chain('names')), torch.cat([spaces.fit_code(G, part.code, plus) for part in parts]),
+        unique_names(chain('names')), torch.cat([spaces.fit_code(G, part.code, plus) for part in parts]),
         torch.cat(labels) if labels else None, chain('originals'), chain('noise'), chain('placements'),
         chain('sources'),
     )  # fmt: skip
 
 
-def _unique(names: Sequence[str]) -> tuple[str, ...]:
+def unique_names(names: Sequence[str]) -> tuple[str, ...]:
+    """The same names, numbered where one repeats; case makes no difference, as in some file systems."""
     taken: set[str] = set()
     found = []
     for stem in names:
@@ -129,7 +130,7 @@ def seed_codes(
         code = (mean_code(G) if mean is None else mean).lerp(code, psi)
     count = len(seeds)
     names = tuple(f'seed{seed:04d}' for seed in seeds)
-    return Codes(_unique(names), code, c, (None,) * count, ({},) * count, (None,) * count,
+    return Codes(unique_names(names), code, c, (None,) * count, ({},) * count, (None,) * count,
                  tuple(f'seed {seed}' for seed in seeds))
 
 
@@ -170,7 +171,7 @@ def file_codes(G: Any, path: str, class_idx: int | None = None) -> Codes:
         for row in rows
     )
     code = torch.from_numpy(found.codes[rows].astype(np.float32)).to(device)
-    picked = _unique([re.sub(r'[^\w.-]+', '_', names[row]) or 'code' for row in rows])
+    picked = unique_names([re.sub(r'[^\w.-]+', '_', names[row]) or 'code' for row in rows])
     none = (None,) * len(rows)
     return Codes(picked, code, c, none, noise, none, tuple(f'{path}:{names[row]}' for row in rows))
 

@@ -4,6 +4,7 @@ Float images are NCHW (or CHW), float32, in [-1, 1]; pixels are uint8 in the sam
 three (RGB). Both formulas are those of StyleGAN's tools, because published FID figures depend on them.
 """
 
+import dataclasses
 import io
 import os
 import warnings
@@ -18,6 +19,7 @@ import PIL.ImageOps
 import torch
 
 from lia_plugin.host import UserError, atomic_write, open_data_set
+from lia_plugin.placement import Placement, centre_crop
 
 # What is read, and up to which size, is what `training.image_decode` reads for data sets; it stands here again because
 # NVIDIA's hosts have no such module. A test holds both together.
@@ -104,6 +106,7 @@ class LoadedImage(NamedTuple):
 
     pixels: torch.Tensor
     notes: tuple[str, ...]
+    placement: Placement | None = None  # Where a crop lies in the full picture; None = this is the full picture.
 
 
 def read_image(
@@ -116,12 +119,12 @@ def read_image(
 
     EXIF rotation is applied; transparency lies on white; palettes, CMYK, 16-bit grey and bilevel images become
     8-bit grey or RGB. `resolution` crops the centre square and resizes it; `channels` (1 or 3) converts. `name` is
-    what errors call the file if it is not a path.
+    what errors call the file, and its placement, if it is not a path.
 
     Raises:
         UserError: missing, no image, truncated, too large or of a kind without defined brightness; one line.
     """
-    label = name or (os.fspath(file) if isinstance(file, str | os.PathLike) else 'image')
+    label = name or _path(file) or 'image'
     try:
         loaded, notes = _decode(file)
     except FileNotFoundError:
@@ -135,14 +138,20 @@ def read_image(
     except Exception as error:  # On damaged files decoders raise whatever comes: OSError, SyntaxError, struct.error …
         reason = ' '.join(str(error).split()) or type(error).__name__
         raise UserError(f'{label}: damaged image file ({reason})') from None
+    placement = None
     if resolution is not None:
+        placement = dataclasses.replace(centre_crop(loaded.size, resolution), source=name or _path(file))
         loaded = _fit(loaded, resolution, notes)
     array = np.asarray(loaded)
     pixels = torch.from_numpy(array.reshape(loaded.height, loaded.width, -1).transpose(2, 0, 1).copy())
     if channels is not None and channels != pixels.shape[0]:
         notes.append('grey turned into RGB' if channels == 3 else 'RGB turned into grey')
         pixels = with_channels(pixels, channels)
-    return LoadedImage(pixels, tuple(notes))
+    return LoadedImage(pixels, tuple(notes), placement)
+
+
+def _path(file: str | os.PathLike[str] | BinaryIO) -> str:
+    return os.fspath(file) if isinstance(file, str | os.PathLike) else ''
 
 
 class UnusableImageError(ValueError):

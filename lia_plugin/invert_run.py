@@ -155,7 +155,7 @@ class Job:
             for group in read_batches(self.items, self.asked.batch, image, self.writer, progress):
                 done = self._invert(group, progress)
                 if self.tune_settings is None:
-                    self.writer.add(done.group, done.result)
+                    self.writer.add(done.group, done.result, done.c)
                 else:
                     kept.append(done)
         if kept:
@@ -209,7 +209,7 @@ class Job:
             )  # fmt: skip
         for done in kept:
             result = on_device(done.result, self.device)
-            self.writer.add(done.group, on_cpu(self.inverter.retell(tuned, done.img.to(self.device), result)))
+            self.writer.add(done.group, on_cpu(self.inverter.retell(tuned, done.img.to(self.device), result)), done.c)
         self._save_tuned(tuned)
 
     def _save_tuned(self, tuned: Any) -> None:

@@ -15,6 +15,7 @@ from lia_plugin.host import atomic_write
 from lia_plugin.images import LoadedImage, reconstruction_rows, save_png, side_by_side, to_uint8
 from lia_plugin.inversion import ALL_UNITS, InvertedBatch, mean_figures
 from lia_plugin.outputs import finite
+from lia_plugin.placement import Placement, to_arrays
 from lia_plugin.similarity import psnr_from_mse
 from lia_plugin.targets import Target
 
@@ -102,15 +103,20 @@ def table_cells(
 def format_table(names: Sequence[str], rows: Sequence[Mapping[str, float]]) -> str:
     """Aligned plain text; images beyond MAX_TABLE_ROWS are counted in the mean but not listed."""
     header, body = table_cells(names, rows)
-    lines = [header, *body]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    text = aligned([header, *body])
+    if len(rows) > MAX_TABLE_ROWS:
+        text.insert(-1, f'… {len(rows) - MAX_TABLE_ROWS} more in results.json')
+    return '\n'.join(text)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of cells, equally many each -> lines of text: the first column to the left, the others to the right."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = []
     for name, *figures in lines:
         right = [cell.rjust(width) for cell, width in zip(figures, widths[1:])]
         text.append('  '.join([name.ljust(widths[0]), *right]))
-    if len(rows) > MAX_TABLE_ROWS:
-        text.insert(-1, f'… {len(rows) - MAX_TABLE_ROWS} more in results.json')
-    return '\n'.join(text)
+    return text
 
 
 def save_overview(
@@ -137,8 +143,9 @@ def save_overview(
 class InversionWriter:
     """Writes each batch as it comes, and what is about all of them at the end. Creates the folder with the first image.
 
-    One image's latents go to projected_w.npz; of several, to NAME.npz each, and to latents.npz together. Noise maps
-    that are an image's own stand in its file as noise.BUFFER [1, 1, R, R].
+    One image's latents go to projected_w.npz; of several, to NAME.npz each, and to latents.npz together. Labels stand
+    there as `c` [N, c_dim], where each crop lies as placement.KEY (`placement.to_arrays`). Noise maps that are an
+    image's own stand in its file as noise.BUFFER [1, 1, R, R].
     """
 
     def __init__(self, outdir: str, single: bool, captions: Sequence[str] = CAPTIONS) -> None:
@@ -151,15 +158,20 @@ class InversionWriter:
         self.failures: list[dict[str, str]] = []
         self.pictures: list[Picture] = []
         self.latents: list[dict[str, torch.Tensor]] = []
+        self.placements: list[Placement | None] = []
 
     def fail(self, target: Target, reason: str) -> None:
         """Counts an image that could not be used."""
         self.failures.append({'image': target.label, 'reason': reason})
 
-    def add(self, group: Sequence[tuple[Target, LoadedImage]], result: InvertedBatch) -> None:
-        """Writes the files of one batch."""
+    def add(
+        self, group: Sequence[tuple[Target, LoadedImage]], result: InvertedBatch, c: torch.Tensor | None = None
+    ) -> None:
+        """Writes the files of one batch, with its labels c [N, c_dim] if the network takes them."""
         os.makedirs(self.outdir, exist_ok=True)
         latents = batch_latents(result)
+        if c is not None:
+            latents['c'] = c.cpu()
         self.latents.append(latents)
         noise = {f'noise.{name}': value.cpu() for name, value in (result.noise or {}).items()}
         recons, *earlier = (to_uint8(recon).cpu() for recon in (result.recon, *result.earlier))
@@ -167,14 +179,17 @@ class InversionWriter:
             row = {name: values[i] for name, values in result.figures.items()}
             self.names.append(target.name)
             self.rows.append(row)
-            self.entries.append({'image': target.name, 'source': target.label, 'changes': list(loaded.notes), **row})
+            where = None if loaded.placement is None else loaded.placement.to_json()
+            entry = {'image': target.name, 'source': target.label, 'changes': list(loaded.notes), 'placement': where}
+            self.entries.append({**entry, **row})
             picture = Picture(target.name, loaded.pixels, tuple(stage[i] for stage in earlier), recons[i])
             save_picture(self.outdir, picture, self.captions)
             if len(self.pictures) < MAX_SHOWN:
                 self.pictures.append(picture)
             latent_file = 'projected_w.npz' if self.single else f'{target.name}.npz'
             own = {name: value[i : i + 1] for name, value in {**latents, **noise}.items()}
-            save_latents(os.path.join(self.outdir, latent_file), own)
+            save_latents(os.path.join(self.outdir, latent_file), own, **to_arrays([loaded.placement]))
+            self.placements.append(loaded.placement)
 
     def finish(self, settings: Mapping[str, Any]) -> None:
         """Writes results.json and, for several images, latents.npz, grid.png and index.html."""
@@ -191,6 +206,7 @@ class InversionWriter:
         if self.single:
             return
         together = {name: torch.cat([part[name] for part in self.latents]) for name in self.latents[0]}
-        save_latents(os.path.join(self.outdir, 'latents.npz'), together, names=np.array(self.names))
+        more = dict(names=np.array(self.names), **to_arrays(self.placements))
+        save_latents(os.path.join(self.outdir, 'latents.npz'), together, **more)
         summary = f'{settings["network"]}: {len(self.rows)} images, in [-1, 1]; {len(self.failures)} could not be used.'
         save_overview(self.outdir, self.pictures, self.rows, summary, self.captions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import glob
 import io
@@ -46,7 +47,10 @@ class Target(NamedTuple):
         """Pixels at the network's size and channels. Raises UserError for whatever is wrong with the file."""
         if self.member is None:
             return read_image(self.path, resolution, channels)
-        return read_image(io.BytesIO(_member_bytes(self.path, self.member)), resolution, channels, name=self.label)
+        loaded = read_image(io.BytesIO(_member_bytes(self.path, self.member)), resolution, channels, name=self.label)
+        assert loaded.placement is not None, 'it was fitted'
+        own = dataclasses.replace(loaded.placement, source=self.path, member=self.member)
+        return loaded._replace(placement=own)
 
 
 def collect(sources: Sequence[str], option: str = '--target', outdir: str | None = None) -> list[Target]:

@@ -14,7 +14,7 @@ import PIL.Image
 import pytest
 import torch
 
-from lia_plugin import cli, images, inversion, page, targets
+from lia_plugin import cli, images, inversion, page, placement, targets
 from lia_plugin.host import UserError
 from lia_plugin.networks import Generator
 
@@ -226,7 +226,9 @@ def test_one_image(network: str, G: Any, tmp_path: Path, capsys: pytest.CaptureF
     names = ['picture0_recon.png', 'picture0_side.png', 'projected_w.npz', 'results.json']
     assert sorted(path.name for path in out.iterdir()) == names
     with np.load(out / 'projected_w.npz') as latents:
-        assert {key: (latents[key].shape, latents[key].dtype) for key in latents} == {
+        arrays = {key: latents[key] for key in latents}
+        own = {key: (value.shape, value.dtype) for key, value in arrays.items() if not key.startswith(placement.PREFIX)}
+        assert own == {
             'w': ((1, G.num_ws, 16), np.float32), 'y': ((1, 16), np.float32), 'z': ((1, 16), np.float32),
         }
         replayed = G(torch.from_numpy(latents['z']), None, noise_mode='const')
@@ -235,6 +237,9 @@ def test_one_image(network: str, G: Any, tmp_path: Path, capsys: pytest.CaptureF
     assert difference.abs().max() <= 1, 'the saved z gives the saved reconstruction'
     results = json.loads((out / 'results.json').read_text())
     assert results['n'] == 1 and results['images'][0]['changes'] == ['resized from 40x40 to 16x16']
+    (where,) = placement.from_arrays(arrays, 1)
+    assert where is not None and (where.size, where.scale, where.resolution) == ((40, 40), 2.5, 16)
+    assert where.source == str(folder / 'picture0.png') and where.to_json() == results['images'][0]['placement']
     assert set(results['units']) <= set(results['mean']) <= set(results['images'][0])
     screen = capsys.readouterr()
     assert 'resized from 40x40' in screen.err and 'picture0' in screen.out and 'PSNR' in screen.out
@@ -338,6 +343,10 @@ def test_labels_of_a_data_set_go_with_their_images(tmp_path: Path, labels: list[
         assert np.abs(z[0] - z[1]).max() > 1e-2, 'or the class would not matter'
         with np.load(tmp_path / 'out' / f'{name}.npz') as latents:
             np.testing.assert_allclose(latents['z'][0], z[index], atol=1e-4)
+            np.testing.assert_array_equal(latents['c'], np.eye(2, dtype=np.float32)[[index]])
+            (where,) = placement.from_arrays(dict(latents), 1)
+        stored = path.relative_to(folder).as_posix()
+        assert where is not None and (where.source, where.member) == ((target, stored) if zipped else (str(path), None))
 
 
 @pytest.mark.parametrize('table, complaint', [

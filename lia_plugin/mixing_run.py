@@ -1,0 +1,177 @@
+"""What `edit mix` does once rows and columns are there: every row with every column, one file each, and grids."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+
+import click
+import torch
+
+from lia_plugin import code_output, editing, results, sheets, spaces
+from lia_plugin.codes import Codes, unique_names
+from lia_plugin.edit_session import Session
+from lia_plugin.host import UserError
+from lia_plugin.images import save_png
+from lia_plugin.params import compact
+
+EACH = 'each'
+DEFAULT_LAYERS = range(7)  # Of style_mixing.py.
+
+Styles = tuple[int, ...]
+
+
+def chosen_styles(asked: Sequence[Styles | str], num_ws: int) -> list[Styles]:
+    """What --styles says, one tuple of layers for each grid; 'each' is every layer by itself.
+
+    Raises:
+        UserError: a layer that the network lacks.
+    """
+    if not asked:
+        return [tuple(layer for layer in DEFAULT_LAYERS if layer < num_ws)]
+    found: list[Styles] = []
+    for styles in asked:
+        found += [(layer,) for layer in range(num_ws)] if isinstance(styles, str) else [styles]
+    for layers in found:
+        if layers[-1] >= num_ws:
+            raise UserError(f'--styles={compact(layers)}: this network has the layers 0 to {num_ws - 1}')
+    return list(dict.fromkeys(found))
+
+
+def plain_names(rows: Codes, columns: Codes) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names for rows and columns, as style_mixing.py gives them: a seed's is its number.
+
+    The same input in a row and in a column has one name; other inputs never share one.
+    """
+    known: dict[str, str] = {}
+    for codes in (rows, columns):
+        for name, source in zip(codes.names, codes.sources):
+            seed = re.fullmatch(r'seed (\d+)', source)
+            known.setdefault(source, seed[1] if seed else name)
+    known = dict(zip(known, unique_names(tuple(known.values()))))
+    return tuple(known[source] for source in rows.sources), tuple(known[source] for source in columns.sources)
+
+
+class Mixing:
+    """One run of the command."""
+
+    def __init__(
+        self, session: Session, rows: Codes, columns: Codes, styles: Sequence[Styles], tile: int | None = None
+    ) -> None:
+        self.session, self.styles, self.tile = session, styles, tile
+        self.rows, self.columns = _prepared(session, rows), _prepared(session, columns)
+        self.row_names, self.column_names = plain_names(self.rows, self.columns)
+        self.pairs = [(row, column) for row in range(len(self.rows)) for column in range(len(self.columns))]
+        self.names = tuple(f'{self.row_names[row]}-{self.column_names[column]}' for row, column in self.pairs)
+        self._check()
+
+    def _check(self) -> None:
+        """UserError for rows and columns of classes that one code can't hold; for names that files can't tell apart."""
+        G = self.session.G
+        labels = [codes.c for codes in (self.rows, self.columns) if codes.c is not None]
+        several = bool(labels) and bool((torch.cat(labels) != labels[0][0]).any())
+        if several and spaces.has_prior(G) and G.mapping.base is not None:
+            raise UserError('--rows, --cols: are of several classes, and this network makes styles of a code and one '
+                            'class for all layers; give inputs of one class')  # fmt: skip
+        if unique_names(self.names) != self.names:
+            raise UserError('--rows, --cols: the names of two pairs come out the same; rename the files')
+
+    def run(self) -> None:
+        """Draws and writes everything."""
+        os.makedirs(self.session.outdir, exist_ok=True)
+        row_images = self._draw(self.rows, 'Rows')
+        column_images = self._draw(self.columns, 'Columns')
+        for names, images in ((self.row_names, row_images), (self.column_names, column_images)):
+            for name, img in zip(names, images):
+                save_png(img, self._path(f'{name}-{name}.png'))
+        grids = [self._mix(styles, row_images, column_images) for styles in self.styles]
+        if len(self.styles) > 1:
+            save_png(self._comparison(grids, row_images, column_images), self._path('styles.png'))
+        self._report()
+
+    # Pictures
+
+    def _mix(self, styles: Styles, row_images: torch.Tensor, column_images: torch.Tensor) -> torch.Tensor:
+        """One set of layers: pictures and codes of all pairs -> pictures [R, C, …]."""
+        mixed = self._codes(styles)
+        images = self._draw(mixed, f'Layers {compact(styles)}')
+        os.makedirs(self._path(self._folder(styles)), exist_ok=True)
+        for name, img in zip(mixed.names, images):
+            save_png(img, self._path(self._folder(styles), f'{name}.png'))
+        code_output.save_codes(self._path(self._folder(styles), 'mixed.npz'), self.session.G, mixed)
+        table = images.unflatten(0, [len(self.rows), len(self.columns)])
+        save_png(self._grid(table, row_images, column_images), self._path(self._folder(styles), 'grid.png'))
+        return table
+
+    def _codes(self, styles: Styles) -> Codes:
+        """Row by row. What is not a code, label and noise, is the row's."""
+        mixed = editing.mix(self.rows.code, self.columns.code, styles).flatten(0, 1)
+        rows = [row for row, _column in self.pairs]
+        labels = None if self.rows.c is None else self.rows.c[rows]
+        none = (None,) * len(rows)
+        noise = tuple(self.rows.noise[row] for row in rows)
+        return Codes(self.names, mixed, labels, none, noise, none, self.names)
+
+    def _grid(self, table: torch.Tensor, row_images: torch.Tensor, column_images: torch.Tensor) -> torch.Tensor:
+        """Reconstructions, or what seeds give, at the edges, as in style_mixing.py; originals outside these."""
+        above = any(img is not None for img in self.columns.originals)
+        left = any(img is not None for img in self.rows.originals)
+        corner: list[sheets.Cell] = [None] * (1 + left)
+        lines: list[list[sheets.Cell]] = [[*corner, *self.columns.originals]] if above else []
+        lines.append([*corner, *column_images])
+        for original, recon, row in zip(self.rows.originals, row_images, table):
+            lines.append([*([original] if left else []), recon, *row])
+        captions = ['original'] * above + [''] + list(self.row_names)
+        top = ['original'] * left + [''] + list(self.column_names)
+        return sheets.sheet(lines, top, captions, side=self.tile)
+
+    def _comparison(
+        self, grids: Sequence[torch.Tensor], row_images: torch.Tensor, column_images: torch.Tensor
+    ) -> torch.Tensor:
+        """A line for each pair: the row, its mixtures by sets of layers, the column."""
+        lines: list[list[sheets.Cell]] = []
+        for row, column in self.pairs:
+            lines.append([row_images[row], *(table[row, column] for table in grids), column_images[column]])
+        top = ['row', *(compact(styles) for styles in self.styles), 'column']
+        return sheets.sheet(lines, top, self.names, side=self.tile)
+
+    # The rest
+
+    def _draw(self, codes: Codes, desc: str) -> torch.Tensor:
+        return self.session.render(codes.code, codes.c, codes.noise, desc)
+
+    def _folder(self, styles: Styles) -> str:
+        return f'styles_{compact(styles)}' if len(self.styles) > 1 else ''
+
+    def _path(self, *names: str) -> str:
+        return os.path.join(self.session.outdir, *names)
+
+    def _report(self) -> None:
+        """results.json, and what was written in a line each."""
+
+        def told(names: Sequence[str], codes: Codes) -> list[dict[str, str]]:
+            return [dict(name=name, source=source) for name, source in zip(names, codes.sources)]
+
+        results.save_json(self._path('results.json'), {
+            'network': self.session.network, 'styles': [compact(styles) for styles in self.styles],
+            'noise_mode': self.session.noise_mode, 'truncation_psi': self.session.trunc,
+            'rows': told(self.row_names, self.rows), 'columns': told(self.column_names, self.columns),
+        })  # fmt: skip
+        for styles in self.styles:
+            place = self._path(self._folder(styles), 'grid.png')
+            click.echo(f'{place}: layers {compact(styles)}, {len(self.rows)} rows x {len(self.columns)} columns')
+
+
+def _prepared(session: Session, codes: Codes) -> Codes:
+    """The same as y+ (w+), each input once."""
+    first = {source: i for i, source in reversed(list(enumerate(codes.sources)))}
+    codes = codes[sorted(first.values())]
+    return codes.with_code(spaces.fit_code(session.G, codes.code, plus=True))
+
+
+def read_both(
+    session: Session, rows: Sequence[str], columns: Sequence[str], failures: list[tuple[str, str]]
+) -> tuple[Codes, Codes]:
+    """The inputs of both options."""
+    return session.read(rows, '--rows', failures), session.read(columns, '--cols', failures)
