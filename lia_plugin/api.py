@@ -1,18 +1,19 @@
 """The Python API: `lia = lia_plugin.load('net.pkl')`, and images of any kind in and out.
 
-Images come in as `lia_plugin.api_images` lists: file names, PIL pictures, NumPy arrays, torch tensors, or lists of them.
+Images come in as `lia_plugin.api_images` tells: file names, PIL pictures, NumPy arrays, torch tensors, lists of these.
 What goes out is of the kind that came in, or as `out` says: 'pil', 'numpy' (uint8), 'torch' (floats in [-1, 1]), or
 'latents': the codes of the pictures, as Latents, for another call. One image in is one image out, without a batch axis;
 a list, a batch or a folder gives as many. Latents and arrays of codes always have the batch in front.
 
-Where a method takes `what`, it may be images, Latents, codes as floats [N, dim] or [N, num_ws, dim], an .npz that invert
-or a projector wrote ('latents.npz:NAME' is one of several), or seeds: 7, [7, 8], '7-8'.
+Where a method takes `what`, it may be images, Latents, codes as floats [N, dim] or [N, num_ws, dim], an .npz that
+invert or a projector wrote ('latents.npz:NAME' is one of several), or seeds: 7, [7, 8], '7-8'.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,19 +21,23 @@ import torch
 
 from lia_plugin import (
     api_images,
+    code_output,
     codes,
     editing,
     inversion,
     invert_run,
+    pasting,
     paths,
     spaces,
 )
 from lia_plugin.api_base import Latents, Network
-from lia_plugin.api_images import Array, Range, give_latents
+from lia_plugin.api_images import Array, Range, give_images, give_latents
 from lia_plugin.codes import Codes
-from lia_plugin.inverter import Inverter
+from lia_plugin.images import to_float
 from lia_plugin.invert_options import InvertOptions
+from lia_plugin.inverter import Inverter
 from lia_plugin.networks import base_code
+from lia_plugin.placement import Placement, centre_crop
 
 
 class Typicality(NamedTuple):
@@ -186,6 +191,10 @@ class Lia(Network):
         found, form, _lead = self.read_code(z, c)
         return give_latents(paths.from_space(self.G, found.code, found.c, 'z'), form)
 
+    def save(self, path: str | os.PathLike[str], what: Any, c: Any = None) -> None:
+        """Writes latents as the .npz that invert.py writes and all commands read: w, y, z, y_plus, names."""
+        code_output.save_codes(os.fspath(path), self.G, self.read(what, c)[0])
+
     @torch.no_grad()
     def typicality(self, what: Any, c: Any = None) -> Typicality:
         """How likely codes are under the prior, [N] each; of y+ the base code is judged."""
@@ -225,7 +234,8 @@ class Lia(Network):
         space = space or ('y+' if keys.code.ndim == 3 else 'y')
         way = editing.interpolate(self.G, keys.code, keys.c, space, steps, path, loop)
         noise = editing.NoisePath(self.G, keys.noise, steps, loop)
-        made = self._made(way.code, way.c, [f'frame{i:04d}' for i in range(len(way.code))], noise[:])
+        names = [f'frame{i:04d}' for i in range(len(way.code))]
+        made = dataclasses.replace(self._wrap(way.code, way.c, names), noise=tuple(noise[:]))
         return self.give(made, read[0][1], (len(way.code),), out)
 
     def mix(self, coarse: Any, fine: Any, layers: Sequence[int], c: Any = None, out: str | None = None) -> Any:
@@ -236,11 +246,10 @@ class Lia(Network):
         """
         rows, form, lead = self.read(coarse, c)
         columns, _form, lead_across = self.read(fine, c)
-        plus = [spaces.fit_code(self.G, found.code, True) for found in (rows, columns)]
-        mixed = editing.mix(*plus, layers).flatten(0, 1)
-        names = [f'{a}_{b}' for a in rows.names for b in columns.names]
-        labels = None if rows.c is None else rows.c.repeat_interleave(len(columns), dim=0)
-        return self.give(self._made(mixed, labels, names), form, (*lead, *lead_across), out)
+        below, above = (spaces.fit_code(self.G, found.code, True) for found in (rows, columns))
+        _check_classes(self.G, [rows.c, columns.c])
+        made = self._repeat(rows, editing.mix(below, above, layers).flatten(0, 1), len(columns))
+        return self.give(made, form, (*lead, *lead_across), out)
 
     def variations(
         self,
@@ -271,11 +280,52 @@ class Lia(Network):
         made = editing.vary(self.G, found.code, found.c, num, how, torch.Generator().manual_seed(seed)).flatten(0, 1)
         return self.give(self._repeat(found, made, num), form, (*lead, num), out)
 
-    def _made(self, code: torch.Tensor, c: torch.Tensor | None, names: Sequence[str],
-              noise: Sequence[Mapping[str, torch.Tensor]] = ()) -> Codes:  # fmt: skip
-        made = self._wrap(code, c, names)
-        return dataclasses.replace(made, noise=tuple(dict(maps) for maps in noise)) if noise else made
+    # -----------------------------------------------------------------------------------------------------------------
+    # Back into the full picture
+
+    def paste(
+        self,
+        edited: Any,
+        full: Any,
+        placement: Placement | None = None,
+        base: Any = None,
+        feather: float = pasting.FEATHER,
+        out: str | None = None,
+    ) -> Any:
+        """An edited crop back in its full picture, whose kind the result has.
+
+        Args:
+            edited: One image, resolution x resolution.
+            full: The upright picture of any size, or its file.
+            placement: Where the crop lies, as Latents.placements tells it. None = the centre square, as images are
+                fitted.
+            base: The reconstruction before the edit: only the difference is added, so that detail which the network
+                cannot draw survives. None = the crop's place is filled.
+            feather: Width of the soft edge, as a share of the crop's side.
+
+        Raises:
+            ValueError: sizes that don't belong together.
+        """
+        picture, form = api_images.read_full(full, self.value_range)
+        if placement is None:
+            placement = centre_crop((picture.shape[2], picture.shape[1]), self.resolution)
+        crops = [None if crop is None else api_images.read_full(crop, self.value_range)[0] for crop in (edited, base)]
+        assert crops[0] is not None, 'read_full gives pixels'
+        made = pasting.paste(picture, crops[0], placement, crops[1], feather)
+        form = form.choose(out)
+        return give_images(to_float(made[None]) if form.floats else made[None], form, (), self.value_range)
+
+    # -----------------------------------------------------------------------------------------------------------------
 
     def _repeat(self, found: Codes, code: torch.Tensor, num: int) -> Codes:
         """Codes [N·num, …], `num` of each image, with the labels, noise and placements of that."""
-        return found[[i for i in range(len(found)) for _ in range(num)]].with_code(code)
+        made = found[[i for i in range(len(found)) for _ in range(num)]].with_code(code)
+        return codes.concatenate(self.G, [made])  # Which makes names unique.
+
+
+def _check_classes(G: Any, labels: Sequence[torch.Tensor | None]) -> None:
+    """ValueError for images of several classes where one code can't hold them."""
+    known = [c for c in labels if c is not None]
+    several = bool(known) and bool((torch.cat(known) != known[0][0]).any())
+    if several and spaces.has_prior(G) and G.mapping.base is not None:
+        raise ValueError('mix: images of several classes, and this network makes styles of a code and one class')

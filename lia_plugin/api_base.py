@@ -69,9 +69,6 @@ class Latents:
     def __iter__(self) -> Any:
         return iter((self.y, self.z))
 
-    def __len__(self) -> int:
-        raise TypeError(f'len(latents): latents are (y, z) of {len(self.codes)} images; latents.count tells their number')
-
     @property
     def count(self) -> int:
         return len(self.codes)
@@ -177,7 +174,8 @@ class Network:
         c_dim = self.G.c_dim
         if c_dim == 0 or not (self.has_prior or seeds):
             if c is not None:
-                raise ValueError(f'c: {"this network has" if c_dim == 0 else "codes w of a stock network know"} no classes')
+                who = 'this network has' if c_dim == 0 else 'codes w of a stock network know'
+                raise ValueError(f'c: {who} no classes')
             return None
         if c is None:
             return self._stored_labels(given)
@@ -263,7 +261,8 @@ class Network:
         """ValueError unless images can be encoded."""
         if not (self.has_prior and self.has_encoder):
             what = 'comes from stage 1' if self.has_prior else 'is not a LIA network'
-            raise ValueError(f'{self.network}: {what} and has no encoder; lia.refine(images) finds codes by optimisation')
+            hint = 'lia.refine(images) finds codes by optimisation'
+            raise ValueError(f'{self.network}: {what} and has no encoder; {hint}')
 
     def check_prior(self, what: str) -> None:
         """ValueError unless there is φ."""
@@ -285,7 +284,8 @@ class Network:
         parts = []
         for rows in self.batches(len(found)):
             part = found[rows]
-            parts.append(api_images.as_stored(codes.render(self.G, part.code, part.c, part.noise, self.noise_mode), form))
+            img = codes.render(self.G, part.code, part.c, part.noise, self.noise_mode)
+            parts.append(api_images.as_stored(img, form))
         return give_images(torch.cat(parts), form, lead, self.value_range)
 
     @torch.no_grad()

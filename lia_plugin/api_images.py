@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ import torch
 
 from lia_plugin import targets
 from lia_plugin.images import from_range, read_image, to_float, to_pil, to_range, to_uint8, with_channels
+from lia_plugin.placement import Placement
 
 Array = npt.NDArray[Any]
 Range = tuple[float, float]
@@ -63,7 +65,7 @@ class Given(NamedTuple):
     img: torch.Tensor  # [N, C, R, R], float32 in [-1, 1], on the CPU.
     names: tuple[str, ...]
     notes: tuple[tuple[str, ...], ...]  # What was changed on the way.
-    placements: tuple[Any, ...]  # Where each was cut out of a larger picture; None = it was not.
+    placements: tuple[Placement | None, ...]  # Where each was cut out of a larger picture; None = it was not.
     files: tuple[targets.Target | None, ...]  # None for what was no file.
     form: Form
     single: bool  # One image, and no list, folder or batch of one.
@@ -105,6 +107,8 @@ def read_full(given: Any, value_range: Range | None = None) -> tuple[torch.Tenso
         raise ValueError(f'full: expected one picture, got {len(items)}')
     item, form = items[0], _form(items[0], value_range)
     if isinstance(item, targets.Target):
+        if item.member is not None:
+            raise ValueError(f'full: expected a picture, got {item.label}, a zip')
         item = item.path
     if is_array(item) and _is_float(item):
         return to_uint8(_scaled(item, value_range)), form
@@ -169,7 +173,7 @@ class _Read(NamedTuple):
     img: torch.Tensor  # [C, R, R], float32 in [-1, 1]
     name: str
     notes: tuple[str, ...]
-    placement: Any
+    placement: Placement | None
 
 
 def _read(item: Any, name: str, resolution: int, channels: int, value_range: Range | None) -> _Read:
@@ -178,12 +182,15 @@ def _read(item: Any, name: str, resolution: int, channels: int, value_range: Ran
     elif is_array(item) and _is_float(item):
         img = _scaled(item, value_range)
         if img.shape[1:] == (resolution, resolution):  # As they are: nothing is rounded to 8 bits.
-            notes = () if len(img) == channels else ('grey turned into RGB' if channels == 3 else 'RGB turned into grey',)
-            return _Read(with_channels(img, channels), name, notes, None)
+            note = 'grey turned into RGB' if channels == 3 else 'RGB turned into grey'
+            return _Read(with_channels(img, channels), name, () if len(img) == channels else (note,), None)
         loaded = read_image(to_pil(img), resolution, channels, name)
     else:
         loaded = read_image(_picture(item) if is_array(item) else item, resolution, channels, name)
-    return _Read(to_float(loaded.pixels), name, loaded.notes, getattr(loaded, 'placement', None))
+    where = loaded.placement
+    if where is not None and not isinstance(item, targets.Target):
+        where = dataclasses.replace(where, source='')  # `name` is no file's.
+    return _Read(to_float(loaded.pixels), name, loaded.notes, where)
 
 
 def _picture(array: Any) -> PIL.Image.Image:
@@ -234,7 +241,16 @@ def _warn(changes: Sequence[tuple[str, tuple[str, ...]]]) -> None:
     changed = [f'{name}: {"; ".join(notes)}' for name, notes in changes if notes]
     if changed:
         more = f' … and {len(changed) - MAX_NOTES} more' if len(changed) > MAX_NOTES else ''
-        warnings.warn(' | '.join(changed[:MAX_NOTES]) + more, UserWarning, stacklevel=4)
+        warnings.warn(' | '.join(changed[:MAX_NOTES]) + more, UserWarning, stacklevel=_callers_level())
+
+
+def _callers_level() -> int:
+    """The `stacklevel` for whoever calls `_warn` of whoever has called into this package."""
+    frame, level = sys._getframe(2), 2
+    inside = ('lia_plugin.', 'torch.')  # torch's: decorators.
+    while frame.f_back is not None and str(frame.f_globals.get('__name__')).startswith(inside):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 # ---------------------------------------------------------------------------------------------------------------------
