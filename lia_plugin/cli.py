@@ -19,6 +19,8 @@ COMMANDS = {
     'train': 'Train LIA (both stages) or a plain StyleGAN2.',
     'invert': 'Put real images into the latent space: reconstructions, y and z.',
     'edit': 'Edit images: interpolate, manipulate, mix, vary, learn directions, paste back.',
+    'generate': 'Draw pictures of random seeds or of stored latents.',
+    'video': 'Film a walk through the latent space that ends where it began.',
     'audit': 'Look at a data set through a network: odd images, duplicates, and a list of what to keep.',
     'calc_metrics': 'Evaluate a network.',
     'compare': 'Compare LIA with other encoders, BiGAN/ALI and optimisation, as the paper does.',

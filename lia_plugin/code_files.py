@@ -40,9 +40,26 @@ def read_code_file(path: str, G: Any, said: str | None = None, hint: str = '') -
     """
     said = said or path
     arrays = _load(path, said, hint)
-    codes = _find_codes(said, arrays, G)
-    if not np.isfinite(codes).all():
-        raise UserError(f'{said}: holds numbers that are not finite')
+    return _describe(said, arrays, _find_codes(said, arrays, G), G)
+
+
+def read_only_w(path: str, G: Any) -> CodeFile | None:
+    """A file with w and no y, for a network whose y is something else: its codes are w or w+. None for all other files.
+
+    Projectors write such files. They can be drawn, but not edited.
+
+    Raises:
+        UserError: one line, for whatever is wrong with the file.
+    """
+    if not spaces.has_prior(G) or spaces.y_is_w(G) or not os.path.isfile(path):
+        return None
+    arrays = _load(path, path, '')
+    if 'w' not in arrays or 'y' in arrays or 'y_plus' in arrays:
+        return None
+    return _describe(path, arrays, _check_codes(path, 'w', arrays['w'], G.w_dim, G.num_ws), G)
+
+
+def _describe(said: str, arrays: Mapping[str, Array], codes: Array, G: Any) -> CodeFile:
     names = arrays.get('names')
     if names is not None and names.shape != (len(codes),):
         raise UserError(f'{said}: its names have shape {list(names.shape)}, for {len(codes)} codes')
@@ -71,12 +88,24 @@ def _find_codes(said: str, arrays: Mapping[str, Array], G: Any) -> Array:
     key = next((key for key in keys if key in arrays), None)
     if key is None:
         raise UserError(f'{said}: holds no {" or ".join(keys)}, which this network starts from')
-    codes, dim = arrays[key], spaces.code_dim(G)
+    return _check_codes(said, key, arrays[key], spaces.code_dim(G), G.num_ws)
+
+
+def _check_codes(said: str, key: str, codes: Array, dim: int, num_ws: int) -> Array:
+    """[N, dim] or [N, num_ws, dim], as it is stored or with less around it."""
     fits = codes.ndim in (2, 3) and len(codes) > 0 and codes.shape[-1] == dim and codes.dtype.kind == 'f'
-    if not fits or (codes.ndim == 3 and codes.shape[1] not in (1, G.num_ws)):
+    if not fits or (codes.ndim == 3 and codes.shape[1] not in (1, num_ws)):
         raise UserError(f'{said}: its {key} has shape {list(codes.shape)}, this network takes [N, {dim}] or '
-                        f'[N, {G.num_ws}, {dim}]')
+                        f'[N, {num_ws}, {dim}]')
+    if not np.isfinite(codes).all():
+        raise UserError(f'{said}: holds numbers that are not finite')
     return codes[:, 0] if codes.ndim == 3 and codes.shape[1] == 1 else codes
+
+
+def has_names(path: str) -> bool:
+    """Whether a readable file says what its codes are called."""
+    with np.load(path, allow_pickle=False) as file:
+        return 'names' in file
 
 
 def _find_noise(said: str, arrays: Mapping[str, Array], count: int, G: Any) -> dict[str, Array]:

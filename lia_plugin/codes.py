@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from lia_plugin import inversion, noise_maps, spaces, targets
-from lia_plugin.code_files import read_code_file
+from lia_plugin.code_files import CodeFile, read_code_file
 from lia_plugin.host import UserError
 from lia_plugin.images import to_float
 
@@ -125,7 +125,7 @@ def seed_codes(
     device = G.mapping.w_avg.device
     c = inversion.class_labels(G, class_idx, len(seeds), device) if c is None else c.to(device)
     z = seeds_to_z(seeds, G.z_dim).to(device)
-    code = G.mapping.z_to_y(z, c) if spaces.has_prior(G) else G.mapping(z, c)[:, 0]
+    code = spaces.z_to_code(G, z, c)
     if psi != 1:
         code = (mean_code(G) if mean is None else mean).lerp(code, psi)
     count = len(seeds)
@@ -153,10 +153,8 @@ def file_codes(G: Any, path: str, class_idx: int | None = None) -> Codes:
     device = G.mapping.w_avg.device
     path, name = _split_name(path)
     found = read_code_file(path, G)
-    stem = re.sub(r'[^\w.-]+', '_', os.path.splitext(os.path.basename(path))[0]) or 'code'
-    count = len(found.codes)
-    names = found.names or ([stem] if count == 1 else [f'{stem}_{i}' for i in range(count)])
-    rows = list(range(count))
+    names = found.names or default_names(path, len(found.codes))
+    rows = list(range(len(names)))
     if name is not None:
         if name not in names:
             raise UserError(f'{path}:{name}: the file has no code of that name; it has {_some(names)}')
@@ -166,14 +164,27 @@ def file_codes(G: Any, path: str, class_idx: int | None = None) -> Codes:
     else:
         # w of a stock network needs no label: its synthesis knows no classes.
         c = inversion.class_labels(G, class_idx, len(rows), device) if spaces.has_prior(G) else None
-    noise = tuple(
-        {key: torch.from_numpy(value[row].astype(np.float32)).to(device) for key, value in found.noise.items()}
-        for row in rows
-    )
+    noise = tuple(noise_row(found, row, device) for row in rows)
     code = torch.from_numpy(found.codes[rows].astype(np.float32)).to(device)
-    picked = unique_names([re.sub(r'[^\w.-]+', '_', names[row]) or 'code' for row in rows])
+    picked = file_names([names[row] for row in rows])
     none = (None,) * len(rows)
     return Codes(picked, code, c, none, noise, none, tuple(f'{path}:{names[row]}' for row in rows))
+
+
+def default_names(path: str, count: int) -> list[str]:
+    """What the codes of a file without names are called: after the file."""
+    stem = file_names([os.path.splitext(os.path.basename(path))[0]])[0]
+    return [stem] if count == 1 else [f'{stem}_{i}' for i in range(count)]
+
+
+def file_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Stored names as unique ones that are fit for files."""
+    return unique_names([re.sub(r'[^\w.-]+', '_', name) or 'code' for name in names])
+
+
+def noise_row(found: CodeFile, row: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """One image's noise maps out of a file, buffer's name -> [1, R, R]."""
+    return {key: torch.from_numpy(value[row].astype(np.float32)).to(device) for key, value in found.noise.items()}
 
 
 def _split_name(path: str) -> tuple[str, str | None]:
@@ -199,11 +210,12 @@ def image_codes(
     class_idx: int | None = None,
     batch: int = 8,
     failures: list[tuple[str, str]] | None = None,
+    originals: bool = True,
 ) -> Codes | None:
     """Encodes images; labels are of class `class_idx`, or of their folder's or zip's dataset.json.
 
-    What can't be read goes to `failures` as (what messages call it, reason); without a list it raises. None if nothing
-    could be read.
+    Without `originals` pixels are forgotten, for sets that the memory doesn't hold. What can't be read goes to
+    `failures` as (what messages call it, reason); without a list it raises. None if nothing could be read.
 
     Raises:
         UserError: no encoder (in a line that calls the network `network`), no classes, an image that can't be read.
@@ -216,7 +228,8 @@ def image_codes(
     with tqdm(total=len(items), desc='Encoding', unit='image', disable=None if len(items) > batch else True) as bar:
         for start in range(0, len(items), batch):
             group = items[start : start + batch]
-            parts += _encode(G, group, labels, failures)
+            found = _encode(G, group, labels, failures)
+            parts += found if originals else [replace(part, originals=(None,) * len(part)) for part in found]
             bar.update(len(group))
     return concatenate(G, parts) if parts else None
 

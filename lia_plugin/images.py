@@ -41,6 +41,12 @@ LUMA = (0.299, 0.587, 0.114)  # Rec. 601, as Pillow's conversion to grey.
 TOO_LARGE = f'more than {MAX_PIXELS // 1_000_000} million pixels; refused'
 CAPTION_HEIGHT = 22
 WHITE = 255
+# What pictures are written as, and how: PNG and WebP as they are, JPEG as near as it can.
+WRITTEN: dict[str, dict[str, Any]] = {
+    'png': dict(format='PNG'),
+    'jpg': dict(format='JPEG', quality=95, subsampling=0),
+    'webp': dict(format='WEBP', lossless=True),
+}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -233,8 +239,13 @@ def to_pil(img: torch.Tensor) -> PIL.Image.Image:
 
 def png_bytes(img: torch.Tensor) -> bytes:
     """One CHW image as a PNG file's content."""
+    return picture_bytes(img, 'png')
+
+
+def picture_bytes(img: torch.Tensor, kind: str) -> bytes:
+    """One CHW image as a file's content, of a kind in WRITTEN."""
     buffer = io.BytesIO()
-    to_pil(img).save(buffer, format='PNG')
+    to_pil(img).save(buffer, **WRITTEN[kind])
     return buffer.getvalue()
 
 
@@ -290,6 +301,22 @@ def side_by_side(images: Sequence[torch.Tensor], captions: Sequence[str] = ()) -
         return row
     pitch = tiles.shape[3] * factor + 4
     return torch.cat([_caption_band(row.shape[2], pitch, captions), row], dim=1)
+
+
+def captioned_grid(images: torch.Tensor, columns: int, captions: Sequence[str]) -> torch.Tensor:
+    """NCHW images row by row, small ones magnified, a caption above each -> uint8 [3, H, W]; empty places are white.
+
+    Raises:
+        ValueError: there is not one caption for each image.
+    """
+    if len(captions) != len(images):
+        raise ValueError(f'captions: expected {len(images)}, got {len(captions)}')
+    pixels = images if images.dtype == torch.uint8 else to_uint8(images)
+    blank = torch.full_like(pixels[0], WHITE)
+    missing = -len(pixels) % columns
+    tiles, texts = [*pixels, *[blank] * missing], [*captions, *[''] * missing]
+    starts = range(0, len(tiles), columns)
+    return torch.cat([side_by_side(tiles[i : i + columns], texts[i : i + columns]) for i in starts], dim=1)
 
 
 def interpolation_strips(rows: Sequence[torch.Tensor], captions: Sequence[str] = ()) -> torch.Tensor:

@@ -7,7 +7,7 @@ Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN", arX
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,11 +22,28 @@ def initial_noise(synthesis: Any, count: int) -> dict[str, torch.Tensor]:
     return {name: value.detach()[None, None].repeat([count, 1, 1, 1]) for name, value in found.items()}
 
 
+def draw_noise(synthesis: Any, seeds: Sequence[int]) -> dict[str, torch.Tensor]:
+    """N(0, 1) for each seed, whatever stands beside it: buffer name -> [N, 1, R, R]. Empty for networks without noise.
+
+    The numbers are the CPU's, so that they are the same on every device.
+    """
+    streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+    drawn = {}
+    for name, value in initial_noise(synthesis, 1).items():
+        rows = [torch.randn(value.shape, generator=stream) for stream in streams]
+        drawn[name] = torch.cat(rows).to(value)
+    return drawn
+
+
 def synthesize(
-    synthesis: Any, ws: torch.Tensor, noise: Mapping[str, torch.Tensor] | None = None, noise_mode: str = 'const'
+    synthesis: Any, ws: torch.Tensor, noise: Mapping[str, torch.Tensor] | None = None, noise_mode: str = 'const',
+    force_fp32: bool = True,
 ) -> torch.Tensor:
-    """ws [N, num_ws, w_dim] -> images NCHW, in float32; with noise maps of the images' own if there are any."""
-    kwargs = dict(noise_mode=noise_mode, force_fp32=True)
+    """ws [N, num_ws, w_dim] -> images NCHW, in float32; with noise maps of the images' own if there are any.
+
+    `force_fp32` computes in float32 what the network has for float16.
+    """
+    kwargs = dict(noise_mode=noise_mode, force_fp32=force_fp32)
     if not noise:
         return synthesis(ws, **kwargs).to(torch.float32)
     return torch.func.functional_call(synthesis, dict(noise), (ws,), kwargs).to(torch.float32)

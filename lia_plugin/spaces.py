@@ -61,7 +61,13 @@ def sample_codes(G: Any, num: int, seed: int = 0) -> tuple[torch.Tensor, torch.T
     c = None
     if G.c_dim:
         c = torch.eye(G.c_dim)[torch.randint(G.c_dim, [num], generator=generator)].to(device)
-    return (G.mapping.z_to_y(z, c) if has_prior(G) else G.mapping(z, c)[:, 0]), c
+    return z_to_code(G, z, c), c
+
+
+@torch.no_grad()
+def z_to_code(G: Any, z: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:
+    """z [N, z_dim] -> y [N, z_dim], in a stock network w [N, w_dim]; not truncated."""
+    return G.mapping.z_to_y(z, c) if has_prior(G) else G.mapping(z, c)[:, 0]
 
 
 def code_to_ws(G: Any, code: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:

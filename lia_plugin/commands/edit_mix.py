@@ -7,10 +7,10 @@ from typing import Any
 import click
 
 from lia_plugin.edit_options import common_options
-from lia_plugin.params import Numbers
+from lia_plugin.params import NumberSet
 
 
-class StylesType(Numbers):
+class StylesType(NumberSet):
     """Such a list, or the word 'each'."""
 
     name = 'styles'
