@@ -30,8 +30,9 @@ from lia_plugin import (
     paths,
     spaces,
 )
-from lia_plugin.api_base import Latents, Network
+from lia_plugin.api_base import Latents
 from lia_plugin.api_images import Array, Range, give_images, give_latents
+from lia_plugin.api_learning import Learner
 from lia_plugin.codes import Codes
 from lia_plugin.images import to_float
 from lia_plugin.invert_options import InvertOptions
@@ -74,7 +75,7 @@ def load(
     return Lia(contents, network, where, batch, value_range, noise_mode)
 
 
-class Lia(Network):
+class Lia(Learner):
     """A network and everything that can be done with images through it. Made by `load`."""
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -147,6 +148,13 @@ class Lia(Network):
         together = {name: np.concatenate([part[name] for part in figures]) for name in figures[0]}
         lead = () if given.single else (len(given.img),)
         return self.latents(codes.concatenate(self.G, parts), given.form, lead, figures=together, notes=given.notes)
+
+    def fit(self, images: Any, out: str | None = None) -> Any:
+        """Images as the network takes them: its size and channels."""
+        given = self.given(images)
+        form = given.form.choose(out)
+        lead = () if given.single else (len(given.img),)
+        return give_images(api_images.as_stored(given.img, form), form, lead, self.value_range)
 
     def encode(self, images: Any, c: Any = None) -> Any:
         """Images -> y, float32 [N, dim], or y+ [N, num_ws, dim] if the encoder is made for it."""
@@ -248,7 +256,7 @@ class Lia(Network):
         columns, _form, lead_across = self.read(fine, c)
         below, above = (spaces.fit_code(self.G, found.code, True) for found in (rows, columns))
         _check_classes(self.G, [rows.c, columns.c])
-        made = self._repeat(rows, editing.mix(below, above, layers).flatten(0, 1), len(columns))
+        made = self.repeat(rows, len(columns)).with_code(editing.mix(below, above, layers).flatten(0, 1))
         return self.give(made, form, (*lead, *lead_across), out)
 
     def variations(
@@ -278,7 +286,7 @@ class Lia(Network):
         found, form, lead = self.read(what, c)
         how = editing.Variation(rho, share, coords, layers)
         made = editing.vary(self.G, found.code, found.c, num, how, torch.Generator().manual_seed(seed)).flatten(0, 1)
-        return self.give(self._repeat(found, made, num), form, (*lead, num), out)
+        return self.give(self.repeat(found, num).with_code(made), form, (*lead, num), out)
 
     # -----------------------------------------------------------------------------------------------------------------
     # Back into the full picture
@@ -314,13 +322,6 @@ class Lia(Network):
         made = pasting.paste(picture, crops[0], placement, crops[1], feather)
         form = form.choose(out)
         return give_images(to_float(made[None]) if form.floats else made[None], form, (), self.value_range)
-
-    # -----------------------------------------------------------------------------------------------------------------
-
-    def _repeat(self, found: Codes, code: torch.Tensor, num: int) -> Codes:
-        """Codes [N·num, …], `num` of each image, with the labels, noise and placements of that."""
-        made = found[[i for i in range(len(found)) for _ in range(num)]].with_code(code)
-        return codes.concatenate(self.G, [made])  # Which makes names unique.
 
 
 def _check_classes(G: Any, labels: Sequence[torch.Tensor | None]) -> None:
