@@ -22,7 +22,8 @@ def test_texts(kind: click.ParamType, text: str, value: Any) -> None:
 
 @pytest.mark.parametrize('kind, text, reason', [
     (params.Numbers(), 'all', 'no list'), (params.Numbers(), '', 'no list'), (params.Numbers(), '1,,2', 'no list'),
-    (params.Numbers(), '-3', 'no list'), (params.Numbers(), '6-4', 'ascending'), (params.Numbers(), f'{2**32}', 'ends at'),
+    (params.Numbers(), '-3', 'no list'), (params.Numbers(), '6-4', 'ascending'),
+    (params.Numbers(), f'{2**32}', 'ends at'),
     (params.Numbers(), '0-9999999', 'more than'), (params.Numbers(highest=5), '6', 'ends at 5'),
     (params.Pair(), '4', "'4x3'"), (params.Pair(), '0x3', "'4x3'"), (params.Point(), '1', 'no pair'),
     (params.Point(), '1,2,3', 'no pair'), (params.Point(), 'nan,0', 'not finite'),
