@@ -17,6 +17,7 @@ from lia_plugin.editing import Variation
 from lia_plugin.host import UserError
 from lia_plugin.images import save_png, to_float
 from lia_plugin.params import compact
+from lia_plugin.paste_back import DIFFERENCE, CodePaster, Style
 from lia_plugin.picture_files import PictureFolder
 
 DEFAULT_RHO = 0.9
@@ -51,6 +52,9 @@ class VariationsOptions:
     layers: tuple[int, ...] | None = None
     each_layer: bool = False
     tile: int | None = None
+    paste: bool = False
+    paste_mode: str = DIFFERENCE
+    feather: float = Style().feather
 
     def check(self, session: Session) -> None:
         """UserError for what this network can't do."""
@@ -92,6 +96,7 @@ class Variations:
         asked.check(session)
         self.session, self.inputs, self.asked = session, inputs, asked
         self.kinds = asked.kinds()
+        self.paster = CodePaster(session, inputs, Style(asked.paste_mode, asked.feather)) if asked.paste else None
         self.names = self._names()
         self.std = spaces.code_statistics(session.G).std
 
@@ -106,9 +111,18 @@ class Variations:
             for names, images in ((inputs.names, recons), *((part.codes.names, part.images) for part in made)):
                 for name, img in zip(names, images):
                     files.add(img, name)
+        self._paste(made)
         save_png(self._sheet(recons, made), self._path('variations.png'))
         self._save_codes(made)
         self._report(made)
+
+    def _paste(self, made: Sequence[Made]) -> None:
+        """Full pictures, where they are asked for."""
+        if self.paster is None:
+            return
+        for part in made:
+            for i, (name, img) in enumerate(zip(part.codes.names, part.images)):
+                self.paster.save(i // self.asked.num, img, self._path(f'{name}_pasted.png'))
 
     def _path(self, name: str) -> str:
         return os.path.join(self.session.outdir, name)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from editing_files import Files, arrays, drawn, edit, picture, refused
 
-from lia_plugin import editing, prior, sheets, spaces
+from lia_plugin import editing, images, prior, sheets, spaces
 
 
 @pytest.fixture(scope='module')
@@ -109,6 +109,25 @@ def test_names_of_variations_never_hide_inputs(files: Files, tmp_path: Path) -> 
         (twin / name).write_bytes(Path(source).read_bytes())
     assert edit('variations', twin, '--num=1', '--network', files.network, '--outdir', tmp_path / 'out') == 0
     assert arrays(tmp_path / 'out' / 'variations.npz')['names'].tolist() == ['a_00_2', 'a_00_00']
+
+
+def test_variations_go_back_into_the_full_picture(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = torch.randint(0, 256, [3, 32, 64], generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images.save_png(full, tmp_path / 'full.png')
+    out = tmp_path / 'out'
+    assert edit('variations', tmp_path / 'full.png', '--num=2', '--rho=0', '--network', files.network, '--outdir', out,
+                '--paste') == 0  # fmt: skip
+    pasted = [picture(out / f'full_0{k}_pasted.png') for k in range(2)]
+    for img in pasted:
+        assert torch.equal(img[:, :, :16], full[:, :, :16]) and torch.equal(img[:, :, 48:], full[:, :, 48:])
+    assert not torch.equal(*pasted)
+    stored = arrays(out / 'variations.npz')
+    assert stored['placement.size'].tolist() == [[64, 32]] * 2
+    capsys.readouterr()
+    refused(capsys, edit('variations', '5', '--network', files.network, '--outdir', tmp_path / 'no', '--paste'),
+            '--paste: seed 5', tmp_path / 'no')  # fmt: skip
 
 
 def test_classes_stay(files: Files, tmp_path: Path) -> None:
