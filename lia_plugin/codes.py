@@ -204,11 +204,12 @@ def image_codes(
     class_idx: int | None = None,
     batch: int = 8,
     failures: list[tuple[str, str]] | None = None,
+    originals: bool = True,
 ) -> Codes | None:
     """Encodes images; labels are of class `class_idx`, or of their folder's or zip's dataset.json.
 
-    What can't be read goes to `failures` as (what messages call it, reason); without a list it raises. None if nothing
-    could be read.
+    Without `originals` pixels are forgotten, for sets that the memory doesn't hold. What can't be read goes to
+    `failures` as (what messages call it, reason); without a list it raises. None if nothing could be read.
 
     Raises:
         UserError: no encoder (in a line that calls the network `network`), no classes, an image that can't be read.
@@ -221,7 +222,8 @@ def image_codes(
     with tqdm(total=len(items), desc='Encoding', unit='image', disable=None if len(items) > batch else True) as bar:
         for start in range(0, len(items), batch):
             group = items[start : start + batch]
-            parts += _encode(G, group, labels, failures)
+            found = _encode(G, group, labels, failures)
+            parts += found if originals else [replace(part, originals=(None,) * len(part)) for part in found]
             bar.update(len(group))
     return concatenate(G, parts) if parts else None
 

@@ -6,13 +6,14 @@ layer, and comes back by φ⁻¹.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from lia_plugin import spaces
-from lia_plugin.directions import Direction
+from lia_plugin import paths, spaces
+from lia_plugin.directions import Direction, make_direction
 
 
 @torch.no_grad()
@@ -44,30 +45,103 @@ def shift(
     if code.ndim == 2 and (direction.per_layer or (chosen is not None and len(set(chosen)) < G.num_ws)):
         code = spaces.fit_code(G, code, plus=True)
     if code.ndim == 2:
-        return leave_space(G, enter_space(G, code, c, direction.space) + steps[:, None] * vector, c, direction.space)
+        moved = enter_space(G, code, c, direction.space) + steps[:, None] * vector
+        return paths.from_space(G, moved, c, direction.space)
     moving = list(range(G.num_ws)) if chosen is None else sorted(set(chosen))
     rows = vector[moving] if direction.per_layer else vector
     moved = enter_space(G, code[:, moving], c, direction.space) + steps[:, None, None] * rows
     result = code.clone()  # What stays, stays to the bit: no way there and back.
-    result[:, moving] = leave_space(G, moved, c, direction.space)
+    result[:, moving] = paths.from_space(G, moved, c, direction.space)
     return result
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Conditions
+
+
+def project_out(
+    direction: Direction, conditions: Sequence[Direction], num_ws: int, layers: Sequence[int] | None = None
+) -> Direction:
+    """The direction along which the conditions' distances stay what they are: Gram-Schmidt, of any number of them.
+
+    As InterFaceGAN's conditional manipulation (arXiv 2005.09635, section 2.3). It has no plane of its own: how far a
+    code gets from `direction`'s is told by `pace`. It becomes one vector per layer if any of them is one; `layers` are
+    those that will be moved (None = all).
+
+    Raises:
+        ValueError: a condition of another space or dimension, or nothing left of the direction.
+    """
+    for condition in conditions:
+        if (condition.space, condition.dim) != (direction.space, direction.dim):
+            raise ValueError(f'{condition.name}: of {condition.space} and {condition.dim} dimensions, but '
+                             f'{direction.name} is of {direction.space} and {direction.dim}')  # fmt: skip
+    if not any(one.per_layer for one in (direction, *conditions)):
+        basis = torch.stack([condition.vector for condition in conditions]).double()
+        left = _orthogonal(direction.vector.double(), basis)
+    else:
+        left = _orthogonal_layers(direction, conditions, num_ws, layers)
+    if float(left.norm() / direction.vector.double().norm()) < 1e-4:
+        raise ValueError(f'{direction.name}: nothing is left of it without {", ".join(one.name for one in conditions)}')
+    names = ', '.join(condition.name for condition in conditions)
+    made = make_direction(direction.name, left, direction.space, scale=direction.scale)
+    return dataclasses.replace(
+        made, layers=direction.layers, meaning=f'{direction.meaning or direction.name}, without {names}',
+        network_hash=direction.network_hash, source=direction.source,
+    )  # fmt: skip
+
+
+def _orthogonal(vector: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
+    """[d] without its part in the span of the rows of [k, d]."""
+    # By the singular vectors, not one condition after another: nearly parallel ones would leave rounding errors.
+    _left, values, rows = torch.linalg.svd(basis, full_matrices=False)
+    rows = rows[values > 1e-6 * values[0]]
+    once = vector - (vector @ rows.t()) @ rows
+    return once - (once @ rows.t()) @ rows
+
+
+def _orthogonal_layers(
+    direction: Direction, conditions: Sequence[Direction], num_ws: int, layers: Sequence[int] | None
+) -> torch.Tensor:
+    """[num_ws, dim]: orthogonal to one vector in each layer, and to a vector per layer in all that are moved together.
+
+    Rows of layers that stay don't matter, and are 0.
+    """
+    moved = torch.zeros([num_ws, 1], dtype=torch.float64)
+    moved[list(range(num_ws) if layers is None else layers)] = 1
+    basis = []
+    for condition in conditions:
+        vector = condition.vector.double()
+        if condition.per_layer:
+            basis.append((vector * moved).flatten())
+        else:
+            basis += [(torch.eye(num_ws, dtype=torch.float64)[k][:, None] * vector).flatten() for k in range(num_ws)]
+    vector = direction.vector.double()
+    rows = vector if direction.per_layer else vector.repeat([num_ws, 1])
+    return _orthogonal((rows * moved).flatten(), torch.stack(basis)).unflatten(0, [num_ws, -1])
+
+
+def pace(direction: Direction, along: Direction, num_ws: int, layers: Sequence[int] | None = None) -> float:
+    """By how much the `distance` to `direction` grows when a code is shifted by 1 along `along`.
+
+    Where a base code has the distance, but is not among the `layers` that are moved, the mean over these is told: the
+    pace that it would have, went it with them.
+    """
+    moving = list(range(num_ws)) if layers is None else sorted(set(layers))
+    steps = along.vector.double() if along.per_layer else along.vector.double().repeat([num_ws, 1])
+    if direction.per_layer:
+        products = (direction.vector.double() * steps).sum(dim=1)
+        return float(products[moving].sum() / num_ws)
+    products = steps @ direction.vector.double()
+    return float(products[0] if 0 in moving else products[moving].mean())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Parts of codes
 
 
 def enter_space(G: Any, code: torch.Tensor, c: torch.Tensor | None, space: str) -> torch.Tensor:
     """A code [N, dim], or any number of layers of one [N, L, dim], -> the same in `space`: φ of each if that is 'z'."""
-    return _by_layer(G.mapping.y_to_z, code, c) if space == 'z' else code
-
-
-def leave_space(G: Any, code: torch.Tensor, c: torch.Tensor | None, space: str) -> torch.Tensor:
-    """Undoes `enter_space`."""
-    return _by_layer(G.mapping.z_to_y, code, c) if space == 'z' else code
-
-
-def _by_layer(function: Any, code: torch.Tensor, c: torch.Tensor | None) -> torch.Tensor:
-    if code.ndim == 2:
-        return function(code, c)
-    per_layer = None if c is None else c.repeat_interleave(code.shape[1], dim=0)
-    return function(code.flatten(0, 1), per_layer).unflatten(0, code.shape[:2])
+    return paths.to_space(G, code, c, 'z') if space == 'z' else code
 
 
 def _inside(G: Any, code: torch.Tensor, c: torch.Tensor | None, direction: Direction) -> torch.Tensor:

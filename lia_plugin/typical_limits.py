@@ -1,0 +1,95 @@
+"""How far a code may be moved and stay typical: up to where ‖z‖² of its base code leaves what the prior makes likely.
+
+Under the prior ‖z‖² follows χ²; its two-sided p-value is at least P between two quantiles. A code that lies outside of
+these from the start, as codes of real images often do, may go anywhere but further out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from lia_plugin import manipulation, prior, spaces
+from lia_plugin.directions import Direction
+
+SCAN_STEPS = 64  # Of the way, in each of which at most one crossing is looked for.
+BISECTIONS = 30
+
+
+class Band(NamedTuple):
+    """Least and greatest ‖z‖² that each code may have, float64 [N] on the CPU."""
+
+    low: torch.Tensor
+    high: torch.Tensor
+
+    def holds(self, square: torch.Tensor) -> torch.Tensor:
+        """Which of [N] lie inside, to rounding of float32."""
+        return (square >= self.low * (1 - 1e-6)) & (square <= self.high * (1 + 1e-6))
+
+
+def quantiles(dim: int, p: float) -> tuple[float, float]:
+    """‖z‖² between which the two-sided p-value is at least `p`."""
+    from scipy.stats import chi2
+
+    return float(chi2.ppf(p / 2, dim)), float(chi2.isf(p / 2, dim))
+
+
+def band_of(square: torch.Tensor, dim: int, p: float) -> Band:
+    """The quantiles, widened to what each code has from the start, ‖z‖² [N]."""
+    low, high = quantiles(dim, p)
+    return Band(square.clamp(max=low), square.clamp(min=high))
+
+
+@torch.no_grad()
+def limits(
+    G: Any,
+    code: torch.Tensor,
+    c: torch.Tensor | None,
+    direction: Direction,
+    reach: torch.Tensor,
+    p: float,
+    layers: Sequence[int] | None = None,
+) -> torch.Tensor:
+    """How much of the way to a shift by `reach` [N] each code may go, with its sign: [N], float64 on the CPU.
+
+    Raises:
+        ValueError: the layers that move leave the base code, which is judged, where it is.
+    """
+    chosen = direction.layers if layers is None else layers
+    if chosen is not None and 0 not in chosen:
+        raise ValueError('layers: typicality is judged by the base code, layer 0, which is not among those moved')
+    reach = reach.detach().cpu().double()
+    start = manipulation.enter_space(G, spaces.fit_code(G, code, plus=False), c, direction.space)
+    row = (direction.vector[0] if direction.per_layer else direction.vector).to(start.device)
+
+    def square(share: torch.Tensor) -> torch.Tensor:
+        """‖z‖² after a share [N] of the way."""
+        moved = start + (reach * share).to(start)[:, None] * row
+        z = moved if direction.space == 'z' else G.mapping.y_to_z(moved, c)
+        return prior.squared_norm(z.cpu().double())
+
+    zero = torch.zeros_like(reach)
+    band = band_of(square(zero), spaces.code_dim(G), p)
+    inside, outside = _first_crossing(square, band, zero)
+    for _ in range(BISECTIONS):
+        middle = (inside + outside) / 2
+        good = band.holds(square(middle))
+        inside, outside = torch.where(good, middle, inside), torch.where(good, outside, middle)
+    return reach * inside
+
+
+def _first_crossing(
+    square: Callable[[torch.Tensor], torch.Tensor], band: Band, zero: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The last share of the way inside, and the next, which is not; (1, 1) if the whole way is inside. [N] each."""
+    inside, outside = zero.clone(), zero.clone()
+    going = torch.ones_like(zero, dtype=torch.bool)
+    for k in range(1, SCAN_STEPS + 1):
+        share = zero + k / SCAN_STEPS
+        good = band.holds(square(share))
+        inside = torch.where(going & good, share, inside)
+        outside = torch.where(going, share, outside)
+        going &= good
+    return inside, torch.where(going, inside, outside)
