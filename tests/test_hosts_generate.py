@@ -92,6 +92,22 @@ def test_pictures_of_stored_w(pickles: dict[str, str], tmp_path: Path, name: str
     assert_same_pictures(tmp_path / 'ours', tmp_path / 'theirs', 3)
 
 
+@pytest.mark.parametrize('host', hosts.NAMES)
+def test_our_commands_inside_their_checkouts(pickles: dict[str, str], tmp_path: Path, host: str) -> None:
+    """With their own networks, out of the source inside the pickle."""
+    name = 'lia' if host == ADA else 'stylegan3'
+    given = [f'--network={pickles[name]}', '--device=cpu', '--seeds=0-1', '--trunc=0.5']
+    hosts.check(hosts.run(host, '-m', 'lia_plugin', 'generate', *given, '--noise-mode=random',
+                          f'--outdir={tmp_path}/theirs', plugin=True))  # fmt: skip
+    ours('generate', f'--network={pickles[name]}', '--seeds=0-1', '--trunc=0.5', '--noise-mode=random',
+         f'--outdir={tmp_path}/ours')  # fmt: skip
+    assert_same_pictures(tmp_path / 'ours', tmp_path / 'theirs', 2)
+    hosts.check(hosts.run(host, '-m', 'lia_plugin', 'video', *given, '--w-frames=2', f'--output={tmp_path}/walk.gif',
+                          plugin=True))  # fmt: skip
+    with PIL.Image.open(tmp_path / 'walk.gif') as picture:
+        assert picture.n_frames == 4
+
+
 @pytest.mark.parametrize('args', [
     ['--seeds=0-15', '--grid=2x2', '--trunc=0.7', '--shuffle-seed=3'],
     ['--seeds=0-3', '--grid=2x1', '--num-keyframes=4'],
