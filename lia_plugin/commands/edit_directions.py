@@ -61,7 +61,8 @@ def edit_directions(**options: Any) -> int:
 
     With labels or sets it is the normal of the plane that logistic regression puts between the codes of two kinds of
     images; an attribute with more than two values gives one direction for each, against the rest. Its accuracy on
-    images held out stands in the file, beside that of always naming the more frequent kind.
+    images held out stands in the file, beside that of always naming the more frequent kind. The normal parts best,
+    but may hardly change a picture; --fit=means tells labels less well and shows more.
 
     \b
     python edit.py directions --network=net.pkl --method=labels --data=train.zip --labels=labels.csv --attribute=hair

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from lia_plugin.edit_options import common_options
+from lia_plugin.edit_options import common_options, paste_options
 from lia_plugin.params import FiniteRange, Numbers
 
 TYPICAL_P = 0.05
@@ -39,6 +39,7 @@ TYPICAL_P = 0.05
 @click.option('--direction-space', type=click.Choice(['y', 'z', 'w']),
               help='Of files that do not tell  [default: by their name: a_w_boundary w, a_boundary z, .pt w; else y]')
 @click.option('--force', is_flag=True, help='Take a direction that was found with another network')
+@paste_options
 @common_options
 def edit_manipulate(**options: Any) -> int:
     """Move images along a direction that means something.
@@ -53,7 +54,7 @@ def edit_manipulate(**options: Any) -> int:
       strip.png       a row for each image, a column for each value; red frames: stopped by --stay-typical
       edited.npz      codes, NAME_00 and on, which other commands take as INPUT
       results.json    for each image and value: shift, distance, log p, typicality, difference from before
-      video.mp4, NAME_00.png …    with --video, --images
+      video.mp4, NAME_00.png, NAME_00_pasted.png …    with --video, --images, --paste
 
     Give --stay-typical its P with a =, or an INPUT behind it may be taken for one.
 
