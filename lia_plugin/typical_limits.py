@@ -66,7 +66,7 @@ def limits(
 
     def square(shares: torch.Tensor) -> torch.Tensor:
         """‖z‖² after these shares [K, N] of the way, [K, N]."""
-        moved = start + (reach * shares).to(start)[..., None] * row
+        moved = start + (reach * shares).to(start.dtype).to(start.device)[..., None] * row
         labels = None if c is None else c.repeat([len(shares), 1])
         z = moved.flatten(0, 1)
         z = z if direction.space == 'z' else G.mapping.y_to_z(z, labels)
