@@ -221,6 +221,14 @@ def test_what_cannot_be_done_is_said_in_a_line(
         refused(capsys, code, words, tmp_path / 'out')
 
 
+def test_a_conditional_network_needs_a_class_to_be_shown(
+    files: Labelled, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ['--network', files.conditional, '--method=sefa', '--count=1', '--space=z', '--outdir', tmp_path / 'out']
+    refused(capsys, edit('directions', *args), '--class: this network needs one', tmp_path / 'out')
+    assert edit('directions', *args, '--class=2') == 0
+
+
 def test_a_stock_network_has_no_z(files: Labelled, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = edit('directions', '--network', files.stock, '--method=sefa', '--space=z', '--outdir', tmp_path / 'out')
     refused(capsys, code, 'it has no φ', tmp_path / 'out')

@@ -87,9 +87,11 @@ def edit_directions(**options: Any) -> int:
     asked.check()
     session = Session.open(**options)
     failures: list[tuple[str, str]] = []
-    named = session.read(show, '--show') if show else None
+    chosen = show or (() if asked.has_images else (direction_search.SEEDS_SHOWN,))
+    shown = session.read(chosen, '--show') if chosen else None
     search = direction_search.Search(session, asked, failures)
-    shown = named or search.shown or session.read([direction_search.SEEDS_SHOWN])
+    shown = shown or search.shown
+    assert shown is not None, 'a search in images has some to show'
     direction_report.save_all(session, search.found, shown, extent, f'Directions by {asked.method}')
     header, rows = direction_report.table(search.found)
     click.echo('\n'.join(results.aligned([header, *rows])))

@@ -20,7 +20,7 @@ TYPICAL_P = 0.05
 @click.option('--to', 'stop', type=FiniteRange(), default=3.0, metavar='VALUE', help='Last value')
 @click.option('--steps', type=click.IntRange(min=1, max=1000), default=7, help='So many values, both included')
 @click.option('--move', type=click.Choice(['by', 'to']), default='by',
-              help='by: each image is shifted by the value; to: until its signed distance to the boundary is the value')
+              help='by: each image is shifted by the value; to: to where its signed distance to the boundary is the value')
 @click.option('--unit', type=click.Choice(['std', 'raw']), default='std',
               help="Of values: standard deviations of codes along the direction, or the space's own unit")
 @click.option('--layers', type=Numbers(), metavar='LIST',
@@ -46,7 +46,7 @@ def edit_manipulate(**options: Any) -> int:
 
     \b
     python edit.py manipulate --network=net.pkl --direction=directions.npz:smile anna.png ben.png
-    python edit.py manipulate --network=net.pkl --direction=smile.npy --move=to --from=0 --to=2 photos/
+    python edit.py manipulate --network=net.pkl --direction=d.npz:smile --move=to --from=0 --to=2 photos/
     python edit.py manipulate --network=net.pkl --direction=d.npz:old --conditions=d.npz:glasses --stay-typical=0.05 0-3
 
     \b
