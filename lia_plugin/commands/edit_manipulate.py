@@ -20,7 +20,7 @@ TYPICAL_P = 0.05
 @click.option('--to', 'stop', type=FiniteRange(), default=3.0, metavar='VALUE', help='Last value')
 @click.option('--steps', type=click.IntRange(min=1, max=1000), default=7, help='So many values, both included')
 @click.option('--move', type=click.Choice(['by', 'to']), default='by',
-              help='by: each image is shifted by the value; to: to where its distance to the boundary is the value, signed')
+              help='by: each image is shifted by the value; to: to that signed distance from the boundary')
 @click.option('--unit', type=click.Choice(['std', 'raw']), default='std',
               help="Of values: standard deviations of codes along the direction, or the space's own unit")
 @click.option('--layers', type=Numbers(), metavar='LIST',
