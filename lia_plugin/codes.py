@@ -51,17 +51,20 @@ class Codes:
 
 
 def concatenate(G: Any, parts: Sequence[Codes]) -> Codes:
-    """All of them in order; codes become y+ if any part has y+. Names that repeat get a number."""
+    """All of them in order; codes become y+ if any part has y+. Names that repeat get a number.
+
+    Where some have no labels, as w out of files has none, nobody has: such codes need none.
+    """
     plus = any(part.code.ndim == 3 for part in parts)
     labels = [part.c for part in parts if part.c is not None]
+    c = torch.cat(labels) if labels and len(labels) == len(parts) else None
 
     def chain(field: str) -> tuple[Any, ...]:
         return tuple(item for part in parts for item in getattr(part, field))
 
     return Codes(
         unique_names(chain('names')), torch.cat([spaces.fit_code(G, part.code, plus) for part in parts]),
-        torch.cat(labels) if labels else None, chain('originals'), chain('noise'), chain('placements'),
-        chain('sources'),
+        c, chain('originals'), chain('noise'), chain('placements'), chain('sources'),
     )  # fmt: skip
 
 
@@ -111,14 +114,20 @@ def seeds_to_z(seeds: Sequence[int], z_dim: int) -> torch.Tensor:
 
 @torch.no_grad()
 def seed_codes(
-    G: Any, seeds: Sequence[int], class_idx: int | None = None, psi: float = 1, mean: torch.Tensor | None = None
+    G: Any,
+    seeds: Sequence[int],
+    class_idx: int | None = None,
+    psi: float = 1,
+    mean: torch.Tensor | None = None,
+    c: torch.Tensor | None = None,
 ) -> Codes:
     """The prior's codes for seeds, y [N, dim] (w of a stock network), pulled towards the mean by `psi`.
 
-    `mean` [dim] is that of the code; None = `mean_code`, which takes a moment where y is not w.
+    Labels are `c` [N, c_dim], or else all of class `class_idx`. `mean` [dim] is that of the code; None = `mean_code`,
+    which takes a moment where y is not w.
     """
     device = G.mapping.w_avg.device
-    c = inversion.class_labels(G, class_idx, len(seeds), device)
+    c = inversion.class_labels(G, class_idx, len(seeds), device) if c is None else c.to(device)
     z = seeds_to_z(seeds, G.z_dim).to(device)
     code = spaces.z_to_code(G, z, c)
     if psi != 1:

@@ -55,6 +55,16 @@ def to_vgg_range(img: torch.Tensor) -> torch.Tensor:
     return (img + 1) * 127.5
 
 
+def from_range(img: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """Float in [low, high] -> float32 in [-1, 1]."""
+    return (img.to(torch.float32) - low) * (2 / (high - low)) - 1
+
+
+def to_range(img: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """Undoes `from_range`; values outside [-1, 1] are clipped."""
+    return (img.to(torch.float32).clamp(-1, 1) + 1) * ((high - low) / 2) + low
+
+
 def with_channels(img: torch.Tensor, channels: int) -> torch.Tensor:
     """Grey <-> RGB for (N)CHW images, floats or pixels; an image that already fits is returned as it is.
 
@@ -87,13 +97,13 @@ class LoadedImage(NamedTuple):
 
 
 def read_image(
-    file: str | os.PathLike[str] | BinaryIO,
+    file: str | os.PathLike[str] | BinaryIO | PIL.Image.Image,
     resolution: int | None = None,
     channels: int | None = None,
     name: str | None = None,
     alpha: bool = False,
 ) -> LoadedImage:
-    """Reads any image file that Pillow knows.
+    """Reads any image file that Pillow knows, or takes a picture that Pillow has read or made.
 
     EXIF rotation is applied; transparency lies on white, or with `alpha` is one more channel; palettes, CMYK, 16-bit
     grey and bilevel images become 8-bit grey or RGB. `resolution` crops the centre square and resizes it; `channels`

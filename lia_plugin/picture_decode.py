@@ -37,12 +37,18 @@ class UnusableImageError(ValueError):
     """A sound file that is refused all the same; the message says why."""
 
 
-def decode(file: str | os.PathLike[str] | BinaryIO, alpha: bool = False) -> tuple[PIL.Image.Image, list[str]]:
-    """File -> upright picture of mode L or RGB, with notes; with `alpha` LA or RGBA if anything in it is transparent.
+def decode(
+    file: str | os.PathLike[str] | BinaryIO | PIL.Image.Image, alpha: bool = False
+) -> tuple[PIL.Image.Image, list[str]]:
+    """File, or picture that Pillow holds -> upright picture of mode L or RGB, with notes.
+
+    With `alpha` of mode LA or RGBA if anything in it is transparent.
 
     Raises:
         UnusableImageError: too large, or without defined brightness. Pillow's errors pass through.
     """
+    if isinstance(file, PIL.Image.Image):  # The caller's: it stays open.
+        return _usable(file, alpha)
     PIL.Image.init()  # Registers all readers, so that the list below is of those that this Pillow has.
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # The size is checked here; odd metadata harms nobody.
@@ -51,12 +57,16 @@ def decode(file: str | os.PathLike[str] | BinaryIO, alpha: bool = False) -> tupl
         except PIL.Image.DecompressionBombError:
             raise UnusableImageError(TOO_LARGE) from None
         with picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise UnusableImageError(TOO_LARGE)
-            picture.load()
-            if picture.mode == 'F' or (picture.mode == 'I' and picture.format not in ('PNG', 'PPM')):
-                raise UnusableImageError('32-bit values have no agreed white; save it with 8 or 16 bits')
-            return _to_eight_bits(_upright(picture), alpha)
+            return _usable(picture, alpha)
+
+
+def _usable(picture: PIL.Image.Image, alpha: bool) -> tuple[PIL.Image.Image, list[str]]:
+    if picture.width * picture.height > MAX_PIXELS:
+        raise UnusableImageError(TOO_LARGE)
+    picture.load()
+    if picture.mode == 'F' or (picture.mode == 'I' and picture.format not in ('PNG', 'PPM')):
+        raise UnusableImageError('32-bit values have no agreed white; save it with 8 or 16 bits')
+    return _to_eight_bits(_upright(picture), alpha)
 
 
 def _upright(picture: PIL.Image.Image) -> PIL.Image.Image:

@@ -15,8 +15,8 @@ GIF_FPS = 50  # The most that browsers show.
 @click.command(context_settings={'show_default': True})
 @click.option('--network', required=True, metavar='PATH|URL', help='Network pickle: LIA, StyleGAN2 or StyleGAN3')
 @click.option('--seeds', type=params.Numbers(), required=True, metavar='0,1,4-6', help='Random seeds of the keyframes')
-@click.option('--output', required=True, metavar='FILE', help='Where to write: FILE.mp4, .gif or .webp; of these mp4 is '
-              'for long ones, the others keep all frames in memory')
+@click.option('--output', required=True, metavar='FILE', help='Where to write: FILE.mp4, .gif or .webp; '
+              'mp4 is for long ones, the others keep all frames in memory')
 @click.option('--shuffle-seed', type=click.IntRange(0, 2**32 - 1), metavar='N', help='Mix the seeds, by this one')
 @click.option('--grid', type=params.Pair(), default='1x1', metavar='WxH', help='So many walks side by side')
 @click.option('--num-keyframes', type=click.IntRange(min=2), metavar='N',
