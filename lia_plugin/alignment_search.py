@@ -172,7 +172,7 @@ NEARBY = (
     *(Motion(x=x, y=y) for x, y in ((0.15, 0.0), (-0.15, 0.0), (0.0, 0.15), (0.0, -0.15))),
     Motion(scale=0.75), Motion(scale=1.33), Motion(angle=0.3), Motion(angle=-0.3),
 )  # fmt: skip
-FAR_GAIN = 0.5
+FAR_GAIN = 0.4
 
 
 def moved_gain(judge: Callable[[Sequence[Motion]], Array]) -> float:
