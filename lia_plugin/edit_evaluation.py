@@ -162,7 +162,8 @@ class Measured(NamedTuple):
     items: Array  # int64 [n], places among the held-out images
     amounts: Array  # [A], in standard deviations of the direction
     success: Array  # [A, n], 1 where the judge names the wanted class
-    values: dict[str, Array]  # Further figures, [A, n] each: PLAIN, and 'leakage:NAME' of each other attribute.
+    # Further figures, [A, n] each: those of PLAIN, and of each other attribute 'leakage:NAME' and 'changed:NAME'.
+    values: dict[str, Array]
 
 
 def measure(
@@ -264,10 +265,14 @@ def _of_codes(G: Any, code: torch.Tensor, c: torch.Tensor | None) -> dict[str, A
 def _leakage(
     edit: Edit, held: HeldOut, items: Array, judges: Sequence[Judge], said: Mapping[str, Array]
 ) -> dict[str, Array]:
-    """Total variation between what judges of other attributes say after and before, of each and their mean."""
+    """Of each other attribute the total variation between what its judge says after and before, and whether the class
+    that it names is another one; of the first also the mean over attributes."""
     others = [judge.attribute.name for k, judge in enumerate(judges) if k != edit.attribute]
-    found = {f'leakage:{name}': np.abs(said[name] - held.said[name][items]).sum(axis=1) / 2 for name in others}
-    return {**found, 'leakage': np.mean(list(found.values()), axis=0)} if found else {}
+    before = {name: held.said[name][items] for name in others}
+    found = {f'leakage:{name}': np.abs(said[name] - before[name]).sum(axis=1) / 2 for name in others}
+    changed = {f'changed:{name}': (said[name].argmax(axis=1) != before[name].argmax(axis=1)).astype(np.float64)
+               for name in others}  # fmt: skip
+    return {**found, **changed, 'leakage': np.mean(list(found.values()), axis=0)} if found else {}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ def _curves(ev: Evaluation, mine: Sequence[Measured], name: Name) -> list[str]:
     """Success against shift, and what success costs."""
     amounts = [Line(name(ev, one.edit), one.amounts, one.success.mean(axis=1)) for one in mine]
     parts = [page.figure(edit_charts.lines(amounts, 'success', 'shift, standard deviations'))]
-    for key, title in (('outside', 'MSE outside the region'), ('leakage', 'leakage'), ('z_norm2', '|z|²/d')):
+    for key, title in (('outside', 'MSE outside the region'), ('leakage', 'leakage'), ('z_norm2', '|z|^2 / d')):
         costs = [Line(name(ev, one.edit), one.success.mean(axis=1), one.values[key].mean(axis=1))
                  for one in mine if key in one.values]  # fmt: skip
         if costs and any(np.isfinite(line.y).any() for line in costs):
