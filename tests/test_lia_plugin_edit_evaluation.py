@@ -88,7 +88,7 @@ def draw(folder: Path, n: int, seed: int) -> list[list[str]]:
     rng = np.random.default_rng(seed)
     rows = []
     for i in range(n):
-        upper, lower = rng.integers(0, 2, 2)
+        upper, lower = i % 2, i // 2 % 2  # As often together as apart.
         w = [(-0.5, 0.5)[upper] + rng.normal(0, 0.05), (-0.5, 0.5)[lower] + rng.normal(0, 0.05), rng.uniform(-0.3, 0.3)]
         img = Synthesis()(torch.tensor([[[*w, 0.0]]]).float())[0, 0].clamp(-1, 1)
         PIL.Image.fromarray(((img.numpy() + 1) * 127.5).round().astype(np.uint8)).save(folder / f'{i}.png')
@@ -101,7 +101,7 @@ class Set:
         self.folder = folder
         rows = [['split', 'file', 'upper', 'lower']]
         rows += [['train', *row] for row in draw(folder / 'train', 100, 0)]
-        rows += [['val', *row] for row in draw(folder / 'val', 30, 1)]
+        rows += [['val', *row] for row in draw(folder / 'val', 32, 1)]
         with open(folder / 'labels.csv', 'w', newline='') as file:
             csv.writer(file).writerows(rows)
         places = {name: str(folder / name) for name in ('train', 'val', 'labels.csv')}
@@ -128,7 +128,7 @@ def test_known_attributes_are_edited_alone(evaluated: Any) -> None:
         success = measured.success.mean(axis=1)
         assert success[0] == 0 and success[-1] == 1, measured.edit
         # Directions are learned, hence turned a little towards what is no attribute.
-        assert measured.values['outside'][-1].mean() < 0.02 * measured.values['mse'][-1].mean()
+        assert measured.values['outside'][-1].mean() < 0.1 * measured.values['mse'][-1].mean()
         assert measured.values['leakage'][-1].mean() < 0.02
 
 
@@ -160,13 +160,27 @@ def test_figures_do_not_depend_on_the_batch(evaluated: Any) -> None:
         np.testing.assert_allclose(again.values[name], values, atol=1e-5, err_msg=name)
 
 
-def test_a_direction_that_moves_everything_leaks_and_is_not_local(evaluated: Any) -> None:
+def given(evaluated: Any, vector: list[float], amount: float) -> tuple[Any, int]:
+    """What an edit towards upper=bright along a vector of y does, and the attribute's place."""
     upper = next(k for k, attribute in enumerate(evaluated.attributes) if attribute.name == 'upper')
-    edit = Edit(make_direction('upper=bright', torch.tensor([1.0, 1, 0, 0]), 'y', scale=1.0), upper,
+    edit = Edit(make_direction('upper=bright', torch.tensor(vector).float(), 'y', scale=1.0), upper,
                 evaluated.attributes[upper].classes.index('bright'), 'file')
     items = candidates(evaluated.held, evaluated.attributes[upper], *edit.aim, None)
-    measured = edit_evaluation.measure(
-        evaluated.session, edit, evaluated.held, items, evaluated.judges, evaluated.regions[edit.aim], (1.4,))
+    region = evaluated.regions[edit.aim]
+    return edit_evaluation.measure(
+        evaluated.session, edit, evaluated.held, items, evaluated.judges, region, (amount,)), upper
+
+
+def test_the_attributes_own_direction_changes_nothing_else(evaluated: Any) -> None:
+    measured, _upper = given(evaluated, [1, 0, 0, 0], 1.0)
+    assert measured.success[-1].mean() == 1 and measured.values['leakage'][-1].max() < 0.05
+    assert not measured.values['outside'].any()  # To the pixel.
+    np.testing.assert_allclose(measured.values['mse'][-1], 16 / SIDE**2, rtol=0.02)  # 16 pixels, brighter by 1.
+
+
+def test_a_direction_that_moves_both_attributes_leaks_and_is_not_local(evaluated: Any) -> None:
+    measured, upper = given(evaluated, [1, 1, 0, 0], 1.4)
+    items = measured.items
     assert measured.success[-1].mean() == 1
     low = evaluated.held.labels[items, 1 - upper] == evaluated.attributes[1 - upper].classes.index('low')
     assert measured.values['leakage:lower'][-1][low].mean() > 0.8
