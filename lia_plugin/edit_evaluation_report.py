@@ -119,7 +119,9 @@ def _edit(ev: Evaluation, i: int, equal: dict[float, list[Equal]]) -> dict[str, 
 
 
 def number(value: float) -> str:
-    return '—' if not math.isfinite(value) else format(value, '.3g')
+    if not math.isfinite(value):
+        return '—'
+    return '0' if abs(value) < 1e-12 else format(value, '.3g')  # Sums of weights leave rounding.
 
 
 def with_interval(estimate: Estimate) -> str:

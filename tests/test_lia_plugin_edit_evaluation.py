@@ -12,7 +12,7 @@ import pytest
 import torch
 from test_lia_plugin_inversion import make_generator, save_pickle
 
-from lia_plugin import cli, edit_evaluation, edit_evaluation_run, edit_judges
+from lia_plugin import cli, edit_evaluation, edit_evaluation_inputs, edit_evaluation_run
 from lia_plugin.directions import make_direction, save_directions
 from lia_plugin.edit_evaluation import (
     Edit,
@@ -24,9 +24,9 @@ from lia_plugin.edit_evaluation import (
     with_conditional,
     with_reverse,
 )
+from lia_plugin.edit_evaluation_inputs import EvaluateOptions
 from lia_plugin.edit_evaluation_page import examples
 from lia_plugin.edit_evaluation_report import pairs, save_all
-from lia_plugin.edit_evaluation_run import EvaluateOptions
 from lia_plugin.edit_judges import Attribute
 from lia_plugin.edit_session import Session
 from lia_plugin.host import UserError
@@ -352,7 +352,6 @@ def test_held_out_share_is_that_of_training(tmp_path: Path) -> None:
     from training.dataset import split_indices
 
     draw(tmp_path / 'set', 30, 0)
-    held = edit_evaluation_run._held_out_names(str(tmp_path / 'set'), 0.2)
+    held = edit_evaluation_inputs._held_out_names(str(tmp_path / 'set'), 0.2)
     names = sorted(f'{i}.png' for i in range(30))
     assert held == {names[i] for i in split_indices(30, 'val', 0.2, 0)}
-    assert edit_judges.MIN_IMAGES == 10

@@ -78,7 +78,8 @@ def edit_evaluate(**options: Any) -> int:
     Exit codes: 0 done; 1 done, but some images could not be used; 2 nothing written.
     """
     from lia_plugin import edit_evaluation_report
-    from lia_plugin.edit_evaluation_run import EvaluateOptions, run
+    from lia_plugin.edit_evaluation_inputs import EvaluateOptions
+    from lia_plugin.edit_evaluation_run import run
     from lia_plugin.edit_session import Session, report_failures
 
     asked = EvaluateOptions(**{name: options.pop(name) for name in EvaluateOptions.__dataclass_fields__})
