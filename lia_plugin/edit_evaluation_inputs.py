@@ -86,7 +86,7 @@ def read_splits(options: EvaluateOptions) -> tuple[Split, Split]:
         val = both.take([i for i, target in enumerate(both.targets) if target.stored_name in held])
     for note in {split.table.note for split in (train, val) if split.table.note}:
         click.echo(note, err=True)
-    return train.take(spread(range(len(train.targets)), options.num_train)), val
+    return train, val
 
 
 def _labelled(targets: list[Target], labels: str, split: Sequence[str] | None) -> Split:
@@ -132,3 +132,19 @@ def choose_attributes(options: EvaluateOptions, table: Attributes) -> list[Attri
 def label_numbers(attributes: Sequence[Attribute], table: Attributes) -> Array:
     """int64 [n, attributes], −1 = not known."""
     return np.stack([attribute.numbers(table) for attribute in attributes], axis=1)
+
+
+def choose_training(labels: Array, most: int | None) -> list[int]:
+    """Which images to learn from: those of a known class, at most `most`, evenly spread but for rare classes.
+
+    Each class is granted the same number, so that rare ones stay whole. labels int [n, attributes] -> sorted places.
+    """
+    known = np.flatnonzero((labels >= 0).any(axis=1)).tolist()
+    if most is None or len(known) <= most:
+        return known
+    classes = [(k, kind) for k, column in enumerate(labels.T) for kind in range(column.max() + 1)]
+    chosen: set[int] = set()
+    for k, kind in classes:
+        chosen.update(spread(np.flatnonzero(labels[:, k] == kind).tolist(), most // len(classes)))
+    left = [item for item in known if item not in chosen]
+    return sorted([*chosen, *spread(left, most - len(chosen))])

@@ -25,7 +25,14 @@ from lia_plugin import (
 from lia_plugin.codes import Codes, image_codes
 from lia_plugin.directions import Direction
 from lia_plugin.edit_evaluation import Edit, HeldOut, Measured
-from lia_plugin.edit_evaluation_inputs import EvaluateOptions, Split, choose_attributes, label_numbers, read_splits
+from lia_plugin.edit_evaluation_inputs import (
+    EvaluateOptions,
+    Split,
+    choose_attributes,
+    choose_training,
+    label_numbers,
+    read_splits,
+)
 from lia_plugin.edit_judges import Attribute, Judge, Material
 from lia_plugin.edit_regions import Effect, Moments
 from lia_plugin.edit_session import Session
@@ -212,6 +219,7 @@ def run(options: EvaluateOptions, session: Session, failures: Failures) -> Evalu
     inversion.check_invertible(session.G, session.network)
     train, val = read_splits(options)
     attributes = choose_attributes(options, train.table)
+    train = train.take(choose_training(label_numbers(attributes, train.table), options.num_train))
     given = read_edits(options, session, attributes) if options.directions else []
     _check_val(attributes, val)
     learned = learn(session, train, attributes, not given, failures)

@@ -235,6 +235,14 @@ def test_recognised_by_what_lies_outside() -> None:
     assert recognised(edited, unedited, np.array([2, 1]), region).tolist() == [0, 1]
 
 
+def test_rare_classes_stay_whole_when_training_images_are_many() -> None:
+    labels = np.array([[0]] * 80 + [[1]] * 6 + [[-1]] * 14)
+    chosen = edit_evaluation_inputs.choose_training(labels, 20)
+    assert len(chosen) == 20 and set(range(80, 86)) <= set(chosen) and max(chosen) < 86
+    assert np.diff(chosen[:14]).max() <= 12  # The others are spread.
+    assert edit_evaluation_inputs.choose_training(labels, None) == list(range(86))
+
+
 def test_aims_of_names() -> None:
     attributes = [Attribute('hair', ('red', 'grey')), Attribute('age', ('old', 'young'))]
     assert aim_of('age=young', attributes, {}, 'f') == (1, 1)
