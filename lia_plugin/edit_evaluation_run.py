@@ -220,6 +220,8 @@ def run(options: EvaluateOptions, session: Session, failures: Failures) -> Evalu
     train, val = read_splits(options)
     attributes = choose_attributes(options, train.table)
     train = train.take(choose_training(label_numbers(attributes, train.table), options.num_train))
+    for split in (train, val):  # Says now what is wrong with the labels of a conditional network.
+        inversion.target_labels(session.G, session.class_idx, split.targets)
     given = read_edits(options, session, attributes) if options.directions else []
     _check_val(attributes, val)
     learned = learn(session, train, attributes, not given, failures)
