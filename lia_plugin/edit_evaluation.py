@@ -182,11 +182,12 @@ def measure(
     """
     codes = held.codes[[int(item) for item in items]]
     rows = [_unedited(session, edit, held, items, judges, codes)]
+    unedited = shrink(held.pictures, region)
     for amount in amounts:
         parts = []
         for start in range(0, len(items), session.batch):
             part = slice(start, start + session.batch)
-            parts.append(_edited(session, edit, held, items[part], codes[part], judges, region, amount))
+            parts.append(_edited(session, edit, held, items[part], codes[part], judges, region, unedited, amount))
             progress(len(items[part]))
         rows.append({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
     values = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
@@ -215,17 +216,18 @@ def held_out_said(held: HeldOut, items: Array) -> dict[str, Array]:
 
 def _edited(
     session: Session, edit: Edit, held: HeldOut, items: Array, codes: Codes, judges: Sequence[Judge], region: Array,
-    amount: float,
+    unedited: torch.Tensor, amount: float,
 ) -> dict[str, Array]:
     code = edited_codes(session, edit, codes, amount)
-    pictures = to_float(session.render(code, codes.c, codes.noise))
+    pixels = session.render(code, codes.c, codes.noise)
+    pictures = to_float(pixels)
     said = edit_judges.ask(judges, pictures)
     wanted = said[judges[edit.attribute].attribute.name]
     change = (pictures - to_float(held.pictures[items])).square().mean(dim=1).double().numpy()  # [n, H, W]
     return {
         'success': (wanted.argmax(axis=1) == edit.positive).astype(np.float64), 'wanted': wanted[:, edit.positive],
         'outside': mean_outside(change, region), 'mse': change.mean(axis=(1, 2)),
-        'recognised': recognised(pictures, to_float(held.pictures), items, region),
+        'recognised': recognised(shrink(pixels, region), unedited, items),
         **_of_codes(session.G, code, codes.c), **_leakage(edit, held, items, judges, said),
     }  # fmt: skip
 
@@ -237,16 +239,21 @@ def mean_outside(change: Array, region: Array) -> Array:
     return change[:, ~region].mean(axis=1)
 
 
-def recognised(edited: torch.Tensor, unedited: torch.Tensor, items: Array, region: Array) -> Array:
-    """1 for each edited picture [n, C, H, W] whose nearest among the unedited [N, C, H, W] is number items[n], else 0.
+def shrink(pictures: torch.Tensor, region: Array) -> torch.Tensor:
+    """What lies outside the region, small: pixels uint8 NCHW -> [N, features], for `recognised`."""
+    outside = torch.from_numpy(~region).float()
+    size = (min(RECOGNITION_SIDE, pictures.shape[2]),) * 2
+    return torch.cat([
+        torch.nn.functional.interpolate(to_float(part) * outside, size=size, mode='area').flatten(1)
+        for part in pictures.split(64)])  # fmt: skip
 
-    By pixels outside the region, at a small size; what is as near as the nearest counts.
+
+def recognised(edited: torch.Tensor, unedited: torch.Tensor, items: Array) -> Array:
+    """1 for each of the edited [n, features] whose nearest among the unedited [N, features] is number items[n], else 0.
+
+    What is as near as the nearest counts.
     """
-    outside = torch.from_numpy(~region).to(edited.dtype)
-    size = (min(RECOGNITION_SIDE, edited.shape[2]),) * 2
-    small = [torch.nn.functional.interpolate(x * outside, size=size, mode='area').flatten(1).double()
-             for x in (edited, unedited)]  # fmt: skip
-    gaps = torch.cdist(small[0], small[1])
+    gaps = torch.cdist(edited.double(), unedited.double())
     own = gaps[torch.arange(len(items)), torch.from_numpy(items)]
     return (own <= gaps.amin(dim=1) + 1e-9).double().numpy()
 

@@ -134,8 +134,8 @@ def label_numbers(attributes: Sequence[Attribute], table: Attributes) -> Array:
     return np.stack([attribute.numbers(table) for attribute in attributes], axis=1)
 
 
-def choose_training(labels: Array, most: int | None) -> list[int]:
-    """Which images to learn from: those of a known class, at most `most`, evenly spread but for rare classes.
+def choose_labelled(labels: Array, most: int | None) -> list[int]:
+    """Which images to take: those of a known class, at most `most`, evenly spread but for rare classes.
 
     Each class is granted the same number, so that rare ones stay whole. labels int [n, attributes] -> sorted places.
     """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -29,7 +28,7 @@ from lia_plugin.edit_evaluation_inputs import (
     EvaluateOptions,
     Split,
     choose_attributes,
-    choose_training,
+    choose_labelled,
     label_numbers,
     read_splits,
 )
@@ -44,6 +43,7 @@ Array = npt.NDArray[Any]
 
 MOST_ASIDE = 1000  # Training pictures whose reconstructions help to choose judges.
 READ_AT_ONCE = 64
+VAL_PER_EDIT = 4  # So many held-out images are read for each that an edit is tried on, as most are of other classes.
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ def read_edits(options: EvaluateOptions, session: Session, attributes: Sequence[
             if aim is None:
                 click.echo(f'--directions={path}: {one.name} is left out: not among the attributes', err=True)
             else:
-                found.append(Edit(one, *aim, os.path.basename(path)))
+                found.append(Edit(one, *aim, directions.split_name(path)[0]))
     if not found:
         listed = ', '.join(attribute.name for attribute in attributes)
         raise UserError(f'--directions: none leads to a class of {listed}; they are called COLUMN=VALUE')
@@ -219,11 +219,13 @@ def run(options: EvaluateOptions, session: Session, failures: Failures) -> Evalu
     inversion.check_invertible(session.G, session.network)
     train, val = read_splits(options)
     attributes = choose_attributes(options, train.table)
-    train = train.take(choose_training(label_numbers(attributes, train.table), options.num_train))
+    train = train.take(choose_labelled(label_numbers(attributes, train.table), options.num_train))
     for split in (train, val):  # Says now what is wrong with the labels of a conditional network.
         inversion.target_labels(session.G, session.class_idx, split.targets)
     given = read_edits(options, session, attributes) if options.directions else []
     _check_val(attributes, val)
+    most = None if options.num is None else VAL_PER_EDIT * options.num
+    val = val.take(choose_labelled(label_numbers(attributes, val.table), most))
     learned = learn(session, train, attributes, not given, failures)
     found = given or learn_edits(session, learned, attributes)
     edits = all_edits(options, session, attributes, found)

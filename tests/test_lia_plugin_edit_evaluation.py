@@ -21,6 +21,7 @@ from lia_plugin.edit_evaluation import (
     candidates,
     mean_outside,
     recognised,
+    shrink,
     with_conditional,
     with_reverse,
 )
@@ -226,21 +227,22 @@ def test_outside_of_the_region() -> None:
 
 
 def test_recognised_by_what_lies_outside() -> None:
-    unedited = torch.randn([5, 1, 8, 8], generator=torch.Generator().manual_seed(0))
+    unedited = torch.randint(0, 256, [5, 1, 8, 8], generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     region = np.zeros([8, 8], bool)
     region[:4] = True
     edited = unedited[[3, 1]].clone()
     edited[:, :, :4] = 9  # Inside: does not matter.
-    assert recognised(edited, unedited, np.array([3, 1]), region).tolist() == [1, 1]
-    assert recognised(edited, unedited, np.array([2, 1]), region).tolist() == [0, 1]
+    small = [shrink(pictures, region) for pictures in (edited, unedited)]
+    assert recognised(*small, np.array([3, 1])).tolist() == [1, 1]
+    assert recognised(*small, np.array([2, 1])).tolist() == [0, 1]
 
 
 def test_rare_classes_stay_whole_when_training_images_are_many() -> None:
     labels = np.array([[0]] * 80 + [[1]] * 6 + [[-1]] * 14)
-    chosen = edit_evaluation_inputs.choose_training(labels, 20)
+    chosen = edit_evaluation_inputs.choose_labelled(labels, 20)
     assert len(chosen) == 20 and set(range(80, 86)) <= set(chosen) and max(chosen) < 86
     assert np.diff(chosen[:14]).max() <= 12  # The others are spread.
-    assert edit_evaluation_inputs.choose_training(labels, None) == list(range(86))
+    assert edit_evaluation_inputs.choose_labelled(labels, None) == list(range(86))
 
 
 def test_aims_of_names() -> None:

@@ -45,7 +45,7 @@ class Amounts(click.ParamType):
                                     'several levels')
 @click.option('--conditional/--no-conditional', default=True,
               help="Also measure each edit with other attributes' directions projected out")
-@click.option('--num', type=click.IntRange(min=2), default=500, metavar='INT', help='Try an edit on at most so many')
+@click.option('--num', type=click.IntRange(min=2), default=500, metavar='INT', help='Try an edit on at most so many images, and judge at most four times as many')
 @click.option('--num-train', type=click.IntRange(min=20), default=10000, metavar='INT',
               help='Learn from at most so many of --data')
 @click.option('--force', is_flag=True, help="Take directions of another network")
