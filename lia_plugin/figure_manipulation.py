@@ -152,8 +152,9 @@ def without_labels(exhibit: Exhibit) -> Found:
 def sitters(exhibit: Exhibit) -> tuple[torch.Tensor, torch.Tensor | None, list[str]]:
     """The codes that are moved: of real images, or without an encoder of seeds."""
     if exhibit.has_encoder and exhibit.items:
-        some = exhibit.reals[:ROWS]
-        return some.code, some.c, list(some.names)
+        some = exhibit.sitters(ROWS)
+        assert some.code is not None, 'there is an encoder'
+        return some.code, some.c, some.names
     code, c = spaces.sample_codes(exhibit.G, ROWS, exhibit.options.seed)
     return code, c, [f'sample {i + 1}' for i in range(ROWS)]
 

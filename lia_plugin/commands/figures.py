@@ -63,7 +63,9 @@ def figures(
     names = work.parse_only(only)
     options = Options(**settings)
     check_files(options)
-    session, items, everything = None, [], []
+    session: Any = None
+    items: list[Any] = []
+    everything: list[Any] = []
     if any(work.CONTENTS[name].needs_network for name in names):
         session = open_session(network, outdir, device, trust_pickle, class_idx, batch, options.seed)
         items, everything = choose_images(data, options.num)
@@ -114,13 +116,13 @@ def open_session(
 
 def choose_images(data: str | None, num: int) -> tuple[list[Any], list[Any]]:
     """So many images, spread evenly over the set; and all of them."""
+    from lia_plugin.figure_base import spread
     from lia_plugin.targets import collect
 
     if data is None:
         return [], []
     found = collect([data], option='--data')
-    count = min(num, len(found))
-    return [found[i * len(found) // count] for i in range(count)], found
+    return [found[i] for i in spread(len(found), num)], found
 
 
 def finish(exhibit: Any, outcome: Any, outdir: str, facts: dict[str, Any]) -> int:
