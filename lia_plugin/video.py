@@ -53,7 +53,7 @@ def check_name(path: str, fps: int = FPS) -> str:
 def _has_webp() -> bool:
     import PIL.features
 
-    return PIL.features.check('webp')
+    return bool(PIL.features.check('webp'))
 
 
 def save_video(path: str, frames: Iterable[torch.Tensor], fps: int = FPS) -> None:

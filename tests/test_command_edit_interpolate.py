@@ -12,7 +12,7 @@ from editing_files import Files, arrays, drawn, edit, make_layered, picture, ref
 from test_lia_plugin_inversion import run as invert
 from test_lia_plugin_inversion import save_pickle
 
-from lia_plugin import host, noise_maps, sheets
+from lia_plugin import host, interpolation_run, noise_maps, sheets
 
 
 @pytest.fixture(scope='module')
@@ -76,6 +76,12 @@ def test_long_paths_make_short_strips(files: Files, tmp_path: Path) -> None:
     assert edit('interpolate', '5,6', '--network', files.network, '--outdir', tmp_path, '--steps=40') == 0
     assert picture(tmp_path / 'strip.png').shape[2] == 9 * (128 + sheets.GAP) - sheets.GAP
     assert len(arrays(tmp_path / 'path_y.npz')['y']) == 41
+
+
+@pytest.mark.parametrize('count, places', [(2, [0, 1]), (3, [0, 1, 2]), (9, list(range(9))), (13, range(0, 13, 2)),
+                                           (121, range(0, 121, 15)), (12, [0, 1, 3, 4, 6, 7, 8, 10, 11])])
+def test_which_frames_a_strip_shows(count: int, places: list[int]) -> None:
+    assert interpolation_run.shown_places(count) == list(places)
 
 
 @pytest.mark.parametrize('kind', ['mp4', 'gif', 'webp'])

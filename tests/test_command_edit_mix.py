@@ -10,6 +10,7 @@ import torch
 from editing_files import Files, arrays, drawn, edit, picture, refused
 from test_lia_plugin_inversion import run as invert
 from test_lia_plugin_inversion import save_pickle
+from test_lia_plugin_refinement import make_stock
 
 from lia_plugin import host, images, sheets
 from lia_plugin.networks import Generator
@@ -120,6 +121,17 @@ def test_classes_mix_where_layers_do_not_ask_for_them(
     network = save_pickle(tmp_path / 'deep.pkl', deep)
     refused(capsys, edit('mix', '--rows', rows, '--cols', columns, '--network', network, '--outdir', tmp_path / 'no'),
             'of several classes', tmp_path / 'no')  # fmt: skip
+
+
+def test_w_out_of_files_has_no_class_and_mixes_with_seeds_that_have_one(files: Files, tmp_path: Path) -> None:
+    network = save_pickle(tmp_path / 'stock.pkl', make_stock(c_dim=2))
+    w = torch.randn([1, 1, 8]).repeat([1, 6, 1])
+    np.savez(tmp_path / 'projected_w.npz', w=w.numpy())
+    assert edit('mix', '--rows', tmp_path / 'projected_w.npz', '--rows=3', '--cols=4,5', '--styles=0', '--class=1',
+                '--network', network, '--outdir', tmp_path / 'out') == 0  # fmt: skip
+    mixed = arrays(tmp_path / 'out' / 'mixed.npz')
+    assert mixed['names'].tolist() == ['projected_w-4', 'projected_w-5', '3-4', '3-5'] and 'c' not in mixed
+    np.testing.assert_array_equal(mixed['w'][0, 1:], w[0, 1:])
 
 
 def test_what_is_refused(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

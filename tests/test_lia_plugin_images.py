@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 import torch
 
-from lia_plugin import images, page
+from lia_plugin import images, page, picture_decode
 from lia_plugin.host import UserError
 from training import image_decode
 
@@ -114,7 +114,8 @@ def test_other_modes(mode: str, value: int | tuple[int, ...], expected: list[int
 
 def test_data_sets_and_targets_are_read_alike() -> None:
     """invert.py's reader and the data set's are two, since NVIDIA's hosts have only the one: they may not drift."""
-    assert images.FORMATS == image_decode.IMAGE_FORMATS and images.MAX_PIXELS == image_decode.MAX_PIXELS
+    assert picture_decode.FORMATS == image_decode.IMAGE_FORMATS
+    assert picture_decode.MAX_PIXELS == image_decode.MAX_PIXELS
     for mode, kind in [('1', 'PNG'), ('L', 'PNG'), ('P', 'PNG'), ('RGB', 'TIFF'), ('CMYK', 'TIFF'), ('I;16', 'PNG')]:
         values = np.random.RandomState(0).randint(0, 65536, [8, 8], dtype=np.uint16)
         picture = PIL.Image.fromarray(values if mode == 'I;16' else gradient(8, 8))
@@ -167,7 +168,7 @@ def test_a_folder_is_no_image(tmp_path: Path) -> None:
 
 
 def test_bombs_are_refused_before_they_are_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, 'MAX_PIXELS', 20)
+    monkeypatch.setattr(picture_decode, 'MAX_PIXELS', 20)
     with pytest.raises(UserError, match='refused'):
         read(PIL.Image.fromarray(gradient(6, 4)))
 
@@ -199,6 +200,26 @@ def test_side_by_side_magnifies_and_captions() -> None:
     assert (band[:, :, :128] < 128).any() and (band[:, :, 132:] < 128).any(), 'a text over each image'
     with pytest.raises(ValueError, match='captions'):
         images.side_by_side([black, white], ['one'])
+
+
+def test_a_captioned_grid_has_a_text_above_each_and_white_where_there_is_none() -> None:
+    levels = torch.tensor([10, 20, 30], dtype=torch.uint8)[:, None, None, None].expand(3, 1, 128, 128)
+    sheet = images.captioned_grid(levels, 2, ['a', 'b', 'c'])
+    pitch = 128 + images.CAPTION_HEIGHT
+    assert sheet.shape == (3, 2 * pitch, 2 * 128 + 4)
+    assert [int(sheet[0, row, column]) for row in (60, pitch + 60) for column in (60, 192)] == [10, 20, 30, 255]
+    bands = [sheet[:, row : row + images.CAPTION_HEIGHT] for row in (0, pitch)]
+    texts = [bool((band[:, :, left : left + 128] < 128).any()) for band in bands for left in (0, 132)]
+    assert texts == [True, True, True, False]
+    with pytest.raises(ValueError, match='captions: expected 3, got 2'):
+        images.captioned_grid(levels, 2, ['a', 'b'])
+
+
+@pytest.mark.parametrize('kind, error', [('png', 0), ('webp', 0), ('jpg', 3)])
+def test_pictures_come_back_as_they_were_written(kind: str, error: int) -> None:
+    pixels = torch.from_numpy(gradient().transpose(2, 0, 1).copy())
+    found = images.read_image(io.BytesIO(images.picture_bytes(pixels, kind))).pixels
+    assert float((found.float() - pixels.float()).abs().mean()) <= error
 
 
 def test_interpolation_strips_stack_paths() -> None:

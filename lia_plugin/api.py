@@ -1,0 +1,332 @@
+"""The Python API: `lia = lia_plugin.load('net.pkl')`, and images of any kind in and out.
+
+Images come in as `lia_plugin.api_images` tells: file names, PIL pictures, NumPy arrays, torch tensors, lists of these.
+What goes out is of the kind that came in, or as `out` says: 'pil', 'numpy' (uint8), 'torch' (floats in [-1, 1]), or
+'latents': the codes of the pictures, as Latents, for another call. One image in is one image out, without a batch axis;
+a list, a batch or a folder gives as many. Latents and arrays of codes always have the batch in front.
+
+Where a method takes `what`, it may be images, Latents, codes as floats [N, dim] or [N, num_ws, dim], an .npz that
+invert or a projector wrote ('latents.npz:NAME' is one of several), or seeds: 7, [7, 8], '7-8'.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from lia_plugin import (
+    api_images,
+    code_output,
+    codes,
+    editing,
+    inversion,
+    invert_run,
+    pasting,
+    paths,
+    spaces,
+)
+from lia_plugin.api_base import Latents
+from lia_plugin.api_images import Array, Range, give_images, give_latents
+from lia_plugin.api_learning import Learner
+from lia_plugin.codes import Codes
+from lia_plugin.images import to_float
+from lia_plugin.invert_options import InvertOptions
+from lia_plugin.inverter import Inverter
+from lia_plugin.networks import base_code
+from lia_plugin.placement import Placement, centre_crop
+
+
+class Typicality(NamedTuple):
+    """What the prior says of N codes, float64 [N] each: it judges the code, not the picture."""
+
+    z_norm2: Array  # ‖z‖²: χ² with dim degrees of freedom under the prior, hence of mean dim.
+    p: Array  # Two-sided p-value of it: near 0 for codes that are too long or too short to be of the prior.
+    log_p: Array  # log p(y), in nats.
+
+
+def load(
+    network: str,
+    device: str | None = None,
+    *,
+    batch: int = 8,
+    value_range: Range | None = None,
+    noise_mode: str = 'const',
+    trust_pickle: bool = False,
+) -> Lia:
+    """A network pickle (path or URL), or an exported folder, ready for editing.
+
+    Args:
+        device: 'cpu', 'cuda', 'cuda:1', 'mps'. None = the best there is.
+        batch: Images at once.
+        value_range: (low, high) of images in floats. None: torch's are in [-1, 1], of NumPy's nothing is assumed.
+        noise_mode: Of the layers: 'const', 'random' or 'none'.
+        trust_pickle: Run the code inside the pickle; only for files you trust.
+
+    Raises:
+        UserError (a ValueError): no such file, or none that can be used, in one line.
+    """
+    where = inversion.pick_device(device)
+    contents = invert_run.load_networks(network, where, trust_pickle, needs_encoder=False)
+    return Lia(contents, network, where, batch, value_range, noise_mode)
+
+
+class Lia(Learner):
+    """A network and everything that can be done with images through it. Made by `load`."""
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Images <-> codes
+
+    def invert(self, images: Any, c: Any = None) -> Latents:
+        """Images -> their latents, in one pass of the encoder: `y, z = lia.invert(images)`.
+
+        Latents.figures has what invert.py prints: mse, psnr, ssim of the reconstruction, z_norm2, typicality …
+
+        Args:
+            images: N of any kind, or one.
+            c: Their class, classes [N] or labels [N, c_dim], for a conditional network; files bring those of their
+                dataset.json.
+
+        Raises:
+            ValueError: the network has no encoder, or images or labels don't fit.
+        """
+        self.check_encoder()
+        return self._invert(images, c, Inverter(self.G, noise_mode=self.noise_mode))
+
+    def refine(
+        self,
+        images: Any,
+        steps: int = 100,
+        space: str | None = None,
+        c: Any = None,
+        *,
+        prior_weight: float = 0.0,
+        consistency_weight: float = 0.0,
+        offset_weight: float = 0.0,
+        optimizer: str | None = None,
+        lr: float | None = None,
+        noise: bool = False,
+        percep: str | None = None,
+        percep_weight: float | None = None,
+    ) -> Latents:
+        """Latents improved by optimisation, as `invert.py --refine=N`; works without encoder, and for stock networks.
+
+        The arguments are the command's options: see `lia_plugin.refinement.Settings`. Figures get start_mse and the
+        like, of the codes before. Codes start from the encoder's, or from the mean if there is none.
+
+        Args:
+            space: 'y', 'y+' (a code for each layer) or 'z'. None = as the encoder gives codes.
+            percep: Features in the loss: 'disc', 'vgg16', 'vgg16-conv4_3' or 'none'. None = those of the pickle's D.
+        """
+        asked = InvertOptions(
+            self.network, (), refine=steps, space=space, prior_weight=prior_weight, percep=percep,
+            consistency_weight=consistency_weight, offset_weight=offset_weight, refine_optimizer=optimizer,
+            refine_lr=lr, refine_noise=noise, percep_weight=percep_weight,
+        )  # fmt: skip
+        start = asked.start(self.G)
+        extractor, name = invert_run.load_percep(asked, self.contents.get('D'), self.device)
+        settings = asked.refine_settings(space or asked.chosen_space(self.G), name, start)
+        return self._invert(images, c, Inverter(self.G, space, start, settings, extractor))
+
+    def _invert(self, images: Any, c: Any, inverter: Inverter) -> Latents:
+        given = self.given(images)
+        labels = self.labels(c, len(given.img), given)
+        parts, figures = [], []
+        for rows in self.batches(len(given.img)):
+            own = None if labels is None else labels[rows]
+            batch = inverter(given.img[rows].to(self.device), own, given.names[rows])
+            code = batch.ws if batch.y is None else batch.y if batch.y_plus is None else batch.y_plus
+            maps = [{name: value[i] for name, value in (batch.noise or {}).items()} for i in range(len(code))]
+            none = (None,) * len(code)
+            parts.append(Codes(given.names[rows], code, own, none, tuple(maps), given.placements[rows],
+                               given.names[rows]))  # fmt: skip
+            figures.append(batch.figures)
+        together = {name: np.concatenate([part[name] for part in figures]) for name in figures[0]}
+        lead = () if given.single else (len(given.img),)
+        return self.latents(codes.concatenate(self.G, parts), given.form, lead, figures=together, notes=given.notes)
+
+    def fit(self, images: Any, out: str | None = None) -> Any:
+        """Images as the network takes them: its size and channels."""
+        given = self.given(images)
+        form = given.form.choose(out)
+        lead = () if given.single else (len(given.img),)
+        return give_images(api_images.as_stored(given.img, form), form, lead, self.value_range)
+
+    def encode(self, images: Any, c: Any = None) -> Any:
+        """Images -> y, float32 [N, dim], or y+ [N, num_ws, dim] if the encoder is made for it."""
+        found, given = self.encode_images(images, c)
+        return give_latents(found.code, given.form)
+
+    def decode(self, what: Any, c: Any = None, psi: float = 1, out: str | None = None) -> Any:
+        """Latents or codes -> pictures. Arrays give NumPy uint8 [N, H, W, C], tensors floats [N, C, H, W] in [-1, 1].
+
+        Args:
+            psi: Truncation towards the mean code; 1 = none.
+        """
+        found, form, lead = self.read(what, c)
+        return self.give(self._truncate(found, psi), form, lead, out)
+
+    def _truncate(self, found: Codes, psi: float) -> Codes:
+        return found if psi == 1 else found.with_code(codes.mean_code(self.G).lerp(found.code, psi))
+
+    def reconstruct(self, images: Any, c: Any = None, out: str | None = None) -> Any:
+        """Images as the network draws them: `decode(invert(images))`."""
+        found, given = self.encode_images(images, c)
+        return self.give(found, given.form, () if given.single else (len(found),), out)
+
+    def generate(self, seeds: Any, psi: float = 1, c: Any = None, out: str | None = None) -> Any:
+        """Pictures of seeds: 7, [7, 8], range(7, 9) or '7-8', as generate.py draws them. PIL, unless `out` says."""
+        if not isinstance(seeds, int | np.integer | list | tuple | range | str):
+            raise ValueError(f'seeds: expected whole numbers, got {type(seeds).__name__}')
+        found, form, lead = self.read(seeds, c)
+        return self.give(self._truncate(found, psi), form, lead, out)
+
+    @torch.no_grad()
+    def to_z(self, y: Any, c: Any = None) -> Any:
+        """z = φ(y): floats [N, dim] -> [N, dim]; of y+ layer by layer."""
+        self.check_prior('to_z')
+        found, form, _lead = self.read_code(y, c)
+        return give_latents(paths.to_space(self.G, found.code, found.c, 'z'), form)
+
+    @torch.no_grad()
+    def to_y(self, z: Any, c: Any = None) -> Any:
+        """y = φ⁻¹(z): undoes `to_z`."""
+        self.check_prior('to_y')
+        found, form, _lead = self.read_code(z, c)
+        return give_latents(paths.from_space(self.G, found.code, found.c, 'z'), form)
+
+    def save(self, path: str | os.PathLike[str], what: Any, c: Any = None) -> None:
+        """Writes latents as the .npz that invert.py writes and all commands read: w, y, z, y_plus, names."""
+        code_output.save_codes(os.fspath(path), self.G, self.read(what, c)[0])
+
+    @torch.no_grad()
+    def typicality(self, what: Any, c: Any = None) -> Typicality:
+        """How likely codes are under the prior, [N] each; of y+ the base code is judged."""
+        self.check_prior('typicality')
+        found = self.read(what, c)[0]
+        y = base_code(found.code)
+        figures = inversion.code_figures(self.G, y, self.G.mapping.y_to_z(y, found.c), found.c)
+        return Typicality(*(np.asarray(figures[name]) for name in ('z_norm2', 'typicality', 'log_prob')))
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Edits without directions
+
+    def interpolate(
+        self,
+        *what: Any,
+        steps: int = 8,
+        space: str | None = None,
+        path: str = 'linear',
+        loop: bool = False,
+        c: Any = None,
+        out: str | None = None,
+    ) -> Any:
+        """From one image to the next: (K − 1)·steps + 1 pictures, keyframe k of K at index k·steps.
+
+        Args:
+            what: Keyframes, as several arguments or as several images in one.
+            steps: Frames from each to the next.
+            space: 'y' or 'y+', straight; 'z', along the sphere. None = y+ where codes have it, else y.
+            path: 'linear', or 'cubic': one smooth curve through all.
+            loop: Back to the first: K·steps pictures.
+            c: Of all keyframes.
+        """
+        read = [self.read(one, c) for one in what]
+        keys = codes.concatenate(self.G, [found for found, _form, _lead in read]) if read else None
+        if keys is None or len(keys) < 2:
+            raise ValueError(f'interpolate: expected two images at least, got {0 if keys is None else len(keys)}')
+        space = space or ('y+' if keys.code.ndim == 3 else 'y')
+        way = editing.interpolate(self.G, keys.code, keys.c, space, steps, path, loop)
+        noise = editing.NoisePath(self.G, keys.noise, steps, loop)
+        names = [f'frame{i:04d}' for i in range(len(way.code))]
+        made = dataclasses.replace(self._wrap(way.code, way.c, names), noise=tuple(noise[:]))
+        return self.give(made, read[0][1], (len(way.code),), out)
+
+    def mix(self, coarse: Any, fine: Any, layers: Sequence[int], c: Any = None, out: str | None = None) -> Any:
+        """Style mixing: images `coarse` with these layers of images `fine`, every one with every one.
+
+        One of each gives one picture; R coarse ones give R rows, C fine ones C columns: [R, C] pictures, row by row.
+        Labels are those of the coarse ones.
+        """
+        rows, form, lead = self.read(coarse, c)
+        columns, _form, lead_across = self.read(fine, c)
+        below, above = (spaces.fit_code(self.G, found.code, True) for found in (rows, columns))
+        _check_classes(self.G, [rows.c, columns.c])
+        made = self.repeat(rows, len(columns)).with_code(editing.mix(below, above, layers).flatten(0, 1))
+        return self.give(made, form, (*lead, *lead_across), out)
+
+    def variations(
+        self,
+        what: Any,
+        num: int = 4,
+        rho: float = 0.9,
+        *,
+        share: float = 1.0,
+        coords: Sequence[int] | None = None,
+        layers: Sequence[int] | None = None,
+        seed: int = 0,
+        c: Any = None,
+        out: str | None = None,
+    ) -> Any:
+        """`num` images like each: z' = ρz + √(1−ρ²)·e, which has the distribution of z. One gives [num], N [N, num].
+
+        Args:
+            rho: 1 = the same, 0 = as if drawn anew.
+            share: Share of the coordinates of z that change; `coords` = those it is taken from.
+            layers: Only these layers change; codes become y+.
+            seed: Of the e.
+        """
+        self.check_prior('variations')
+        if num < 1:
+            raise ValueError(f'num: expected at least 1, got {num}')
+        found, form, lead = self.read(what, c)
+        how = editing.Variation(rho, share, coords, layers)
+        made = editing.vary(self.G, found.code, found.c, num, how, torch.Generator().manual_seed(seed)).flatten(0, 1)
+        return self.give(self.repeat(found, num).with_code(made), form, (*lead, num), out)
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Back into the full picture
+
+    def paste(
+        self,
+        edited: Any,
+        full: Any,
+        placement: Placement | None = None,
+        base: Any = None,
+        feather: float = pasting.FEATHER,
+        out: str | None = None,
+    ) -> Any:
+        """An edited crop back in its full picture, whose kind the result has.
+
+        Args:
+            edited: One image, resolution x resolution.
+            full: The upright picture of any size, or its file.
+            placement: Where the crop lies, as Latents.placements tells it. None = the centre square, as images are
+                fitted.
+            base: The reconstruction before the edit: only the difference is added, so that detail which the network
+                cannot draw survives. None = the crop's place is filled.
+            feather: Width of the soft edge, as a share of the crop's side.
+
+        Raises:
+            ValueError: sizes that don't belong together.
+        """
+        picture, form = api_images.read_full(full, self.value_range)
+        if placement is None:
+            placement = centre_crop((picture.shape[2], picture.shape[1]), self.resolution)
+        crops = [None if crop is None else api_images.read_full(crop, self.value_range)[0] for crop in (edited, base)]
+        assert crops[0] is not None, 'read_full gives pixels'
+        made = pasting.paste(picture, crops[0], placement, crops[1], feather)
+        form = form.choose(out)
+        return give_images(to_float(made[None]) if form.floats else made[None], form, (), self.value_range)
+
+
+def _check_classes(G: Any, labels: Sequence[torch.Tensor | None]) -> None:
+    """ValueError for images of several classes where one code can't hold them."""
+    known = [c for c in labels if c is not None]
+    several = bool(known) and bool((torch.cat(known) != known[0][0]).any())
+    if several and spaces.has_prior(G) and G.mapping.base is not None:
+        raise ValueError('mix: images of several classes, and this network makes styles of a code and one class')

@@ -1,0 +1,162 @@
+"""The Python API's part that finds directions: by labels, by two sets of images, by SeFa, by PCA."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from lia_plugin import code_output, codes, direction_data
+from lia_plugin.api_directions import Directed, Directions
+from lia_plugin.codes import Codes
+from lia_plugin.direction_data import Labelled
+from lia_plugin.direction_search import Search, SearchOptions
+from lia_plugin.directions import Direction
+from lia_plugin.edit_session import Session
+
+Labels = Sequence[Any] | np.ndarray  # N values, None = not known.
+
+
+class Learner(Directed):
+    """A network in whose latent space directions can be found."""
+
+    def directions_from_labels(
+        self,
+        images: Any,
+        labels: str | os.PathLike[str] | Labels | Mapping[str, Labels],
+        attribute: str | Sequence[str] = (),
+        *,
+        values: Sequence[str] = (),
+        val: str | os.PathLike[str] | None = None,
+        group_column: str | None = None,
+        holdout: float = 0.2,
+        space: str = 'y',
+        layers: Sequence[int] | None = None,
+        seed: int = 0,
+        c: Any = None,
+    ) -> Directions:
+        """Normals of the planes that best tell labels from codes; `figures` tells how well, on images held out.
+
+        An attribute of two values gives one direction, ATTRIBUTE=VALUE, from the first to the second in the alphabet;
+        one of more gives one for each value, against all others.
+
+        Args:
+            images: N of any kind, codes of them, or, with a table, their folder, zip or .npz.
+            labels: N values; several attributes by name; or the file of a table, which calls images by their names.
+            attribute: Which columns of the table, or what to call the labels. () = all.
+            values: Only images with one of these; of two the direction leads from the first to the second.
+            val: Images of the table to judge by, as the command's --val.
+            group_column: Images of the table with one value there are held out together.
+            holdout: Share of images held out to judge by.
+            space: 'y' or 'z'.
+
+        Raises:
+            ValueError: labels that don't fit the images, or nothing that can be learned.
+        """
+        names = (attribute,) if isinstance(attribute, str) else tuple(attribute)
+        asked = SearchOptions('labels', space, attributes=names, values=tuple(str(value) for value in values),
+                              holdout=None if val is not None else holdout, layers=_layers(layers))  # fmt: skip
+        if isinstance(labels, str | os.PathLike):
+            asked = replace(asked, data=_path(images), labels=os.fspath(labels), group_column=group_column,
+                            val=None if val is None else os.fspath(val))  # fmt: skip
+            asked.check()
+            return _by_name(Search(self._session(seed, c), asked, []).found)
+        if val is not None or group_column is not None:
+            raise ValueError('val, group_column: only with the file of a table as labels')
+        found = self.read(images, c)[0]
+        columns = labels if isinstance(labels, Mapping) else {names[0] if names else 'label': labels}
+        table = {name: _column(name, column, len(found)) for name, column in columns.items()}
+        return self._learn(found, table, asked, seed, f'{len(found)} images with labels')
+
+    def directions_from_sets(
+        self,
+        positive: Any,
+        negative: Any,
+        name: str = 'direction',
+        *,
+        holdout: float = 0.2,
+        space: str = 'y',
+        layers: Sequence[int] | None = None,
+        seed: int = 0,
+        c: Any = None,
+    ) -> Directions:
+        """The direction from one set of images to another, under `name`."""
+        sets = [self.read(images, c)[0] for images in (negative, positive)]
+        table: dict[str, list[str | None]] = {name: ['-'] * len(sets[0]) + ['+'] * len(sets[1])}
+        asked = SearchOptions('labels', space, values=('-', '+'), attributes=(name,), holdout=holdout,
+                              layers=_layers(layers))  # fmt: skip
+        words = f'{len(sets[0])} images (-) and {len(sets[1])} (+)'
+        (found,) = self._learn(codes.concatenate(self.G, sets), table, asked, seed, words).values()
+        return {name: replace(found, name=name, meaning=f'{name}: from the second set (-) to the first (+)')}
+
+    def sefa(self, count: int = 8, layers: Sequence[int] | None = None, space: str = 'y') -> Directions:
+        """What changes the styles of these layers most, without any labels (Shen and Zhou 2021): sefa0, sefa1, …"""
+        asked = SearchOptions('sefa', space, count=count, layers=_layers(layers))
+        asked.check()
+        return _by_name(Search(self._session(), asked, []).found)
+
+    def pca(
+        self, count: int = 8, images: Any = None, *, samples: int = 10_000, space: str = 'y',
+        layers: Sequence[int] | None = None, seed: int = 0, c: Any = None,
+    ) -> Directions:  # fmt: skip
+        """How codes vary most, of images or, without these, of the prior (Härkönen et al. 2020): pc0, pc1, …"""
+        asked = SearchOptions('pca', space, count=count, layers=_layers(layers))
+        if images is None:
+            asked = replace(asked, samples=samples)
+            asked.check()
+            return _by_name(Search(self._session(seed), asked, []).found)
+        found = self.read(images, c)[0]
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, 'codes.npz')
+            code_output.save_codes(path, self.G, found)
+            made = Search(self._session(seed), replace(asked, data=path), []).found
+        return _by_name([replace(one, source=f'PCA of {len(found)} codes of images') for one in made])
+
+    def _session(self, seed: int = 0, c: Any = None) -> Session:
+        if c is not None and not isinstance(c, int):
+            raise ValueError(f'c: files take one class for all, got {c!r}')
+        return Session(self.G, self.network, self.device, class_idx=c, batch=self.batch, seed=seed)
+
+    def _learn(
+        self, found: Codes, table: dict[str, list[str | None]], asked: SearchOptions, seed: int, source: str
+    ) -> Directions:
+        replace(asked, data='images').check()
+        points = direction_data.points(self.G, found, asked.space)
+        labelled = Labelled(found, points, table, None, None, f'a random share of {asked.holdout:g}')
+        return _by_name(_Given(self._session(seed), asked, labelled, source).found)
+
+
+class _Given(Search):
+    """A search among codes and labels that are at hand already."""
+
+    def __init__(self, session: Session, asked: SearchOptions, labelled: Labelled, source: str) -> None:
+        self._labelled, self._source = labelled, source
+        super().__init__(session, asked, [])
+
+    def _by_labels(self) -> list[Direction]:
+        return self._learn(self._labelled, list(self._jobs(self._labelled)), self._source)
+
+
+def _by_name(found: Sequence[Direction]) -> Directions:
+    return {one.name: one for one in found}
+
+
+def _layers(layers: Sequence[int] | None) -> tuple[int, ...] | None:
+    return None if layers is None else tuple(layers)
+
+
+def _column(name: str, column: Labels, count: int) -> list[str | None]:
+    if isinstance(column, str) or len(column) != count:
+        raise ValueError(f'labels: expected {count} values of {name}, got {column!r:.80}')
+    return [None if value is None else str(value) for value in column]
+
+
+def _path(images: Any) -> str:
+    if not isinstance(images, str | os.PathLike):
+        raise ValueError('images: with the file of a table, expected a folder, zip or .npz, whose names it knows, got '
+                         f'{type(images).__name__}')  # fmt: skip
+    return os.fspath(images)
