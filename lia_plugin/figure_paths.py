@@ -218,17 +218,17 @@ def sample_map(
     exhibit: Exhibit, space: FeatureSpace, measured: dict[str, Measured], real_rows: npt.NDArray[np.float32],
     advance: Advance,
 ) -> tuple[torch.Tensor, dict[str, Any]]:
-    """t-SNE of samples of the generator, the real images and the paths of some pairs, all together."""
+    """t-SNE of samples of the generator and the real images, with the paths of some pairs."""
     embedding.check_tsne()
     samples_rows = sample_rows(exhibit, space, advance)
     kinds = [kind for kind in measured if kind != CROSS_FADE]
     shown = min(MAPPED_PAIRS, len(measured[kinds[0]].rows))
-    # Hundreds of images in small steps would be a cluster of their own, whatever else is near them.
-    ways = [measured[kind].rows[i, ::FINENESS] for kind in kinds for i in range(shown)]
-    found = embedding.tsne_map(np.concatenate([samples_rows, real_rows, *ways]), exhibit.options.seed)
-    bounds = np.cumsum([len(samples_rows), len(real_rows), *(len(way) for way in ways)])[:-1]
-    samples, reals, *lines = np.split(found.places, bounds)
-    panel = Panel(canvas.span(found.places[:, 0]), canvas.span(found.places[:, 1]),
+    ways = [measured[kind].rows[i] for kind in kinds for i in range(shown)]
+    found = embedding.tsne_map(np.concatenate([samples_rows, real_rows]), np.concatenate(ways), exhibit.options.seed)
+    samples, reals = np.split(found.places, [len(samples_rows)])
+    lines = np.split(found.laid, len(ways))
+    everything = np.concatenate([found.places, found.laid])
+    panel = Panel(canvas.span(everything[:, 0]), canvas.span(everything[:, 1]),
                   f't-SNE of {len(samples)} samples, {len(reals)} real images, and the paths of {shown} pairs',
                   width=820, height=700, marks=False)  # fmt: skip
     panel.points(samples, canvas.FAINT, 1.3)
@@ -293,6 +293,7 @@ def text_of(numbers: dict[str, Any], count: int) -> str:
 def map_caption(facts: dict[str, Any], feature_name: str) -> str:
     return (
         f'By {feature_name}, reduced to {facts["components"]} principal components ({facts["variance"]:.0%} of the '
-        f'variance), perplexity {facts["perplexity"]:g}. Numbers are pairs, a and b their ends. Neighbours in the map '
-        f'are neighbours among features; distances across it mean little.'
+        f'variance), perplexity {facts["perplexity"]:g}. The map is of samples and real images; each image of a path '
+        f'is laid into it where its neighbours are. Numbers are pairs, a and b their ends. Neighbours in the map are '
+        f'neighbours among features; distances across it mean little.'
     )
