@@ -112,6 +112,8 @@ class Exhibit:
             session.G, session.network, self.items, session.class_idx, session.batch, self.failures)
         if found is None:
             raise UserError(f'--data: none of its {len(self.items)} images can be read: {self.failures[0][1]}')
+        if not torch.isfinite(found.code).all():
+            raise UserError(f'{session.network}: gives codes that are not finite; its training has failed')
         return found
 
     def sitters(self, count: int) -> Sitters:

@@ -205,6 +205,7 @@ def bad_calls(folder: Path, network: str, data: str) -> Iterator[tuple[list[str]
     yield [*given, '--percep=none', '--lpips=vgg16.pt'], '--lpips: --percep=none takes no such file'
     yield [*given, '--class=1', '--only=lengths', *SMALL], '--class: this network has no classes'
     yield [*given, '--num=0'], '--num'
+    yield [*given, f'--outdir={folder / "text.csv"}'], '--outdir: '
 
 
 def test_bad_calls_are_one_line_exit_code_2_and_nothing_written(
@@ -475,7 +476,28 @@ def test_a_figure_that_fails_stops_no_other(G: Any, data: str, monkeypatch: pyte
     assert list(outcome.figures) == ['lengths'] and outcome.missing == {'paths': 'the moon is in the way'}
 
 
-def test_a_defect_keeps_its_traceback(G: Any, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_drawn_is_kept_when_a_defect_ends_the_command(
+    network: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(figure_lengths, 'draw', lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        figures.draw_all(exhibit(G, data), ('lengths',))
+        run(tmp_path / 'out', f'--network={network}', f'--data={data}', '--only=manipulation,lengths', *SMALL)
+    assert list(read(tmp_path / 'out')['figures']) == ['manipulation']
+
+
+def test_codes_that_are_not_finite_are_refused(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    G = make_generator()
+    G.encoder.output_mean.fill_(float('nan'))
+    network = save_pickle(tmp_path / 'nan.pkl', G)
+    assert run(tmp_path / 'out', f'--network={network}', f'--data={data}', '--only=paths,lengths', *SMALL) == 2
+    assert 'codes that are not finite' in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_one_image_is_enough_where_one_is_enough(network: str, tmp_path: Path) -> None:
+    folder, out = save_pictures(tmp_path / 'set', 1), tmp_path / 'out'
+    only = '--only=paths,reconstructions,lengths'
+    assert run(out, f'--network={network}', f'--data={folder}', only, *SMALL) == 1
+    assert read(out)['missing'] == {'paths': 'no two images of --data to interpolate'}
+    assert re.search(r'[>\s+±]nan\b', (out / 'index.html').read_text(encoding='utf-8')) is None
