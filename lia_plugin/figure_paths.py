@@ -236,7 +236,7 @@ def sample_map(
     for place, line in enumerate(lines):
         kind = kinds[place // shown]
         panel.line(line, 'white', 4)
-        panel.line(line, COLOURS[kind], 1.5)
+        panel.line(line, COLOURS[kind], 2)
         panel.points(line, COLOURS[kind], 2.5)
     for i in range(shown):
         for end, letter in ((0, 'a'), (-1, 'b')):
