@@ -314,7 +314,7 @@ class Lia(Learner):
         Raises:
             ValueError: sizes that don't belong together.
         """
-        picture, form = api_images.read_full(full, self.value_range)
+        picture, form = api_images.read_full(full, self.value_range, alpha=True)
         if placement is None:
             placement = centre_crop((picture.shape[2], picture.shape[1]), self.resolution)
         crops = [None if crop is None else api_images.read_full(crop, self.value_range)[0] for crop in (edited, base)]

@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lia_plugin import noise_maps, spaces
+from lia_plugin import noise_maps, placement, spaces
 from lia_plugin.host import UserError, one_line
+from lia_plugin.placement import Placement
 
 Array = npt.NDArray[Any]
 
 KEYS = ('y_plus', 'y', 'w', 'names', 'c')
 NOISE = 'noise.'  # What the names of noise maps begin with.
-PLACEMENT = 'placement.'  # … and of what says where an image was cut out.
 
 
 class CodeFile(NamedTuple):
@@ -27,7 +27,7 @@ class CodeFile(NamedTuple):
     noise: dict[str, Array]  # Noise buffer's name -> [N, 1, R, R]. Empty = those of the network.
     names: list[str] | None  # N, if the file has them.
     labels: Array | None  # [N, c_dim], if the file has them.
-    placement: dict[str, Array]  # As stored, without the prefix; empty if there is none.
+    placements: tuple[Placement | None, ...]  # N: where each image was cut out, if that is known.
 
 
 def read_code_file(path: str, G: Any, said: str | None = None, hint: str = '') -> CodeFile:
@@ -59,14 +59,36 @@ def read_only_w(path: str, G: Any) -> CodeFile | None:
     return _describe(path, arrays, _check_codes(path, 'w', arrays['w'], G.w_dim, G.num_ws), G)
 
 
+def read_placements(path: str) -> dict[str, Placement | None]:
+    """Where the images of a file were cut out, by the names of their codes ('' for the one of a file without names).
+
+    Needs no network.
+
+    Raises:
+        UserError: missing, no .npz, damaged, or without any of that.
+    """
+    arrays = _load(path, path, '; invert.py writes one')
+    names = [str(name) for name in arrays['names'].tolist()] if 'names' in arrays else ['']
+    found = _placements(path, arrays, len(names))
+    if not any(found):
+        raise UserError(f'{path}: does not say where its images were cut out; invert.py writes files that do')
+    return dict(zip(names, found))
+
+
+def _placements(said: str, arrays: Mapping[str, Array], count: int) -> tuple[Placement | None, ...]:
+    try:
+        return placement.from_arrays(arrays, count)
+    except ValueError as error:
+        raise UserError(f'{said}: {error}') from None
+
+
 def _describe(said: str, arrays: Mapping[str, Array], codes: Array, G: Any) -> CodeFile:
     names = arrays.get('names')
     if names is not None and names.shape != (len(codes),):
         raise UserError(f'{said}: its names have shape {list(names.shape)}, for {len(codes)} codes')
-    placement = {key.removeprefix(PLACEMENT): value for key, value in arrays.items() if key.startswith(PLACEMENT)}
     stored = None if names is None else [str(name) for name in names.tolist()]
     return CodeFile(codes, _find_noise(said, arrays, len(codes), G), stored, _labels(said, arrays, len(codes), G),
-                    placement)
+                    _placements(said, arrays, len(codes)))
 
 
 def _load(path: str, said: str, hint: str) -> Mapping[str, Array]:
@@ -76,7 +98,7 @@ def _load(path: str, said: str, hint: str) -> Mapping[str, Array]:
         with np.load(path, allow_pickle=False) as file:
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise ValueError('a single array')
-            return {key: file[key] for key in file.files if key in KEYS or key.startswith((NOISE, PLACEMENT))}
+            return {key: file[key] for key in file.files if key in KEYS or key.startswith((NOISE, placement.PREFIX))}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError, TypeError) as error:
         raise UserError(f'{said}: not an .npz with codes ({one_line(error)})') from None
 

@@ -10,6 +10,7 @@ import torch
 from lia_plugin import inversion, results, spaces
 from lia_plugin.codes import Codes, stack_noise
 from lia_plugin.networks import base_code
+from lia_plugin.placement import to_arrays
 
 
 @torch.no_grad()
@@ -29,7 +30,7 @@ def latents(G: Any, codes: Codes) -> dict[str, torch.Tensor]:
 
 def save_codes(path: str, G: Any, codes: Codes) -> None:
     """Writes codes and their names as an .npz that INPUT arguments take; whole or not at all."""
-    results.save_latents(path, latents(G, codes), names=np.array(codes.names))
+    results.save_latents(path, latents(G, codes), names=np.array(codes.names), **to_arrays(codes.placements))
 
 
 @torch.no_grad()

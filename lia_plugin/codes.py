@@ -15,6 +15,7 @@ from lia_plugin import inversion, noise_maps, spaces, targets
 from lia_plugin.code_files import CodeFile, read_code_file
 from lia_plugin.host import UserError
 from lia_plugin.images import to_float
+from lia_plugin.placement import Placement
 
 SEEDS = re.compile(r'(?:seed:)?(\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)')
 MAX_SEEDS = 100_000  # Of one range: a slip of the finger is no reason to fill the memory.
@@ -29,7 +30,7 @@ class Codes:
     c: torch.Tensor | None  # [N, c_dim], of a conditional network.
     originals: tuple[torch.Tensor | None, ...]  # Pixels uint8 [C, R, R]; None for what is no image.
     noise: tuple[dict[str, torch.Tensor], ...]  # Noise maps of an image's own, buffer's name -> [1, R, R]; mostly {}.
-    placements: tuple[Any, ...]  # Where an image was cut out of a larger picture, or None.
+    placements: tuple[Placement | None, ...]  # Where an image was cut out of a larger picture, or None.
     sources: tuple[str, ...]  # What messages call it.
 
     def __len__(self) -> int:
@@ -50,17 +51,20 @@ class Codes:
 
 
 def concatenate(G: Any, parts: Sequence[Codes]) -> Codes:
-    """All of them in order; codes become y+ if any part has y+. Names that repeat get a number."""
+    """All of them in order; codes become y+ if any part has y+. Names that repeat get a number.
+
+    Where some have no labels, as w out of files has none, nobody has: such codes need none.
+    """
     plus = any(part.code.ndim == 3 for part in parts)
     labels = [part.c for part in parts if part.c is not None]
+    c = torch.cat(labels) if labels and len(labels) == len(parts) else None
 
     def chain(field: str) -> tuple[Any, ...]:
         return tuple(item for part in parts for item in getattr(part, field))
 
     return Codes(
         unique_names(chain('names')), torch.cat([spaces.fit_code(G, part.code, plus) for part in parts]),
-        torch.cat(labels) if labels else None, chain('originals'), chain('noise'), chain('placements'),
-        chain('sources'),
+        c, chain('originals'), chain('noise'), chain('placements'), chain('sources'),
     )  # fmt: skip
 
 
@@ -151,7 +155,7 @@ def file_codes(G: Any, path: str, class_idx: int | None = None) -> Codes:
     Labels are those of the file, or class `class_idx` for all.
     """
     device = G.mapping.w_avg.device
-    path, name = _split_name(path)
+    path, name = split_name(path)
     found = read_code_file(path, G)
     names = found.names or default_names(path, len(found.codes))
     rows = list(range(len(names)))
@@ -168,7 +172,8 @@ def file_codes(G: Any, path: str, class_idx: int | None = None) -> Codes:
     code = torch.from_numpy(found.codes[rows].astype(np.float32)).to(device)
     picked = file_names([names[row] for row in rows])
     none = (None,) * len(rows)
-    return Codes(picked, code, c, none, noise, none, tuple(f'{path}:{names[row]}' for row in rows))
+    placements = tuple(found.placements[row] for row in rows)
+    return Codes(picked, code, c, none, noise, placements, tuple(f'{path}:{names[row]}' for row in rows))
 
 
 def default_names(path: str, count: int) -> list[str]:
@@ -187,7 +192,7 @@ def noise_row(found: CodeFile, row: int, device: torch.device) -> dict[str, torc
     return {key: torch.from_numpy(value[row].astype(np.float32)).to(device) for key, value in found.noise.items()}
 
 
-def _split_name(path: str) -> tuple[str, str | None]:
+def split_name(path: str) -> tuple[str, str | None]:
     """FILE.npz:NAME -> file and name; a drive letter's colon is none of these."""
     match = re.fullmatch(r'(.+\.npz):(.+)', path, re.IGNORECASE)
     return (match[1], match[2]) if match and not os.path.exists(path) else (path, None)
@@ -199,7 +204,7 @@ def _some(names: Sequence[str], limit: int = 5) -> str:
 
 def is_code_file(text: str) -> bool:
     """Whether an input names latents rather than an image."""
-    return _split_name(text)[0].lower().endswith('.npz')
+    return split_name(text)[0].lower().endswith('.npz')
 
 
 @torch.no_grad()
@@ -255,8 +260,8 @@ def _encode(
     count = len(read)
     return [Codes(
         tuple(target.name for target, _loaded in read), G.encode(img, c), c,
-        tuple(loaded.pixels for _target, loaded in read), ({},) * count, (None,) * count,
-        tuple(target.label for target, _loaded in read),
+        tuple(loaded.pixels for _target, loaded in read), ({},) * count,
+        tuple(loaded.placement for _target, loaded in read), tuple(target.label for target, _loaded in read),
     )]  # fmt: skip
 
 

@@ -33,3 +33,24 @@ def common_options(command: Command) -> Command:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def paste_style_options(command: Command) -> Command:
+    """How an edited crop goes back into its picture: `paste_mode` and `feather`, for `paste_back.Style`."""
+    options = [
+        click.option('--paste-mode', type=click.Choice(['difference', 'replace']), default='difference',
+                     show_default=True,
+                     help="Add what the edit changed, and keep the picture's own detail; or fill in the crop as it is"),
+        click.option('--feather', type=FiniteRange(min=0, max=0.5), default=0.08, show_default=True,
+                     help="Width of the soft edge, as a share of the crop's side"),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def paste_options(command: Command) -> Command:
+    """`--paste` of a command that edits images, with `paste_style_options`: for `paste_back.CodePaster`."""
+    switch = click.option('--paste', is_flag=True,
+                          help='Put each edit back into its full picture, too: NAME_pasted.png')
+    return switch(paste_style_options(command))

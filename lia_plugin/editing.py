@@ -98,8 +98,8 @@ class NoisePath(Sequence[dict[str, torch.Tensor]]):
 
     def __init__(self, G: Any, noise: Sequence[dict[str, torch.Tensor]], steps: int, loop: bool = False) -> None:
         self.keys = stack_noise(G, noise)  # Buffer's name -> [K, 1, R, R].
-        self.count, self.steps = len(noise), steps
-        self.length = self.count * steps if loop else (self.count - 1) * steps + 1
+        self.keyframes, self.steps = len(noise), steps
+        self.length = self.keyframes * steps if loop else (self.keyframes - 1) * steps + 1
 
     def __len__(self) -> int:
         return self.length
@@ -116,7 +116,7 @@ class NoisePath(Sequence[dict[str, torch.Tensor]]):
     def _frame(self, index: int) -> dict[str, torch.Tensor]:
         key, step = divmod(index, self.steps)
         t = step / self.steps
-        return {name: _arc(maps[key], maps[(key + 1) % self.count], t) for name, maps in self.keys.items()}
+        return {name: _arc(maps[key], maps[(key + 1) % self.keyframes], t) for name, maps in self.keys.items()}
 
     @property
     def values(self) -> int:
@@ -168,7 +168,7 @@ def mix(rows: torch.Tensor, columns: torch.Tensor, layers: Sequence[int]) -> tor
 class Variation(NamedTuple):
     """How z changes: z' = ρz + √(1−ρ²)·e with e ~ N(0, I), in the coordinates and layers that are free to.
 
-    z' has the distribution of z, N(0, I), whatever stands here: the prior is kept exactly.
+    If z is a draw of N(0, I) then so is z', whatever stands here: the prior is kept exactly.
     """
 
     rho: float = 0.9  # 1 = the same image, 0 = as if drawn anew.

@@ -7,7 +7,6 @@ three (RGB). Both formulas are those of StyleGAN's tools, because published FID 
 import dataclasses
 import io
 import os
-import warnings
 from collections.abc import Sequence
 from typing import Any, BinaryIO, NamedTuple
 
@@ -15,30 +14,15 @@ import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
-import PIL.ImageOps
 import torch
 
 from lia_plugin.host import UserError, atomic_write, open_data_set
+from lia_plugin.picture_decode import MAX_PIXELS as MAX_PIXELS
+from lia_plugin.picture_decode import UnusableImageError, decode
+from lia_plugin.picture_decode import has_image_extension as has_image_extension
 from lia_plugin.placement import Placement, centre_crop
 
-# What is read, and up to which size, is what `training.image_decode` reads for data sets; it stands here again because
-# NVIDIA's hosts have no such module. A test holds both together.
-MAX_PIXELS = 2**27
-FORMATS = {
-    'PNG': ('.png', '.apng'),
-    'JPEG': ('.jpg', '.jpeg', '.jpe', '.jfif'),
-    'WEBP': ('.webp',),
-    'BMP': ('.bmp', '.dib'),
-    'GIF': ('.gif',),
-    'TIFF': ('.tif', '.tiff'),
-    'PPM': ('.pbm', '.pgm', '.ppm', '.pnm'),
-    'TGA': ('.tga',),
-    'JPEG2000': ('.jp2', '.j2k', '.jpx'),
-    'AVIF': ('.avif',),
-}
-EXTENSIONS = tuple(extension for extensions in FORMATS.values() for extension in extensions)
 LUMA = (0.299, 0.587, 0.114)  # Rec. 601, as Pillow's conversion to grey.
-TOO_LARGE = f'more than {MAX_PIXELS // 1_000_000} million pixels; refused'
 CAPTION_HEIGHT = 22
 WHITE = 255
 # What pictures are written as, and how: PNG and WebP as they are, JPEG as near as it can.
@@ -103,16 +87,13 @@ def with_channels(img: torch.Tensor, channels: int) -> torch.Tensor:
 # Reading
 
 
-def has_image_extension(path: str) -> bool:
-    return path.lower().endswith(EXTENSIONS)
-
-
 class LoadedImage(NamedTuple):
     """Pixels uint8 [C, H, W] and one note for each thing that was changed on the way, for people to read."""
 
     pixels: torch.Tensor
     notes: tuple[str, ...]
     placement: Placement | None = None  # Where a crop lies in the full picture; None = this is the full picture.
+    profile: bytes | None = None  # ICC profile of the file's colours, if these are still meant by it.
 
 
 def read_image(
@@ -120,19 +101,20 @@ def read_image(
     resolution: int | None = None,
     channels: int | None = None,
     name: str | None = None,
+    alpha: bool = False,
 ) -> LoadedImage:
     """Reads any image file that Pillow knows, or takes a picture that Pillow has read or made.
 
-    EXIF rotation is applied; transparency lies on white; palettes, CMYK, 16-bit grey and bilevel images become
-    8-bit grey or RGB. `resolution` crops the centre square and resizes it; `channels` (1 or 3) converts. `name` is
-    what errors call the file, and its placement, if it is not a path.
+    EXIF rotation is applied; transparency lies on white, or with `alpha` is one more channel; palettes, CMYK, 16-bit
+    grey and bilevel images become 8-bit grey or RGB. `resolution` crops the centre square and resizes it; `channels`
+    (1 or 3) converts. `name` is what errors call the file, and its placement, if it is not a path.
 
     Raises:
         UserError: missing, no image, truncated, too large or of a kind without defined brightness; one line.
     """
     label = name or _path(file) or 'image'
     try:
-        loaded, notes = _decode(file)
+        loaded, notes = decode(file, alpha)
     except FileNotFoundError:
         raise UserError(f'{label}: no such file') from None
     except (IsADirectoryError, PermissionError) as error:
@@ -144,73 +126,36 @@ def read_image(
     except Exception as error:  # On damaged files decoders raise whatever comes: OSError, SyntaxError, struct.error …
         reason = ' '.join(str(error).split()) or type(error).__name__
         raise UserError(f'{label}: damaged image file ({reason})') from None
-    placement = None
+    profile = loaded.info.get('icc_profile')
+    grey = loaded.mode in ('L', 'LA')
+    fits = profile is not None and profile[16:20] == (b'GRAY' if grey else b'RGB ')
+    full = LoadedImage(_pixels(loaded), tuple(notes), None, profile if fits else None)
+    if resolution is None and channels is None:
+        return full
+    found = fitted(full, resolution, channels)
+    return found if found.placement is None else found._replace(
+        placement=dataclasses.replace(found.placement, source=name or _path(file)))
+
+
+def fitted(full: LoadedImage, resolution: int | None = None, channels: int | None = None) -> LoadedImage:
+    """A whole picture as `read_image` fits it: its centre square at `resolution`, in so many channels."""
+    pixels, notes, placement, profile = full.pixels, list(full.notes), None, full.profile
     if resolution is not None:
-        placement = dataclasses.replace(centre_crop(loaded.size, resolution), source=name or _path(file))
-        loaded = _fit(loaded, resolution, notes)
-    array = np.asarray(loaded)
-    pixels = torch.from_numpy(array.reshape(loaded.height, loaded.width, -1).transpose(2, 0, 1).copy())
+        placement = centre_crop((pixels.shape[2], pixels.shape[1]), resolution)
+        pixels = _pixels(_fit(to_pil(pixels), resolution, notes))
     if channels is not None and channels != pixels.shape[0]:
         notes.append('grey turned into RGB' if channels == 3 else 'RGB turned into grey')
-        pixels = with_channels(pixels, channels)
-    return LoadedImage(pixels, tuple(notes), placement)
+        pixels, profile = with_channels(pixels, channels), None
+    return LoadedImage(pixels, tuple(notes), placement, profile)
 
 
-def _path(file: str | os.PathLike[str] | BinaryIO) -> str:
+def _pixels(picture: PIL.Image.Image) -> torch.Tensor:
+    array = np.asarray(picture)
+    return torch.from_numpy(array.reshape(picture.height, picture.width, -1).transpose(2, 0, 1).copy())
+
+
+def _path(file: str | os.PathLike[str] | BinaryIO | PIL.Image.Image) -> str:
     return os.fspath(file) if isinstance(file, str | os.PathLike) else ''
-
-
-class UnusableImageError(ValueError):
-    """A sound file that is refused all the same; the message says why."""
-
-
-def _decode(file: str | os.PathLike[str] | BinaryIO | PIL.Image.Image) -> tuple[PIL.Image.Image, list[str]]:
-    """File or picture -> upright picture of mode L or RGB, with notes."""
-    if isinstance(file, PIL.Image.Image):  # The caller's: it stays open.
-        return _usable(file)
-    PIL.Image.init()  # Registers all readers, so that the list below is of those that this Pillow has.
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # The size is checked here; odd metadata harms nobody.
-        try:
-            picture = PIL.Image.open(file, formats=[kind for kind in FORMATS if kind in PIL.Image.OPEN])
-        except PIL.Image.DecompressionBombError:
-            raise UnusableImageError(TOO_LARGE) from None
-        with picture:
-            return _usable(picture)
-
-
-def _usable(picture: PIL.Image.Image) -> tuple[PIL.Image.Image, list[str]]:
-    if picture.width * picture.height > MAX_PIXELS:
-        raise UnusableImageError(TOO_LARGE)
-    picture.load()
-    if picture.mode == 'F' or (picture.mode == 'I' and picture.format not in ('PNG', 'PPM')):
-        raise UnusableImageError('32-bit values have no agreed white; save it with 8 or 16 bits')
-    return _to_eight_bits(_upright(picture))
-
-
-def _upright(picture: PIL.Image.Image) -> PIL.Image.Image:
-    try:
-        return PIL.ImageOps.exif_transpose(picture)
-    except Exception:  # Unreadable EXIF data: the picture itself may still be good.
-        return picture
-
-
-def _to_eight_bits(picture: PIL.Image.Image) -> tuple[PIL.Image.Image, list[str]]:
-    """Any mode -> mode L or RGB, with notes."""
-    notes: list[str] = []
-    if picture.mode.startswith('I'):
-        notes.append('16 bits reduced to 8')
-        return PIL.Image.fromarray(np.rint(np.asarray(picture) / 257).clip(0, 255).astype(np.uint8)), notes
-    if picture.mode in ('RGBA', 'RGBa', 'LA', 'PA') or 'transparency' in picture.info:
-        rgba = picture.convert('RGBA')
-        grey = picture.mode in ('1', 'L', 'LA')
-        if rgba.getchannel('A').getextrema() != (255, 255):
-            notes.append('transparency laid on white')
-            rgba = PIL.Image.alpha_composite(PIL.Image.new('RGBA', rgba.size, 'white'), rgba)
-        return rgba.convert('L' if grey else 'RGB'), notes
-    if picture.mode in ('L', '1'):
-        return picture.convert('L'), notes
-    return picture.convert('RGB'), notes
 
 
 def _fit(picture: PIL.Image.Image, resolution: int, notes: list[str]) -> PIL.Image.Image:
@@ -231,7 +176,7 @@ def _fit(picture: PIL.Image.Image, resolution: int, notes: list[str]) -> PIL.Ima
 
 
 def to_pil(img: torch.Tensor) -> PIL.Image.Image:
-    """One CHW image, floats in [-1, 1] or pixels, of 1 or 3 channels."""
+    """One CHW image, floats in [-1, 1] or pixels, of 1 or 3 channels; of 2 or 4 with transparency."""
     pixels = img if img.dtype == torch.uint8 else to_uint8(img)
     array = pixels.detach().cpu().permute(1, 2, 0).numpy()
     return PIL.Image.fromarray(np.ascontiguousarray(array[:, :, 0] if array.shape[2] == 1 else array))
@@ -242,17 +187,17 @@ def png_bytes(img: torch.Tensor) -> bytes:
     return picture_bytes(img, 'png')
 
 
-def picture_bytes(img: torch.Tensor, kind: str) -> bytes:
-    """One CHW image as a file's content, of a kind in WRITTEN."""
+def picture_bytes(img: torch.Tensor, kind: str, profile: bytes | None = None) -> bytes:
+    """One CHW image as a file's content, of a kind in WRITTEN, with the ICC profile of its colours if there is one."""
     buffer = io.BytesIO()
-    to_pil(img).save(buffer, **WRITTEN[kind])
+    to_pil(img).save(buffer, **WRITTEN[kind], icc_profile=profile)
     return buffer.getvalue()
 
 
-def save_png(img: torch.Tensor, path: str | os.PathLike[str]) -> None:
-    """Writes one CHW image, floats in [-1, 1] or pixels, whole or not at all."""
+def save_png(img: torch.Tensor, path: str | os.PathLike[str], profile: bytes | None = None) -> None:
+    """Writes one CHW image, floats in [-1, 1] or pixels, whole or not at all; `profile`: of its colours (ICC)."""
     with atomic_write(os.fspath(path)) as file:
-        file.write(png_bytes(img))
+        file.write(picture_bytes(img, 'png', profile))
 
 
 def grid(images: torch.Tensor, columns: int, padding: int = 0, magnify: int = 1) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from lia_plugin.codes import Codes, unique_names
 from lia_plugin.edit_session import Session
 from lia_plugin.host import UserError
 from lia_plugin.images import enlarge, legible_factor, save_png, to_float
+from lia_plugin.picture_files import PictureFolder
 from lia_plugin.video import FPS, check_format, save_video
 
 MAX_COLUMNS = 9  # Frames from one keyframe to the next that a strip shows.
@@ -151,31 +153,32 @@ class Interpolation:
         """Renders all frames, with video and files on the way -> those that strips show, by space and index."""
         shown: dict[tuple[str, int], torch.Tensor] = {}
         wanted = set(range(len(self.walks[0].code))) if self.asked.grid else self._wanted()
-        together = zip(*(self._frames(walk) for walk in self.walks))
+        files = PictureFolder(self._path('frames'), 'png')
+        together = zip(*(self._frames(walk, files) for walk in self.walks))
+
+        spaces_drawn = [walk.space for walk in self.walks]
 
         def frames() -> Iterator[torch.Tensor]:
             for index, images in enumerate(together):
                 for walk, img in zip(self.walks, images):
                     if index in wanted:
                         shown[walk.space, index] = img
-                yield _video_frame([walk.space for walk in self.walks], images)
+                yield images[0] if self.asked.video is None else _video_frame(spaces_drawn, images)
 
-        if self.asked.video is None:
-            for _frame in frames():
-                pass
-        else:
-            save_video(self._path(f'video.{self.asked.video}'), frames(), self.asked.fps)
+        with files:
+            if self.asked.video is None:
+                deque(frames(), maxlen=0)
+            else:
+                save_video(self._path(f'video.{self.asked.video}'), frames(), self.asked.fps)
         return shown
 
-    def _frames(self, walk: Walk) -> Iterator[torch.Tensor]:
+    def _frames(self, walk: Walk, files: PictureFolder) -> Iterator[torch.Tensor]:
         """The frames of one path, uint8 CHW, as they are drawn."""
-        if self.asked.frames:
-            os.makedirs(self._path('frames'), exist_ok=True)
         index = 0
         for batch in self.session.render_batches(walk.code, walk.c, walk.noise, desc=f'Frames in {walk.space}'):
             for img in batch:
                 if self.asked.frames:
-                    save_png(img, self._path('frames', f'{walk.frame_name(index)}.png'))
+                    files.add(img, walk.frame_name(index))
                 if not self.asked.grid:
                     self.figures[walk.space].add(img)
                 index += 1
@@ -183,8 +186,7 @@ class Interpolation:
 
     def _segments(self) -> Iterator[tuple[int, int, list[int]]]:
         for first, last, indices in editing.segments(len(self.keys), self.asked.steps, self.asked.loop):
-            places = torch.linspace(0, len(indices) - 1, min(MAX_COLUMNS, len(indices))).round().int().tolist()
-            yield first, last, [indices[place] for place in places]
+            yield first, last, [indices[place] for place in shown_places(len(indices))]
 
     def _wanted(self) -> set[int]:
         return {index for _first, _last, indices in self._segments() for index in indices}
@@ -278,6 +280,13 @@ def _table(told: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     keys = [key for key in COLUMNS if all(key in figures for figures in told.values())]
     rows = [[space, *(format(figures[key], COLUMNS[key][1]) for key in keys)] for space, figures in told.items()]
     return [['space', *(COLUMNS[key][0] for key in keys)], *rows]
+
+
+def shown_places(count: int) -> list[int]:
+    """Of so many frames those that a strip shows, the first and the last among them; evenly if that leaves enough."""
+    most = min(MAX_COLUMNS, count)
+    columns = next((n for n in range(most, MAX_COLUMNS // 2, -1) if (count - 1) % (n - 1) == 0), most)
+    return torch.linspace(0, count - 1, columns).round().int().tolist()
 
 
 def _original(img: torch.Tensor | None) -> str:

@@ -45,6 +45,8 @@ class InvertOptions:
     tune_lr: float | None = None
     tune_save: str | None = None
     delta: str | None = None
+    align: str | None = None
+    check_alignment: bool = True
     trust_pickle: bool = False
 
     def check(self) -> None:
@@ -78,6 +80,10 @@ class InvertOptions:
     def _check_offsets(self, space: str) -> None:
         if self.offset_weight and space != 'y+':
             raise UserError('--offset-weight: only with --space=y+, where each layer has a code of its own')
+
+    def checks_alignment(self, G: Any) -> bool:
+        """Whether centre crops are looked at: by the network's own encoder, if it has one."""
+        return self.check_alignment and self.align is None and getattr(G, 'encoder', None) is not None
 
     @property
     def optimises(self) -> bool:

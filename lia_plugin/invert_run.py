@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import click
 import torch
 
-from lia_plugin import calibration, delta, host, inversion, perceptual, results, spaces, tuning, video
+from lia_plugin import calibration, cropping, delta, host, inversion, perceptual, results, spaces, tuning, video
 from lia_plugin.initial_codes import StartingPoint, layered, read_codes
 from lia_plugin.invert_options import InvertOptions
 from lia_plugin.inverter import Inverter
@@ -116,6 +116,8 @@ class Job:
         self.percep, self.percep_name = load_percep(asked, self.contents.get('D'), device)
         if asked.save_video not in (None, 'auto'):
             video.check_format(asked.save_video)
+        self.cropper = cropping.open_cropper(
+            self.G, self.labels, asked.align, asked.checks_alignment(self.G), asked.batch)
         self.settings = asked.refine_settings(space, self.percep_name, self.start)
         self.tune_settings = asked.tune_settings(self.percep_name)
         self.inverter = Inverter(
@@ -150,9 +152,8 @@ class Job:
         """Inverts all images and writes what comes of it."""
         torch.manual_seed(self.asked.seed)
         kept = []
-        image = (self.G.img_resolution, self.G.img_channels)
         with Progress(len(self.items), self.asked.refine) as progress:
-            for group in read_batches(self.items, self.asked.batch, image, self.writer, progress):
+            for group in read_batches(self.items, self.asked.batch, self.cropper, self.writer, progress):
                 done = self._invert(group, progress)
                 if self.tune_settings is None:
                     self.writer.add(done.group, done.result, done.c)
@@ -241,10 +242,14 @@ class Job:
             facts['tune'] = {**dataclasses.asdict(self.tune_settings), 'file': self.tuned_name()}
         if asked.delta is not None:
             facts['delta'] = asked.delta
+        facts['align'] = asked.align
+        far = self.cropper.far(self.writer.entries)
+        facts['far_from_alignment'] = list(far)
         self.writer.finish({**facts, 'device': str(self.device)})
         print(results.format_table(self.writer.names, self.writer.rows))
         size, where = f'{G.img_resolution}x{G.img_resolution}', click.format_filename(asked.outdir)
         print(f'n = {len(self.writer.rows)}, {size}, images in [-1, 1]; written to {where}')
+        cropping.tell_far(far)
         self._say()
 
     def _say(self) -> None:

@@ -15,6 +15,7 @@ from lia_plugin.edit_session import Session
 from lia_plugin.host import UserError
 from lia_plugin.images import save_png
 from lia_plugin.params import compact
+from lia_plugin.picture_files import PictureFolder
 
 EACH = 'each'
 DEFAULT_LAYERS = range(7)  # Of style_mixing.py.
@@ -82,9 +83,10 @@ class Mixing:
         os.makedirs(self.session.outdir, exist_ok=True)
         row_images = self._draw(self.rows, 'Rows')
         column_images = self._draw(self.columns, 'Columns')
-        for names, images in ((self.row_names, row_images), (self.column_names, column_images)):
-            for name, img in zip(names, images):
-                save_png(img, self._path(f'{name}-{name}.png'))
+        edges = dict(zip(self.row_names + self.column_names, torch.cat([row_images, column_images])))
+        with PictureFolder(self.session.outdir, 'png') as files:
+            for name, img in edges.items():
+                files.add(img, f'{name}-{name}')
         grids = [self._mix(styles, row_images, column_images) for styles in self.styles]
         if len(self.styles) > 1:
             save_png(self._comparison(grids, row_images, column_images), self._path('styles.png'))
@@ -96,9 +98,9 @@ class Mixing:
         """One set of layers: pictures and codes of all pairs -> pictures [R, C, …]."""
         mixed = self._codes(styles)
         images = self._draw(mixed, f'Layers {compact(styles)}')
-        os.makedirs(self._path(self._folder(styles)), exist_ok=True)
-        for name, img in zip(mixed.names, images):
-            save_png(img, self._path(self._folder(styles), f'{name}.png'))
+        with PictureFolder(self._path(self._folder(styles)), 'png') as files:
+            for name, img in zip(mixed.names, images):
+                files.add(img, name)
         code_output.save_codes(self._path(self._folder(styles), 'mixed.npz'), self.session.G, mixed)
         table = images.unflatten(0, [len(self.rows), len(self.columns)])
         save_png(self._grid(table, row_images, column_images), self._path(self._folder(styles), 'grid.png'))

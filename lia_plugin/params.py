@@ -70,7 +70,7 @@ class Numbers(click.ParamType):
             return value
         numbers: list[int] = []
         for part in value.split(','):
-            match = re.fullmatch(r'\s*(\d{1,12})(?:-(\d{1,12}))?\s*', part)
+            match = re.fullmatch(r'\s*(\d{1,12})(?:\s*-\s*(\d{1,12}))?\s*', part)
             if match is None:
                 self.fail(f"{value!r} is no list of numbers, as in '0,1,4-6'", param, ctx)
             low, high = int(match[1]), int(match[2] or match[1])

@@ -64,7 +64,8 @@ def sheet(
         raise ValueError(f'captions: expected {len(rows)}, got {len(captions)}')
     captions = [_fitting(text, MAX_CAPTION) for text in captions]
     left = max(_text_width(text) for text in captions) + 2 * MARGIN if any(captions) else 0
-    place = Layout(left, LINE if any(columns) else 0, *_shown_size(*shapes.pop()[1:], side))
+    _channels, height, width = shapes.pop()
+    place = Layout(left, LINE if any(columns) else 0, *_shown_size(height, width, side))
     bottom, right = place.corner(len(rows), max(len(row) for row in rows))
     size = (right - GAP, bottom - GAP + (LINE if any(below) else 0))
     made = _captioned(size, place, columns, captions, below)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import click
 import torch
@@ -51,9 +51,10 @@ class Progress:
 
 
 def read_batches(
-    items: Sequence[Target], batch: int, image: tuple[int, int], writer: results.InversionWriter, progress: Progress
+    items: Sequence[Target], batch: int, read: Callable[[Target], LoadedImage], writer: results.InversionWriter,
+    progress: Progress,
 ) -> Iterator[Group]:
-    """Readable images in groups, fitted to `image` = (resolution, channels).
+    """Readable images in groups, each as `read` fits it to the network.
 
     Unreadable ones go to the writer's failures, and to stderr by name.
     """
@@ -61,7 +62,7 @@ def read_batches(
     noted = 0
     for target in items:
         try:
-            loaded = target.read(*image)
+            loaded = read(target)
         except host.UserError as error:
             writer.fail(target, str(error))
             progress.finished += 1

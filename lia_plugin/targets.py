@@ -18,6 +18,7 @@ import click
 
 from lia_plugin.host import UserError, parse_labels
 from lia_plugin.images import LoadedImage, has_image_extension, read_image
+from lia_plugin.placement import Placement
 
 MAX_MEMBER_BYTES = 256 * 1024**2  # No image file of a sane size is larger unpacked; a zip bomb is.
 LABEL_FILE = 'dataset.json'
@@ -45,12 +46,26 @@ class Target(NamedTuple):
 
     def read(self, resolution: int, channels: int) -> LoadedImage:
         """Pixels at the network's size and channels. Raises UserError for whatever is wrong with the file."""
-        if self.member is None:
-            return read_image(self.path, resolution, channels)
-        loaded = read_image(io.BytesIO(_member_bytes(self.path, self.member)), resolution, channels, name=self.label)
+        loaded = read_image(self._file(), resolution, channels, name=self.label)
         assert loaded.placement is not None, 'it was fitted'
-        own = dataclasses.replace(loaded.placement, source=self.path, member=self.member)
-        return loaded._replace(placement=own)
+        return loaded._replace(placement=self.own(loaded.placement))
+
+    def read_full(self, alpha: bool = False) -> LoadedImage:
+        """The whole upright picture, with its transparency as one more channel if `alpha`. Raises UserError."""
+        return read_image(self._file(), name=self.label, alpha=alpha)
+
+    def own(self, placement: Placement) -> Placement:
+        """The same crop, said to be of this picture."""
+        return dataclasses.replace(placement, source=self.path, member=self.member)
+
+    def _file(self) -> str | io.BytesIO:
+        return self.path if self.member is None else io.BytesIO(_member_bytes(self.path, self.member))
+
+
+def of_placement(placement: Placement) -> Target:
+    """The picture that a crop was cut from."""
+    (name,) = _result_names([(placement.source, placement.member)])
+    return Target(placement.source, placement.member, name)
 
 
 def collect(sources: Sequence[str], option: str = '--target', outdir: str | None = None) -> list[Target]:

@@ -17,6 +17,7 @@ from lia_plugin.editing import Variation
 from lia_plugin.host import UserError
 from lia_plugin.images import save_png, to_float
 from lia_plugin.params import compact
+from lia_plugin.picture_files import PictureFolder
 
 DEFAULT_RHO = 0.9
 
@@ -71,8 +72,8 @@ class VariationsOptions:
 
 def title(how: Variation) -> str:
     """A kind of variation in a few words, for captions."""
-    what = '' if how.share == 1 and how.coords is None else f'{how.share:.3g} of z ' if how.coords is None else 'coords '
-    return what + (f'rho {how.rho:g}' if how.rho or not what else 'anew')
+    where = [f'{how.share:.3g} of z'] if how.share < 1 else ['coords'] if how.coords is not None else []
+    return ' '.join([*where, 'anew' if where and how.rho == 0 else f'rho {how.rho:g}'])
 
 
 class Made(NamedTuple):
@@ -101,11 +102,10 @@ class Variations:
         recons = self.session.render(inputs.code, inputs.c, inputs.noise)
         generator = self.session.generator()
         made = [self._make(label, recons, generator) for label in self.kinds]
-        for name, img in zip(inputs.names, recons):
-            save_png(img, self._path(f'{name}.png'))
-        for part in made:
-            for name, img in zip(part.codes.names, part.images):
-                save_png(img, self._path(f'{name}.png'))
+        with PictureFolder(self.session.outdir, 'png') as files:
+            for names, images in ((inputs.names, recons), *((part.codes.names, part.images) for part in made)):
+                for name, img in zip(names, images):
+                    files.add(img, name)
         save_png(self._sheet(recons, made), self._path('variations.png'))
         self._save_codes(made)
         self._report(made)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 
@@ -40,10 +41,19 @@ def check_format(kind: str, fps: int = FPS) -> None:
         raise UserError(f'GIF shows at most {MAX_GIF_FPS} frames a second, asked for are {fps}; take mp4 or webp')
 
 
+def check_name(path: str, fps: int = FPS) -> str:
+    """The format that a file's name asks for. UserError if there is none, or `check_format` refuses it."""
+    kind = os.path.splitext(path)[1].lower().removeprefix('.')
+    if kind not in FORMATS:
+        raise UserError(f'{path}: videos end in .mp4, .gif or .webp')
+    check_format(kind, fps)
+    return kind
+
+
 def _has_webp() -> bool:
     import PIL.features
 
-    return PIL.features.check('webp')
+    return bool(PIL.features.check('webp'))
 
 
 def save_video(path: str, frames: Iterable[torch.Tensor], fps: int = FPS) -> None:
@@ -57,15 +67,12 @@ def save_video(path: str, frames: Iterable[torch.Tensor], fps: int = FPS) -> Non
         UserError: an unknown ending, too many frames a second for GIF, or ffmpeg is missing or failed.
         ValueError: no frame, or one of another size.
     """
-    kind = os.path.splitext(path)[1].lower().removeprefix('.')
-    if kind not in FORMATS:
-        raise UserError(f'{path}: videos end in .mp4, .gif or .webp')
-    check_format(kind, fps)
+    kind = check_name(path, fps)
     with tempfile.TemporaryDirectory() as folder:
         draft = os.path.join(folder, f'video.{kind}')
         {'mp4': _write_mp4, 'gif': _write_gif, 'webp': _write_webp}[kind](draft, _arrays(frames), fps)
         with open(draft, 'rb') as done, atomic_write(path) as file:
-            file.write(done.read())
+            shutil.copyfileobj(done, file)
 
 
 def _arrays(frames: Iterable[torch.Tensor]) -> Iterator[npt.NDArray[np.uint8]]:
@@ -102,12 +109,11 @@ def _duration(index: int, fps: int, unit: int) -> int:
 def _write_webp(path: str, frames: Iterator[npt.NDArray[np.uint8]], fps: int) -> None:
     import PIL.Image
 
-    pictures = [PIL.Image.fromarray(frame) for frame in frames]
-    if max(pictures[0].size) > MAX_WEBP_SIDE:
-        width, height = pictures[0].size
-        raise UserError(f'WebP: frames of {width}x{height} are too large for it; take mp4')
-    times = [_duration(i, fps, unit=1) for i in range(len(pictures))]
-    first, *others = pictures
+    first = PIL.Image.fromarray(next(frames))
+    if max(first.size) > MAX_WEBP_SIDE:
+        raise UserError(f'WebP: frames of {first.width}x{first.height} are too large for it; take mp4')
+    others = [PIL.Image.fromarray(frame) for frame in frames]
+    times = [_duration(i, fps, unit=1) for i in range(len(others) + 1)]
     first.save(path, format='WEBP', save_all=True, append_images=others, duration=times, loop=0, quality=WEBP_QUALITY)
 
 

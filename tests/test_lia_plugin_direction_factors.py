@@ -15,7 +15,7 @@ from lia_plugin.host import UserError
 
 
 def styles_by_name(G: Any) -> dict[int, list[np.ndarray]]:
-    """Layer of ws -> weights, by StyleGAN2's rule: a block's ToRGB takes what the next block's first convolution does."""
+    """Layer of ws -> weights, by StyleGAN2's rule: a ToRGB takes what the next block's first convolution does."""
     found: dict[int, list[np.ndarray]] = {}
     place = 0
     for res in G.synthesis.block_resolutions:

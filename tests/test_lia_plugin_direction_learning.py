@@ -56,6 +56,15 @@ def test_more_noise_takes_a_stronger_penalty() -> None:
     assert learning.fit_boundary(*noisy[:2]).strength < learning.fit_boundary(*clean[:2]).strength
 
 
+def test_means_are_joined_and_the_plane_lies_midway() -> None:
+    codes, positive, _normal, _bias = plane(300, 0.5)
+    found = learning.fit_means(codes, positive)
+    ends = [codes[positive == side].mean(axis=0) for side in (False, True)]
+    distances = [float(end @ found.vector + found.bias) for end in ends]
+    assert distances[0] == pytest.approx(-distances[1]) and distances[1] > 0
+    assert distances[1] == pytest.approx(np.linalg.norm(ends[1] - ends[0]) / 2)
+
+
 def test_equal_codes_have_no_plane() -> None:
     with pytest.raises(UserError, match='all alike'):
         learning.fit_boundary(np.ones([40, 3]), np.arange(40) < 20)

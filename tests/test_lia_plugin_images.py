@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 import torch
 
-from lia_plugin import images, page
+from lia_plugin import images, page, picture_decode
 from lia_plugin.host import UserError
 from training import image_decode
 
@@ -114,7 +114,8 @@ def test_other_modes(mode: str, value: int | tuple[int, ...], expected: list[int
 
 def test_data_sets_and_targets_are_read_alike() -> None:
     """invert.py's reader and the data set's are two, since NVIDIA's hosts have only the one: they may not drift."""
-    assert images.FORMATS == image_decode.IMAGE_FORMATS and images.MAX_PIXELS == image_decode.MAX_PIXELS
+    assert picture_decode.FORMATS == image_decode.IMAGE_FORMATS
+    assert picture_decode.MAX_PIXELS == image_decode.MAX_PIXELS
     for mode, kind in [('1', 'PNG'), ('L', 'PNG'), ('P', 'PNG'), ('RGB', 'TIFF'), ('CMYK', 'TIFF'), ('I;16', 'PNG')]:
         values = np.random.RandomState(0).randint(0, 65536, [8, 8], dtype=np.uint16)
         picture = PIL.Image.fromarray(values if mode == 'I;16' else gradient(8, 8))
@@ -167,7 +168,7 @@ def test_a_folder_is_no_image(tmp_path: Path) -> None:
 
 
 def test_bombs_are_refused_before_they_are_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, 'MAX_PIXELS', 20)
+    monkeypatch.setattr(picture_decode, 'MAX_PIXELS', 20)
     with pytest.raises(UserError, match='refused'):
         read(PIL.Image.fromarray(gradient(6, 4)))
 

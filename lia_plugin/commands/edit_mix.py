@@ -31,8 +31,8 @@ class StylesType(NumberSet):
 def edit_mix(**options: Any) -> int:
     """Mix the styles of images, seeds or stored latents, every row with every column.
 
-    Layer 0 is the coarsest. Of real images with one code for all layers, as of seeds, both sides are copied to all
-    layers first. Label and noise maps are those of the row.
+    Layer 0 is the coarsest. Where an image has one code for all layers, as seeds have, every layer starts with that
+    one. Label and noise maps are those of the row.
 
     \b
     python edit.py mix --network=net.pkl --rows=anna.png --rows=85,100 --cols=ben.png --styles=4-7

@@ -1,0 +1,111 @@
+"""What `edit directions` leaves behind: the file, its figures as JSON and a table, and a sheet of what each does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+
+from lia_plugin import manipulation, page, results, sheets
+from lia_plugin.codes import Codes
+from lia_plugin.directions import UNITS, Direction, save_directions
+from lia_plugin.edit_session import Session
+from lia_plugin.images import save_png
+
+COLUMNS = 7
+SHOWN = {  # Figure -> its heading in tables.
+    'n': ('held out', 'd'),
+    'n_positive': ('of it +', 'd'),
+    'accuracy': ('accuracy', '.3f'),
+    'accuracy_low': ('95 % from', '.3f'),
+    'accuracy_high': ('to', '.3f'),
+    'majority': ('majority', '.3f'),
+    'balanced_accuracy': ('balanced', '.3f'),
+    'auc': ('AUC', '.3f'),
+    'eigenvalue': ('eigenvalue', '.4g'),
+    'share': ('share', '.3f'),
+    'variance': ('variance', '.4g'),
+    'explained_variance': ('explained', '.3f'),
+}
+FIGURE_UNITS = {
+    'accuracy': 'share of held-out images on the right side of the plane; 95 % interval by Wilson',
+    'majority': 'accuracy of always naming the more frequent side',
+    'balanced_accuracy': 'mean over both sides of their accuracies; 0.5 is chance',
+    'auc': 'how often a held-out + lies further along than a held-out -; 0.5 is chance',
+    'mean_positive': 'mean signed distance to the plane of held-out images of the + side, in units of the space',
+    'scale': 'standard deviation of code . vector',
+    'share': 'of the sum of all eigenvalues',
+    'explained_variance': 'of the sum of all variances',
+}
+
+
+def save_all(session: Session, found: Sequence[Direction], shown: Codes, extent: float, title: str) -> None:
+    """Writes directions.npz, directions.json, sheet.png and index.html into the session's folder."""
+    outdir = session.outdir
+    os.makedirs(outdir, exist_ok=True)
+    save_directions(os.path.join(outdir, 'directions.npz'), found)
+    told = [dict(name=one.name, meaning=one.meaning, space=one.space, bias=one.bias, scale=one.scale,
+                 layers=one.layers, source=one.source, **one.figures) for one in found]  # fmt: skip
+    content = dict(network=session.network, network_hash=found[0].network_hash, units=FIGURE_UNITS | dict(vector=UNITS),
+                   directions=told)  # fmt: skip
+    results.save_json(os.path.join(outdir, 'directions.json'), content)
+    drawn = draw(session, found, shown, extent)
+    save_png(_overview(found, drawn, extent), os.path.join(outdir, 'sheet.png'))
+    header, rows = table(found)
+    sections = [page.Section('Figures', [page.table(header, rows), *map(page.paragraph, _explained(header))])]
+    sections += [page.Section(one.name, [page.paragraph(_words(one)), page.figure(_strips(images, shown, extent))])
+                 for one, images in zip(found, drawn)]  # fmt: skip
+    page.save_page(os.path.join(outdir, 'index.html'), title, sections)
+
+
+def amounts(extent: float) -> torch.Tensor:
+    """From - to +, in standard deviations."""
+    return torch.linspace(-extent, extent, COLUMNS)
+
+
+def draw(session: Session, found: Sequence[Direction], shown: Codes, extent: float) -> list[torch.Tensor]:
+    """For each direction pixels uint8 [N·COLUMNS, C, H, W], image by image."""
+    from tqdm import tqdm
+
+    drawn = []
+    for direction in tqdm(found, desc='Drawing', unit='direction', disable=None):
+        steps = amounts(extent) * direction.scale
+        codes = shown[[i for i in range(len(shown)) for _ in steps]]
+        moved = manipulation.shift(session.G, codes.code, codes.c, direction, steps.repeat(len(shown)))
+        drawn.append(session.render(moved, codes.c, codes.noise))
+    return drawn
+
+
+def _overview(found: Sequence[Direction], drawn: Sequence[torch.Tensor], extent: float) -> torch.Tensor:
+    """One row for each direction, of the first image."""
+    rows = [list(images[:COLUMNS]) for images in drawn]
+    return sheets.sheet(rows, _headings(extent), [one.name for one in found])
+
+
+def _strips(images: torch.Tensor, shown: Codes, extent: float) -> torch.Tensor:
+    return sheets.sheet([list(row) for row in images.split(COLUMNS)], _headings(extent), shown.names)
+
+
+def _headings(extent: float) -> list[str]:
+    return [f'{value:+.3g} sd' if value else 'as it is' for value in amounts(extent).tolist()]
+
+
+def _words(direction: Direction) -> str:
+    plane = '' if direction.bias is None else f'; its plane at bias {direction.bias:.4g}'
+    layers = '' if direction.layers is None else f'; moves layers {", ".join(map(str, direction.layers))}'
+    return f'{direction.meaning}; in {direction.space}; 1 sd = {direction.scale:.4g}{plane}{layers}'
+
+
+def table(found: Sequence[Direction]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of figures that people compare."""
+    keys = [key for key in SHOWN if all(key in one.figures for one in found)]
+    header = ['direction', *(SHOWN[key][0] for key in keys), 'sd']
+    rows = [[one.name, *(format(one.figures[key], SHOWN[key][1]) for key in keys), f'{one.scale:.4g}'] for one in found]
+    return header, rows
+
+
+def _explained(header: Sequence[str]) -> list[str]:
+    """What the table's words mean, of those that are there."""
+    return [f'{SHOWN[key][0]}: {text}.' for key, text in FIGURE_UNITS.items()
+            if key in SHOWN and SHOWN[key][0] in header]  # fmt: skip
