@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lia_plugin import codes, manipulation, retargeting
+from lia_plugin import codes, manipulation, results, retargeting
 from lia_plugin import directions as direction_store
 from lia_plugin.api_base import Network
 from lia_plugin.api_images import Array, is_array
@@ -18,7 +18,20 @@ from lia_plugin.directions import Direction, make_direction, with_scale
 from lia_plugin.manipulation_run import FLAT, ManipulateOptions, Move
 
 UNITS, MOVES = ('std', 'raw'), ('by', 'to')
-Directions = dict[str, Direction]
+
+
+class Directions(dict[str, Direction]):
+    """Directions by their names; shown as a table."""
+
+    def __repr__(self) -> str:
+        return '\n'.join(results.aligned([('direction', 'space', 'std', 'held out', 'of'), *map(_told, self.values())]))
+
+
+def _told(one: Direction) -> tuple[str, ...]:
+    """Name, space, spread, and how well it tells images held out from the other kind: 0.5 is chance."""
+    right = one.figures.get('balanced_accuracy')
+    judged = ('', '') if right is None else (f'{right:.3f}', str(one.figures.get('n', '')))
+    return (one.name, one.space, f'{one.scale:.4g}', *judged)
 
 
 class Directed(Network):
@@ -38,7 +51,8 @@ class Directed(Network):
         Raises:
             UserError (a ValueError): not a file of directions, or of another network.
         """
-        return {one.name: one for one in direction_store.load_directions(path, self.G, space, force)}
+        found = direction_store.load_directions(path, self.G, space, force)
+        return Directions((one.name, one) for one in found)
 
     def save_directions(self, path: str | os.PathLike[str], directions: Mapping[str, Direction]) -> None:
         """Writes directions as an .npz that `directions` and the commands read."""
