@@ -43,12 +43,19 @@ class Attributes:
             raise UserError(f'{self.where}: no column {name!r}; it has {", ".join(self.columns)}')
         return self.columns[name]
 
+    def take(self, places: Sequence[int]) -> Attributes:
+        """The same of some of the images. Tables are read with all images of a data set: see `read_attributes`."""
+        picked = {name: tuple(column[place] for place in places) for name, column in self.columns.items()}
+        return Attributes(self.where, picked, self.note)
+
     def classes(self, name: str) -> dict[str, int]:
         """Value -> number of images that have it, the most frequent first."""
         return dict(Counter(value for value in self.column(name) if value is not None).most_common())
 
 
-def read_attributes(path: str, names: Sequence[str], split: str | None = None, option: str = '--labels') -> Attributes:
+def read_attributes(
+    path: str, names: Sequence[str], split: str | Sequence[str] | None = None, option: str = '--labels'
+) -> Attributes:
     """The attributes of images, which a table calls by their names.
 
     A name is looked for as it stands, then without its extension, then by its last part, then by both: "a/7.png" finds
@@ -58,7 +65,8 @@ def read_attributes(path: str, names: Sequence[str], split: str | None = None, o
     Args:
         path: CSV or other text, dataset.json, or a folder or zip with a dataset.json.
         names: File names of the images, '/'-separated, as `Target.stored_name` and `host.image_names` give them.
-        split: Take only rows with this value in the table's column `split`, if it has one.
+        split: Take only rows with this value in the table's column `split`, if it has one; of several values the first
+            that is there.
         option: What errors call the table.
 
     Raises:
@@ -70,7 +78,7 @@ def read_attributes(path: str, names: Sequence[str], split: str | None = None, o
     header, rows = _parse(_read_text(path, where), where)
     header, rows = _of_split(header, rows, split)
     if not rows:
-        raise UserError(f'{where}: has no row of split {split!r}')
+        raise UserError(f'{where}: has no row of split {split if isinstance(split, str) else " or ".join(split or ())}')
     file_column, places, note = _find_images(rows, names, where)
     values: dict[str, list[str | None]] = {
         header[k]: [None] * len(names) for k in range(len(header)) if k != file_column}
@@ -131,12 +139,15 @@ def _split_lines(text: str, where: str) -> list[Row]:
     return [row for row in rows if any(field.strip() for field in row)]
 
 
-def _of_split(header: Row, rows: list[Row], split: str | None) -> tuple[Row, list[Row]]:
+def _of_split(header: Row, rows: list[Row], split: str | Sequence[str] | None) -> tuple[Row, list[Row]]:
     """Rows of a split, without the column; all rows where the table has no such column or none is asked for."""
     column = next((k for k, name in enumerate(header) if name.lower() in SPLIT_COLUMNS), None)
     if column is None or split is None:
         return header, rows
-    kept = [row for row in rows if row[column].strip().lower() == split.lower()]
+    there = [row[column].strip().lower() for row in rows]
+    asked = [name.lower() for name in ([split] if isinstance(split, str) else split)]
+    wanted = next((name for name in asked if name in there), '')
+    kept = [row for row, name in zip(rows, there) if name == wanted]
     return _without(header, column), [_without(row, column) for row in kept]
 
 

@@ -24,6 +24,7 @@ COMMANDS = {
     'audit': 'Look at a data set through a network: odd images, duplicates, and a list of what to keep.',
     'calc_metrics': 'Evaluate a network.',
     'compare': 'Compare LIA with other encoders, BiGAN/ALI and optimisation, as the paper does.',
+    'figures': "Draw the paper's figures for a network and a data set.",
     'attach': 'Give an existing StyleGAN network its φ, without training stage 1.',
     'export': 'Turn a network pickle into a folder without pickles, and back.',
     'dataset_tool': 'Make a data set of a folder, an archive or a well-known format.',

@@ -71,9 +71,10 @@ def make_tasks(name: str, values: Sequence[str], order: Sequence[str] = ()) -> l
     labels = np.asarray(values)
     found = set(values)
     classes = [value for value in order if value in found] if order else sort_values(found)
-    if not 2 <= len(classes) <= MAX_CLASSES:
-        which = f'only the value {classes[0]}' if len(classes) == 1 else f'{len(classes)} values'
-        raise UserError(f'--attribute={name}: has {which} among {len(values)} images; 2 to {MAX_CLASSES} are classes')
+    if len(classes) == 1:
+        raise UserError(f'--attribute={name}: has only the value {classes[0]} among {len(values)} images')
+    if len(classes) > max(2, min(MAX_CLASSES, len(values) // MIN_EXAMPLES)):
+        raise UserError(f'--attribute={name}: has {len(classes)} values among {len(values)} images, too few of each')
     if len(classes) == 2:
         low, high = classes
         return [Task(f'{name}={high}', f'{name}: from {low} (-) to {high} (+)', labels == high)]

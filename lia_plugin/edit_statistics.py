@@ -1,4 +1,4 @@
-"""Statistics of edits over images: areas under curves, equal success, and the bootstrap over images.
+"""Statistics of edits over images: equal success, and the bootstrap over images.
 
 A curve is what a mean over images does as an edit grows: [A] at A amounts, of per-image values [A, n]. Edits of two
 kinds are compared where both have the same success, not where both have the same length, for lengths in two spaces
@@ -16,21 +16,6 @@ Array = npt.NDArray[Any]
 
 RESAMPLES = 1000
 COVERED = 0.95  # What intervals are meant to cover.
-
-
-def area_under_roc(scores: Array, positive: Array) -> float:
-    """Probability that a positive item scores above another, ties counting half; NaN unless both kinds are there.
-
-    scores [n], positive bool [n]. The rank-sum statistic of Mann and Whitney over the number of pairs.
-    """
-    from scipy.stats import rankdata
-
-    n_positive = int(positive.sum())
-    n_negative = len(positive) - n_positive
-    if n_positive == 0 or n_negative == 0:
-        return float('nan')
-    ranks = rankdata(scores)[positive].sum()
-    return float((ranks - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
 
 
 def balanced_accuracy(labels: Array, found: Array) -> float:

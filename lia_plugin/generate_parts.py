@@ -124,6 +124,11 @@ class FilePart:
         noise = tuple(codes.noise_row(found, row, device) for row in range(len(names)))
         return cls(G, names, code, None, noise, path, in_w=True)
 
+    def check(self, trunc: Truncation) -> None:
+        """UserError if these codes can't be truncated so."""
+        if self.in_w and trunc.in_code and trunc.psi != 1:
+            raise UserError(f'--trunc-space=y: {self.source}: holds w alone, of no known y; take --trunc-space=w')
+
     def draw(self, rows: slice, trunc: Truncation) -> Drawn:
         """The pictures of some rows."""
         code, c = self.code[rows], None if self.c is None else self.c[rows]

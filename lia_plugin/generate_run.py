@@ -81,6 +81,9 @@ class Generation:
         self.parts: list[SeedPart | FilePart] = self._parts()
         self.names = codes.unique_names([name for part in self.parts for name in part.names])
         self.trunc = sampling.truncation(self.G, asked.trunc, asked.trunc_cutoff, asked.trunc_space)
+        for part in self.parts:
+            if isinstance(part, FilePart):
+                part.check(self.trunc)
         self.rows: list[dict[str, Any]] = []
         self.latents: list[Drawn] = []
 

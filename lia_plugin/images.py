@@ -154,7 +154,7 @@ def _pixels(picture: PIL.Image.Image) -> torch.Tensor:
     return torch.from_numpy(array.reshape(picture.height, picture.width, -1).transpose(2, 0, 1).copy())
 
 
-def _path(file: str | os.PathLike[str] | BinaryIO | PIL.Image.Image) -> str:
+def _path(file: str | os.PathLike[str] | BinaryIO) -> str:
     return os.fspath(file) if isinstance(file, str | os.PathLike) else ''
 
 

@@ -218,10 +218,10 @@ def _measure(old: OldMapping, dim: int, activation: str, noise: float) -> tuple[
 @torch.no_grad()
 def log_likelihood(phi: Phi, w: torch.Tensor, c: torch.Tensor | None) -> float:
     """Mean log p(w) in nats per dimension."""
-    return float(_log_prob(phi, w, c).cpu().double().mean()) / phi.features
+    return float(log_prob(phi, w, c).cpu().double().mean()) / phi.features
 
 
-def _log_prob(phi: Phi, w: torch.Tensor, c: torch.Tensor | None) -> torch.Tensor:
+def log_prob(phi: Phi, w: torch.Tensor, c: torch.Tensor | None) -> torch.Tensor:
     z, log_det = phi(w, c)
     return log_det - 0.5 * (z.square() + math.log(2 * math.pi)).sum(dim=1)
 
@@ -242,8 +242,8 @@ def _maximise(
     every = max(fit.steps // EVALUATIONS, 1)
     bar = tqdm.tqdm(total=fit.steps, desc='fitting φ', unit='step', file=sys.stderr, leave=False)
     for step in range(fit.steps):
-        opt.param_groups[0]['lr'] = lr * _schedule(step, fit.steps)
-        loss = -_log_prob(phi, *samples.draw(fit.batch)).mean() / phi.features
+        opt.param_groups[0]['lr'] = lr * schedule(step, fit.steps)
+        loss = -log_prob(phi, *samples.draw(fit.batch)).mean() / phi.features
         opt.zero_grad()
         loss.backward()
         opt.step()
@@ -259,6 +259,6 @@ def _maximise(
     phi.requires_grad_(False)
 
 
-def _schedule(step: int, steps: int) -> float:
+def schedule(step: int, steps: int) -> float:
     """Factor of the learning rate: a short rise, then half a cosine down to 0."""
     return min(1.0, (step + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * step / steps))

@@ -40,8 +40,9 @@ class UnusableImageError(ValueError):
 def decode(
     file: str | os.PathLike[str] | BinaryIO | PIL.Image.Image, alpha: bool = False
 ) -> tuple[PIL.Image.Image, list[str]]:
-    """File or picture -> upright picture of mode L or RGB, with notes; with `alpha` LA or RGBA if anything in it is
-    transparent.
+    """File, or picture that Pillow holds -> upright picture of mode L or RGB, with notes.
+
+    With `alpha` of mode LA or RGBA if anything in it is transparent.
 
     Raises:
         UnusableImageError: too large, or without defined brightness. Pillow's errors pass through.

@@ -78,13 +78,8 @@ def to_ws(
 
 @torch.no_grad()
 def pull_ws(G: Any, w: torch.Tensor, trunc: Truncation) -> torch.Tensor:
-    """w [N, w_dim] or w+ [N, num_ws, w_dim] of no known code -> truncated ws [N, num_ws, w_dim].
-
-    Raises:
-        UserError: truncation is in y.
-    """
-    if trunc.in_code and trunc.psi != 1:
-        raise UserError('--trunc-space=y: --projected-w names a file of w alone, which has no y; take --trunc-space=w')
+    """w [N, w_dim] or w+ [N, num_ws, w_dim] of no known code -> truncated ws [N, num_ws, w_dim]."""
+    assert trunc.psi == 1 or not trunc.in_code, 'FilePart.check has said so'
     ws = w if w.ndim == 3 else w.unsqueeze(1).repeat([1, G.num_ws, 1])
     return trunc.pull(ws, G.num_ws)
 

@@ -49,9 +49,10 @@ def test_split_tells_files_of_one_name_apart(tmp_path):
     path = write(tmp_path, '\n'.join(rows))
     assert read_attributes(path, NAMES, split='train').columns == {'hair': ('red', None, None)}
     assert read_attributes(path, NAMES, split='val').columns == {'hair': (None, 'grey', None)}
+    assert read_attributes(path, NAMES, split=('valid', 'val', 'train')).columns == {'hair': (None, 'grey', None)}
     with pytest.raises(UserError, match='two rows for img00000000.png'):
         read_attributes(path, NAMES)
-    with pytest.raises(UserError, match="no row of split 'test'"):
+    with pytest.raises(UserError, match='no row of split test'):
         read_attributes(path, NAMES, split='test')
 
 

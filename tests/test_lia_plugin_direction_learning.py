@@ -97,9 +97,9 @@ def test_two_values_are_one_task_and_more_are_one_each() -> None:
     (task,) = learning.make_tasks('emotion', ['happiness', 'neutral', 'happiness'])
     assert task.name == 'emotion=neutral' and task.positive.tolist() == [False, True, False]
     assert 'from happiness (-) to neutral (+)' in task.meaning
-    tasks = learning.make_tasks('n', ['10', '9', '2', '10'])
+    tasks = learning.make_tasks('n', ['10', '9', '2', '10'] * 5)
     assert [task.name for task in tasks] == ['n=2', 'n=9', 'n=10'], 'numbers go by size'
-    assert tasks[2].positive.tolist() == [True, False, False, True]
+    assert tasks[2].positive[:4].tolist() == [True, False, False, True]
     with pytest.raises(UserError, match='only the value a among 2 images'):
         learning.make_tasks('x', ['a', 'a'])
     with pytest.raises(UserError, match='60 values among 60 images'):

@@ -1,19 +1,10 @@
-"""Statistics of edits: closed forms, an independent oracle for the area under the curve, coverage of intervals."""
+"""Statistics of edits: closed forms, and intervals that cover as often as they say."""
 
 import numpy as np
 import pytest
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.metrics import balanced_accuracy_score
 
 from lia_plugin import edit_statistics as st
-
-
-def test_area_under_roc_against_scikit_learn_and_by_hand():
-    rng = np.random.default_rng(0)
-    scores, positive = rng.integers(0, 5, 60).astype(float), rng.random(60) < 0.3
-    assert st.area_under_roc(scores, positive) == pytest.approx(roc_auc_score(positive, scores))
-    assert st.area_under_roc(np.array([1.0, 2, 3]), np.array([False, True, True])) == 1
-    assert st.area_under_roc(np.array([1.0, 1]), np.array([False, True])) == 0.5
-    assert np.isnan(st.area_under_roc(np.array([1.0]), np.array([True])))
 
 
 def test_balanced_accuracy_against_scikit_learn():

@@ -202,6 +202,26 @@ def test_side_by_side_magnifies_and_captions() -> None:
         images.side_by_side([black, white], ['one'])
 
 
+def test_a_captioned_grid_has_a_text_above_each_and_white_where_there_is_none() -> None:
+    levels = torch.tensor([10, 20, 30], dtype=torch.uint8)[:, None, None, None].expand(3, 1, 128, 128)
+    sheet = images.captioned_grid(levels, 2, ['a', 'b', 'c'])
+    pitch = 128 + images.CAPTION_HEIGHT
+    assert sheet.shape == (3, 2 * pitch, 2 * 128 + 4)
+    assert [int(sheet[0, row, column]) for row in (60, pitch + 60) for column in (60, 192)] == [10, 20, 30, 255]
+    bands = [sheet[:, row : row + images.CAPTION_HEIGHT] for row in (0, pitch)]
+    texts = [bool((band[:, :, left : left + 128] < 128).any()) for band in bands for left in (0, 132)]
+    assert texts == [True, True, True, False]
+    with pytest.raises(ValueError, match='captions: expected 3, got 2'):
+        images.captioned_grid(levels, 2, ['a', 'b'])
+
+
+@pytest.mark.parametrize('kind, error', [('png', 0), ('webp', 0), ('jpg', 3)])
+def test_pictures_come_back_as_they_were_written(kind: str, error: int) -> None:
+    pixels = torch.from_numpy(gradient().transpose(2, 0, 1).copy())
+    found = images.read_image(io.BytesIO(images.picture_bytes(pixels, kind))).pixels
+    assert float((found.float() - pixels.float()).abs().mean()) <= error
+
+
 def test_interpolation_strips_stack_paths() -> None:
     path = torch.linspace(-1, 1, 5)[:, None, None, None].expand(5, 1, 64, 64)
     strips = images.interpolation_strips([path, -path], ['y', 'z'])

@@ -1,0 +1,377 @@
+"""An evaluation of edits from options to figures: which images, which judges, which directions, and the measuring."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import click
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lia_plugin import (
+    direction_learning,
+    directions,
+    edit_evaluation,
+    edit_judges,
+    host,
+    inversion,
+    manipulation,
+    spaces,
+)
+from lia_plugin.attribute_labels import Attributes, read_attributes
+from lia_plugin.codes import Codes, image_codes
+from lia_plugin.directions import Direction
+from lia_plugin.edit_evaluation import Edit, HeldOut, Measured
+from lia_plugin.edit_judges import Attribute, Judge, Material
+from lia_plugin.edit_regions import Effect, Moments
+from lia_plugin.edit_session import Session
+from lia_plugin.host import UserError
+from lia_plugin.images import to_float
+from lia_plugin.targets import Target, collect
+
+Array = npt.NDArray[Any]
+
+MOST_ASIDE = 1000  # Training pictures whose reconstructions help to choose judges.
+READ_AT_ONCE = 64
+TRAIN_SPLITS, VAL_SPLITS = ('train', 'training'), ('val', 'valid', 'validation', 'test')
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """The command's own options, by its parameters' names."""
+
+    data: str
+    val: str
+    labels: str
+    attributes: str | None = None
+    directions: tuple[str, ...] = ()
+    aims: tuple[tuple[str, str], ...] = ()
+    shifts: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+    levels: tuple[float, ...] = (0.5,)
+    num: int | None = 500
+    num_train: int | None = 10000
+    conditional: bool = True
+    force: bool = False
+
+    def check(self) -> None:
+        """UserError, one line, for what can't be meant."""
+        direction_learning.check_installed()
+        if not self.shifts or any(b <= a for a, b in zip((0.0, *self.shifts), self.shifts)):
+            raise UserError('--shift: give amounts above 0 that grow, as 0.5,1,2,4')
+        share = as_share(self.val)
+        if share is not None and not 0 < share < 1:
+            raise UserError(f'--val={self.val}: a share lies between 0 and 1')
+
+    @property
+    def specs(self) -> list[str]:
+        return [spec.strip() for spec in (self.attributes or '').split(',') if spec.strip()]
+
+
+def as_share(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Images and their labels
+
+
+class Split(NamedTuple):
+    """Images of one side, and what the table says of them."""
+
+    targets: list[Target]
+    table: Attributes
+
+    def take(self, places: Sequence[int]) -> Split:
+        return Split([self.targets[place] for place in places], self.table.take(places))
+
+
+def read_splits(options: EvaluateOptions) -> tuple[Split, Split]:
+    """Training and held-out images. UserError for what is no data set, or has no labels."""
+    share = as_share(options.val)
+    if share is None:
+        train = _labelled(_data_set(options.data, '--data'), options.labels, TRAIN_SPLITS)
+        val = _labelled(_data_set(options.val, '--val'), options.labels, VAL_SPLITS)
+    else:
+        both = _labelled(_data_set(options.data, '--data'), options.labels, None)
+        held = _held_out_names(options.data, share)
+        train = both.take([i for i, target in enumerate(both.targets) if target.stored_name not in held])
+        val = both.take([i for i, target in enumerate(both.targets) if target.stored_name in held])
+    for note in {split.table.note for split in (train, val) if split.table.note}:
+        click.echo(note, err=True)
+    return train.take(spread(range(len(train.targets)), options.num_train)), val
+
+
+def _labelled(targets: list[Target], labels: str, split: Sequence[str] | None) -> Split:
+    return Split(targets, read_attributes(labels, [target.stored_name for target in targets], split))
+
+
+def _data_set(source: str, option: str) -> list[Target]:
+    found = collect([source], option)
+    if any(target.source is None for target in found):
+        raise UserError(f'{option}={source}: expected a folder or zip of images')
+    return found
+
+
+def _held_out_names(path: str, share: float) -> set[str]:
+    """The images that train.py --val=SHARE holds out."""
+    held = host.open_data_set(class_name='training.dataset.ImageFolderDataset', path=path, split='val',
+                              val_share=share, val_seed=0)  # fmt: skip
+    return {name.replace('\\', '/') for name in host.image_names(held)}
+
+
+def spread(items: Sequence[int], most: int | None) -> list[int]:
+    """At most so many, evenly spread."""
+    if most is None or len(items) <= most:
+        return list(items)
+    return [items[i] for i in np.linspace(0, len(items) - 1, most).round().astype(int)]
+
+
+def choose_attributes(options: EvaluateOptions, table: Attributes) -> list[Attribute]:
+    """Those asked for, or all columns that are attributes."""
+    if options.specs:
+        return [edit_judges.choose_attribute(spec, table) for spec in options.specs]
+    found = []
+    for name in table.columns:
+        try:
+            found.append(edit_judges.choose_attribute(name, table))
+        except UserError:
+            continue
+    if not found:
+        raise UserError(f'{table.where}: no column has two classes of {edit_judges.MIN_IMAGES} training images')
+    return found
+
+
+def label_numbers(attributes: Sequence[Attribute], table: Attributes) -> Array:
+    """int64 [n, attributes], −1 = not known."""
+    return np.stack([attribute.numbers(table) for attribute in attributes], axis=1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training images
+
+
+class Learned(NamedTuple):
+    """What training images have taught."""
+
+    judges: list[Judge]
+    moments: Moments
+    codes: Codes | None  # Without originals; None if nobody asked.
+    labels: Array  # Of the codes, [n, attributes]
+
+
+Failures = list[tuple[str, str]]
+
+
+def learn(
+    session: Session, split: Split, attributes: Sequence[Attribute], want_codes: bool, failures: Failures
+) -> Learned:
+    """Judges and regions of real pictures; codes, if directions are to be learned from them."""
+    labels = label_numbers(attributes, split.table)
+    aside = set(edit_judges.set_aside(labels, MOST_ASIDE).tolist())
+    moments = Moments([len(attribute.classes) for attribute in attributes])
+    real: list[dict[str, Array]] = []
+    recon: list[dict[str, Array]] = []
+    items: list[int] = []
+    for places, img in _read(session, split.targets, failures):
+        moments.add(labels[places], img)
+        real.append(edit_judges.extract(img))
+        chosen = [i for i, place in enumerate(places) if place in aside]
+        if chosen:
+            recon.append(edit_judges.extract(_reconstruct(session, [split.targets[places[i]] for i in chosen])))
+        items += places
+    if not items:
+        raise UserError(f'--data: none of its {len(split.targets)} images can be read: {failures[-1][1]}')
+    kept = np.flatnonzero([item in aside for item in items])
+    material = Material(_join(real), _join(recon) if recon else {k: v[:0] for k, v in _join(real).items()}, kept)
+    click.echo('Learning to judge …', err=True)
+    judges = edit_judges.fit_judges(attributes, labels[items], material, session.seed)
+    if not want_codes:
+        return Learned(judges, moments, None, labels[:0])
+    readable = [split.targets[item] for item in items]
+    codes = image_codes(session.G, session.network, readable, session.class_idx, session.batch, originals=False)
+    return Learned(judges, moments, codes, labels[items])
+
+
+def _read(
+    session: Session, targets: Sequence[Target], failures: Failures
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """(places, images NCHW in [-1, 1]) of what can be read."""
+    from tqdm import tqdm
+
+    with tqdm(total=len(targets), desc='Training images', unit='image', disable=None) as bar:
+        for start in range(0, len(targets), READ_AT_ONCE):
+            read = []
+            for place in range(start, min(start + READ_AT_ONCE, len(targets))):
+                try:
+                    read.append((place, targets[place].read(session.G.img_resolution, session.G.img_channels).pixels))
+                except UserError as error:
+                    failures.append((targets[place].label, str(error)))
+                bar.update(1)
+            if read:
+                yield [place for place, _ in read], to_float(torch.stack([pixels for _, pixels in read]))
+
+
+def _reconstruct(session: Session, targets: Sequence[Target]) -> torch.Tensor:
+    codes = image_codes(session.G, session.network, targets, session.class_idx, len(targets))
+    assert codes is not None, 'they were read a moment ago'
+    return to_float(session.render(codes.code, codes.c, codes.noise))
+
+
+def _join(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+    return {kind: np.concatenate([part[kind] for part in parts]) for kind in parts[0]}
+
+
+def effect_of(moments: Moments, edit: Edit) -> Effect:
+    return moments.effect(edit.attribute, edit.positive)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Directions
+
+
+def read_edits(options: EvaluateOptions, session: Session, attributes: Sequence[Attribute]) -> list[Edit]:
+    """Those of the files, each with what it leads to. UserError if none leads to an attribute that is looked at."""
+    found = []
+    aims = dict(options.aims)
+    for path in options.directions:
+        for one in directions.load_directions(path, session.G, force=options.force):
+            aim = edit_evaluation.aim_of(one.name, attributes, aims, f'--directions={path}')
+            if aim is None:
+                click.echo(f'--directions={path}: {one.name} is left out: not among the attributes', err=True)
+            else:
+                found.append(Edit(one, *aim, os.path.basename(path)))
+    if not found:
+        listed = ', '.join(attribute.name for attribute in attributes)
+        raise UserError(f'--directions: none leads to a class of {listed}; they are called COLUMN=VALUE')
+    return found
+
+
+def learn_edits(session: Session, learned: Learned, attributes: Sequence[Attribute]) -> list[Edit]:
+    """A direction for each class, or from the first of two to the second, in y and in z (w of a stock network)."""
+    assert learned.codes is not None, 'asked for'
+    own = directions.code_space(session.G)
+    chosen = [own, 'z'] if spaces.has_prior(session.G) else [own]
+    hashed = directions.generator_hash(session.G)
+    code = spaces.fit_code(session.G, learned.codes.code, plus=False)
+    found = []
+    for space in chosen:
+        x = manipulation.enter_space(session.G, code, learned.codes.c, space).cpu().double().numpy()
+        for k, attribute in enumerate(attributes):
+            wanted = [1] if len(attribute.classes) == 2 else range(len(attribute.classes))
+            for positive in wanted:
+                direction = _learn_one(x, learned.labels[:, k], attribute, positive, space, hashed, session.seed)
+                found.append(Edit(direction, k, positive, 'learned'))
+    return found
+
+
+def _learn_one(
+    x: Array, labels: Array, attribute: Attribute, positive: int, space: str, hashed: str, seed: int
+) -> Direction:
+    known = labels >= 0
+    boundary = direction_learning.fit_boundary(x[known], labels[known] == positive, seed=seed)
+    value = attribute.classes[positive]
+    others = attribute.classes[1 - positive] if len(attribute.classes) == 2 else 'all others'
+    return directions.make_direction(
+        f'{attribute.name}={value}', torch.from_numpy(boundary.vector), space, bias=boundary.bias,
+        scale=float((x @ boundary.vector).std()), meaning=f'{attribute.name}: from {others} (-) to {value} (+)',
+        network_hash=hashed, source=f'logistic regression on {int(known.sum())} training images',
+    )  # fmt: skip
+
+
+def all_edits(
+    options: EvaluateOptions, session: Session, attributes: Sequence[Attribute], found: list[Edit]
+) -> list[Edit]:
+    """With conditional ones, and both ways of attributes that have two classes."""
+    if options.conditional:
+        found = edit_evaluation.with_conditional(found, session.G.num_ws)
+    return [edit for one in found for edit in edit_evaluation.with_reverse(one, attributes[one.attribute])]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The run
+
+
+@dataclass
+class Evaluation:
+    """All that was measured; the report's matter."""
+
+    options: EvaluateOptions
+    session: Session
+    attributes: list[Attribute]
+    judges: list[Judge]
+    held: HeldOut
+    train_counts: Array  # Known labels of each attribute.
+    effects: dict[tuple[int, int], Effect]
+    regions: dict[tuple[int, int], Array]
+    edits: list[Edit]  # As they were read or learned.
+    measured: list[Measured]
+    skipped: list[str]  # Why some edits were not measured.
+
+
+def run(options: EvaluateOptions, session: Session, failures: Failures) -> Evaluation:
+    """Measures all edits. Raises UserError, before long work where that can be known."""
+    inversion.check_invertible(session.G, session.network)
+    train, val = read_splits(options)
+    attributes = choose_attributes(options, train.table)
+    given = read_edits(options, session, attributes) if options.directions else []
+    _check_val(attributes, val)
+    learned = learn(session, train, attributes, not given, failures)
+    found = given or learn_edits(session, learned, attributes)
+    edits = all_edits(options, session, attributes, found)
+    held = _look_at_val(session, val, attributes, learned.judges, failures)
+    effects = {edit.aim: effect_of(learned.moments, edit) for edit in edits}
+    regions = {aim: effect.region() for aim, effect in effects.items()}
+    measured, skipped = _measure_all(options, session, edits, held, learned.judges, regions)
+    counts = (label_numbers(attributes, train.table) >= 0).sum(axis=0)
+    return Evaluation(options, session, attributes, learned.judges, held, counts, effects, regions, found, measured,
+                      skipped)
+
+
+def _check_val(attributes: Sequence[Attribute], val: Split) -> None:
+    labels = label_numbers(attributes, val.table)
+    for attribute, column in zip(attributes, labels.T):
+        if not (column >= 0).any():
+            raise UserError(f'--val: none of its {len(val.targets)} images has a known {attribute.name} in '
+                            f'{val.table.where}')
+
+
+def _look_at_val(
+    session: Session, val: Split, attributes: Sequence[Attribute], judges: Sequence[Judge], failures: Failures
+) -> HeldOut:
+    codes = image_codes(session.G, session.network, val.targets, session.class_idx, session.batch, failures)
+    if codes is None:
+        raise UserError(f'--val: none of its {len(val.targets)} images can be read: {failures[-1][1]}')
+    place = {target.name: i for i, target in enumerate(val.targets)}
+    labels = label_numbers(attributes, val.table)[[place[name] for name in codes.names]]
+    return edit_evaluation.look(session, codes, labels, judges)
+
+
+def _measure_all(
+    options: EvaluateOptions, session: Session, edits: Sequence[Edit], held: HeldOut, judges: list[Judge],
+    regions: Mapping[tuple[int, int], Array],
+) -> tuple[list[Measured], list[str]]:
+    from tqdm import tqdm
+
+    plan, skipped = [], []
+    for edit in edits:
+        attribute = judges[edit.attribute].attribute
+        items = edit_evaluation.candidates(held, attribute, edit.attribute, edit.positive, options.num)
+        if len(items) < 2 or not math.isfinite(edit.direction.scale):
+            skipped.append(f'{edit.direction.name} in {edit.kind}: {len(items)} held-out images to try it on')
+        else:
+            plan.append((edit, items))
+    if not plan:
+        raise UserError('--val: no edit can be tried: no held-out image is of another class, by its label and by what '
+                        'the judge says of its reconstruction')
+    total = sum(len(items) for _, items in plan) * len(options.shifts)
+    with tqdm(total=total, desc='Editing', unit='picture', disable=None) as bar:
+        return [edit_evaluation.measure(session, edit, held, items, judges, regions[edit.aim], options.shifts,
+                                        bar.update) for edit, items in plan], skipped  # fmt: skip

@@ -1,0 +1,343 @@
+"""Evaluation of edits: a network whose every pixel is known, from pictures and labels to tables; and the command."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from test_lia_plugin_inversion import make_generator, save_pickle
+
+from lia_plugin import cli, edit_evaluation, edit_evaluation_run, edit_judges
+from lia_plugin.directions import make_direction, save_directions
+from lia_plugin.edit_evaluation import (
+    Edit,
+    Measured,
+    aim_of,
+    candidates,
+    mean_outside,
+    recognised,
+    with_conditional,
+    with_reverse,
+)
+from lia_plugin.edit_evaluation_page import examples
+from lia_plugin.edit_evaluation_report import pairs, save_all
+from lia_plugin.edit_evaluation_run import EvaluateOptions
+from lia_plugin.edit_judges import Attribute
+from lia_plugin.edit_session import Session
+from lia_plugin.host import UserError
+
+SIDE, UPPER, LOWER = 16, (slice(2, 6), slice(2, 6)), (slice(9, 14), slice(9, 14))
+
+
+class Mapping(torch.nn.Module):
+    """y = 2 z: all that codes need of a mapping network with φ."""
+
+    phi = True
+    num_layers, base = 0, None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer('w_avg', torch.zeros(4))
+
+    def y_to_z(self, y: torch.Tensor, c: Any = None) -> torch.Tensor:
+        return y / 2
+
+    def z_to_y(self, z: torch.Tensor, c: Any = None) -> torch.Tensor:
+        return z * 2
+
+    def y_to_ws(self, y: torch.Tensor, c: Any = None, truncation_psi: float = 1) -> torch.Tensor:
+        return y if y.ndim == 3 else y[:, None].repeat([1, 2, 1])
+
+
+class Synthesis(torch.nn.Module):
+    """Brightness of the upper patch is w[0], of the lower one w[1]; w[2] is that of all the rest."""
+
+    def forward(self, ws: torch.Tensor, noise_mode: str = 'const') -> torch.Tensor:
+        w = ws[:, 0]
+        img = w[:, 2, None, None, None].repeat([1, 1, SIDE, SIDE])
+        img[:, :, UPPER[0], UPPER[1]] = w[:, 0, None, None, None]
+        img[:, :, LOWER[0], LOWER[1]] = w[:, 1, None, None, None]
+        return img
+
+
+class Patches(torch.nn.Module):
+    """A generator whose encoder reads off what its synthesis draws."""
+
+    z_dim = w_dim = 4
+    c_dim, img_resolution, img_channels, num_ws = 0, SIDE, 1, 2
+    encoder = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mapping, self.synthesis = Mapping(), Synthesis()
+
+    def encode(self, img: torch.Tensor, c: Any = None) -> torch.Tensor:
+        parts = [img[:, 0, UPPER[0], UPPER[1]], img[:, 0, LOWER[0], LOWER[1]], img[:, 0, :2, :2]]
+        known = torch.stack([part.mean(dim=(1, 2)) for part in parts], dim=1)
+        return torch.cat([known, torch.zeros([len(img), 1])], dim=1)
+
+
+def draw(folder: Path, n: int, seed: int) -> list[list[str]]:
+    """Pictures of Patches with two independent attributes; rows of their labels."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i in range(n):
+        upper, lower = rng.integers(0, 2, 2)
+        w = [(-0.5, 0.5)[upper] + rng.normal(0, 0.05), (-0.5, 0.5)[lower] + rng.normal(0, 0.05), rng.uniform(-0.3, 0.3)]
+        img = Synthesis()(torch.tensor([[[*w, 0.0]]]).float())[0, 0].clamp(-1, 1)
+        PIL.Image.fromarray(((img.numpy() + 1) * 127.5).round().astype(np.uint8)).save(folder / f'{i}.png')
+        rows.append([f'{i}.png', ('dark', 'bright')[upper], ('low', 'high')[lower]])
+    return rows
+
+
+class Set:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        rows = [['split', 'file', 'upper', 'lower']]
+        rows += [['train', *row] for row in draw(folder / 'train', 160, 0)]
+        rows += [['val', *row] for row in draw(folder / 'val', 40, 1)]
+        with open(folder / 'labels.csv', 'w', newline='') as file:
+            csv.writer(file).writerows(rows)
+        self.options: dict[str, Any] = dict(
+            data=str(folder / 'train'), val=str(folder / 'val'), labels=str(folder / 'labels.csv'), shifts=(1.0, 2.0, 3.0))
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory: pytest.TempPathFactory) -> Set:
+    return Set(tmp_path_factory.mktemp('patches'))
+
+
+def session(outdir: Path, batch: int = 7) -> Session:
+    return Session(Patches(), 'patches.pkl', torch.device('cpu'), str(outdir), batch=batch)
+
+
+@pytest.fixture(scope='module')
+def evaluated(data: Set, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return edit_evaluation_run.run(EvaluateOptions(**data.options), session(tmp_path_factory.mktemp('out')), [])
+
+
+def test_known_attributes_are_edited_alone(evaluated: Any) -> None:
+    for measured in evaluated.measured:
+        success = measured.success.mean(axis=1)
+        assert success[0] == 0 and success[-1] == 1, measured.edit
+        # Directions are learned, hence turned a little towards what is no attribute.
+        assert measured.values['outside'][-1].mean() < 0.02 * measured.values['mse'][-1].mean()
+        assert measured.values['leakage'][-1].mean() < 0.02
+
+
+def test_both_ways_both_spaces_and_conditions_are_measured(evaluated: Any) -> None:
+    names = {(m.edit.direction.name, m.edit.direction.space, m.edit.conditional) for m in evaluated.measured}
+    values = ('upper=dark', 'upper=bright', 'lower=low', 'lower=high')
+    assert names == {(value, space, condition) for value in values for space in 'yz' for condition in (False, True)}
+    for aim, region in evaluated.regions.items():
+        rows, columns = (UPPER, LOWER)[aim[0]]
+        assert region[rows, columns].all() and region.mean() < 0.3
+
+
+def test_z_that_is_y_by_another_scale_does_the_same(evaluated: Any) -> None:
+    compared = [(evaluated.measured[a], evaluated.measured[b]) for a, b in pairs(evaluated.measured)]
+    across = [(a, b) for a, b in compared if a.edit.direction.space != b.edit.direction.space]
+    assert len(across) == 8
+    for y, z in across:
+        assert np.array_equal(y.items, z.items)
+        np.testing.assert_allclose(y.values['mse'], z.values['mse'], rtol=0.05, atol=1e-4)
+        np.testing.assert_allclose(y.values['z_norm2'], z.values['z_norm2'], rtol=0.05, atol=1e-3)
+
+
+def test_figures_do_not_depend_on_the_batch(evaluated: Any) -> None:
+    measured = evaluated.measured[0]
+    again = edit_evaluation.measure(
+        session(Path(evaluated.session.outdir), batch=64), measured.edit, evaluated.held, measured.items,
+        evaluated.judges, evaluated.regions[measured.edit.aim], evaluated.options.shifts)
+    for name, values in measured.values.items():
+        np.testing.assert_allclose(again.values[name], values, atol=1e-5, err_msg=name)
+
+
+def test_a_direction_that_moves_everything_leaks_and_is_not_local(evaluated: Any) -> None:
+    upper = next(k for k, attribute in enumerate(evaluated.attributes) if attribute.name == 'upper')
+    edit = Edit(make_direction('upper=bright', torch.tensor([1.0, 1, 0, 0]), 'y', scale=1.0), upper,
+                evaluated.attributes[upper].classes.index('bright'), 'file')
+    items = candidates(evaluated.held, evaluated.attributes[upper], *edit.aim, None)
+    measured = edit_evaluation.measure(
+        evaluated.session, edit, evaluated.held, items, evaluated.judges, evaluated.regions[edit.aim], (1.4,))
+    assert measured.success[-1].mean() == 1
+    low = evaluated.held.labels[items, 1 - upper] == evaluated.attributes[1 - upper].classes.index('low')
+    assert measured.values['leakage:lower'][-1][low].mean() > 0.8
+    assert measured.values['outside'][-1].min() > 0.01
+    # |z|²/d in closed form: z = y / 2, moved by 1.4 along (1, 1, 0, 0) / √2.
+    y = evaluated.held.codes.code[items] + 1.4 * torch.tensor([1.0, 1, 0, 0]) / np.sqrt(2)
+    np.testing.assert_allclose(measured.values['z_norm2'][-1], (y / 2).square().mean(dim=1), rtol=1e-5)
+
+
+def test_everything_is_written(evaluated: Any) -> None:
+    text = save_all(evaluated)
+    out = Path(evaluated.session.outdir)
+    content = json.loads((out / 'evaluation.json').read_text())
+    assert {judge['attribute']: judge['recon'] for judge in content['judges']} == {'upper': 1, 'lower': 1}
+    edit = content['edits'][0]
+    assert edit['held_out_accuracy']['accuracy'] == 1 and edit['held_out_accuracy']['auc'] == 1
+    at = edit['at_equal_success']['0.5']
+    assert at['amount']['low'] <= at['amount']['value'] <= at['amount']['high'] and at['leakage']['value'] < 0.02
+    assert len(content['comparisons']) == len(pairs(evaluated.measured))
+    assert (out / 'directions_y.npz').exists() and (out / 'directions_z.npz').exists()
+    html = (out / 'index.html').read_text()
+    assert html.count('<img') > 20 and 'upper=bright' in html and 'median' in html
+    assert '## Differences at 50% success' in text and '| upper=bright in y |' in text
+
+
+def test_examples_are_in_the_middle_and_the_worst() -> None:
+    cost = np.array([[0.0] * 9, [3, 9, 1, 5, 7, 2, 8, 4, 6]])
+    edit = Edit(make_direction('a=b', torch.ones(2), 'y', scale=1.0), 0, 0, 'f')
+    measured = Measured(edit, np.arange(9), np.array([0.0, 1]), np.array([[0.0] * 9, [1] * 9]), {'outside': cost})
+    assert examples([measured, measured], 0.5) == ([7, 3, 8], [1, 6])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Parts
+
+
+def test_outside_of_the_region() -> None:
+    change = np.arange(8.0).reshape(2, 2, 2)
+    region = np.array([[True, False], [True, False]])
+    assert mean_outside(change, region).tolist() == [2, 6]
+    assert np.isnan(mean_outside(change, region | True)).all()
+
+
+def test_recognised_by_what_lies_outside() -> None:
+    unedited = torch.randn([5, 1, 8, 8], generator=torch.Generator().manual_seed(0))
+    region = np.zeros([8, 8], bool)
+    region[:4] = True
+    edited = unedited[[3, 1]].clone()
+    edited[:, :, :4] = 9  # Inside: does not matter.
+    assert recognised(edited, unedited, np.array([3, 1]), region).tolist() == [1, 1]
+    assert recognised(edited, unedited, np.array([2, 1]), region).tolist() == [0, 1]
+
+
+def test_aims_of_names() -> None:
+    attributes = [Attribute('hair', ('red', 'grey')), Attribute('age', ('old', 'young'))]
+    assert aim_of('age=young', attributes, {}, 'f') == (1, 1)
+    assert aim_of('smile', attributes, {'smile': 'hair=red'}, 'f') == (0, 0)
+    assert aim_of('hair=blue', attributes, {}, 'f') is None and aim_of('hat=yes', attributes, {}, 'f') is None
+    with pytest.raises(UserError, match='--aim smile COLUMN=VALUE'):
+        aim_of('smile', attributes, {}, 'f')
+
+
+def test_the_way_back_is_the_other_side_of_the_plane() -> None:
+    edit = Edit(make_direction('hair=grey', torch.tensor([3.0, 4]), 'y', bias=0.5, scale=2.0), 0, 1, 'f')
+    there, back = with_reverse(edit, Attribute('hair', ('red', 'grey')))
+    assert there is edit and back.positive == 0 and back.direction.name == 'hair=red' and back.reverse
+    assert torch.equal(back.direction.vector, -edit.direction.vector) and back.direction.bias == -0.5
+    assert with_reverse(edit, Attribute('hair', ('red', 'grey', 'blue'))) == [edit]
+
+
+def test_conditions_are_of_other_attributes_of_one_file_and_space() -> None:
+    def edit(k: int, vector: list[float], space: str = 'y', source: str = 'f') -> Edit:
+        return Edit(make_direction(f'{k}', torch.tensor(vector), space, scale=1.0), k, 0, source)
+
+    found = with_conditional([edit(0, [1, 1, 0]), edit(0, [0, 0, 1]), edit(1, [0, 1, 0]), edit(2, [1, 0, 0], 'z'),
+                              edit(3, [1, 0, 0], source='g')], 2)  # fmt: skip
+    assert [(one.attribute, one.conditional) for one in found] == [
+        (0, False), (0, True), (0, False), (0, True), (1, False), (1, True), (2, False), (3, False)]
+    np.testing.assert_allclose(found[1].direction.vector, [1, 0, 0], atol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
+
+
+def run(*args: str) -> int:
+    from lia_plugin.commands.edit import edit
+
+    return cli.run(edit, ['evaluate', *args], prog_name='edit.py')
+
+
+@pytest.fixture(scope='module')
+def network(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_pickle(tmp_path_factory.mktemp('network') / 'grey.pkl', make_generator(channels=1))
+
+
+def test_the_command_with_a_share_and_a_broken_image(
+    network: str, data: Set, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = draw(tmp_path / 'set', 60, 3)
+    (tmp_path / 'set' / '7.png').write_bytes(b'no picture')
+    with open(tmp_path / 'labels.tsv', 'w') as file:
+        file.write('\n'.join(['file\tupper', *(f'{name}\t{upper}' for name, upper, _lower in rows)]))
+    code = run('--network', network, '--data', str(tmp_path / 'set'), '--val', '0.3', '--labels',
+               str(tmp_path / 'labels.tsv'), '--outdir', str(tmp_path / 'out'), '--shift', '2,4', '--device', 'cpu')
+    out, err = capsys.readouterr()
+    # A network that was never trained draws nothing that a judge would call one or the other; either is an answer.
+    assert (code == 1 and '## Judges' in out and (tmp_path / 'out' / 'index.html').exists()) or (
+        code == 2 and 'no edit can be tried' in err)
+    assert '7.png' in err or 'no edit can be tried' in err
+
+
+def test_directions_out_of_files(network: str, data: Set, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    vector = torch.ones(16)
+    save_directions(tmp_path / 'a.npz', [make_direction('brighter', vector, 'y', scale=1.0),
+                                         make_direction('hat=yes', vector, 'z', scale=1.0)])
+    options = ['--network', network, '--data', data.options['data'], '--val', data.options['val'], '--labels',
+               data.options['labels'], '--outdir', str(tmp_path / 'out'), '--device', 'cpu', '--directions',
+               str(tmp_path / 'a.npz')]
+    assert run(*options) == 2
+    assert '--aim brighter COLUMN=VALUE' in capsys.readouterr().err
+    assert run(*options, '--aim', 'brighter', 'cap=no') == 2
+    err = capsys.readouterr().err
+    assert 'hat=yes is left out' in err and 'none leads to a class of upper, lower' in err
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+    ({'--shift': '2,1'}, '--shift: give amounts above 0 that grow'),
+    ({'--shift': 'far'}, "'far' is not a valid float"),
+    ({'--val': '1.5'}, '--val=1.5: a share lies between 0 and 1'),
+    ({'--val': 'nowhere'}, '--val=nowhere: no such file'),
+    ({'--labels': 'none.csv'}, '--labels=none.csv: cannot be read'),
+    ({'--attributes': 'hat'}, "no column 'hat'; it has upper, lower"),
+    ({'--attributes': 'upper=dark/pale'}, "upper has no value 'pale'"),
+    ({'--directions': 'none.npz'}, 'none.npz'),
+])
+def test_bad_inputs_get_one_line(
+    network: str, data: Set, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, str], message: str
+) -> None:
+    options = {'--network': network, '--data': data.options['data'], '--val': data.options['val'],
+               '--labels': data.options['labels'], '--outdir': str(tmp_path / 'out'), '--device': 'cpu', **changes}
+    assert run(*[text for pair in options.items() for text in pair]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.startswith('Error: ') and err.count('\n') == 1
+    assert not (tmp_path / 'out').exists()
+
+
+def test_networks_without_encoder_are_refused(
+    data: Set, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage1 = save_pickle(tmp_path / 'stage1.pkl', make_generator(channels=1, encoder=False))
+    options = data.options
+    assert run('--network', stage1, '--data', options['data'], '--val', options['val'], '--labels', options['labels'],
+               '--outdir', str(tmp_path / 'out')) == 2
+    assert 'encoder' in capsys.readouterr().err
+
+
+def test_help_needs_no_torch() -> None:
+    import subprocess
+
+    code = ('import sys; from lia_plugin import cli; from lia_plugin.commands.edit import edit; '
+            'cli.run(edit, ["evaluate", "--help"]); sys.exit("torch" in sys.modules)')
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.returncode == 0 and '--success' in done.stdout
+
+
+def test_held_out_share_is_that_of_training(tmp_path: Path) -> None:
+    from training.dataset import split_indices
+
+    draw(tmp_path / 'set', 30, 0)
+    held = edit_evaluation_run._held_out_names(str(tmp_path / 'set'), 0.2)
+    names = sorted(f'{i}.png' for i in range(30))
+    assert held == {names[i] for i in split_indices(30, 'val', 0.2, 0)}
+    assert edit_judges.MIN_IMAGES == 10
