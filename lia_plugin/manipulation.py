@@ -60,7 +60,7 @@ def even_steps(start: float, stop: float, count: int) -> torch.Tensor:
     if count == 1:
         return torch.tensor([start], dtype=torch.float64)
     k = torch.arange(count, dtype=torch.float64)
-    return (start * (count - 1 - k) + stop * k) / (count - 1)
+    return start * ((count - 1 - k) / (count - 1)) + stop * (k / (count - 1))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
