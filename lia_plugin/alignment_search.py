@@ -167,7 +167,7 @@ def find(
 # ---------------------------------------------------------------------------------------------------------------------
 # Check
 
-# Shifted, zoomed and turned by about as much as tells; those that zoom in find what a photograph from farther away shows.
+# Shifted, zoomed and turned by about as much as tells; those that zoom in are for photographs from farther away.
 NEARBY = (
     *(Motion(x=x, y=y) for x, y in ((0.15, 0.0), (-0.15, 0.0), (0.0, 0.15), (0.0, -0.15))),
     Motion(scale=0.75), Motion(scale=1.33), Motion(angle=0.3), Motion(angle=-0.3),
