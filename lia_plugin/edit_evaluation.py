@@ -179,7 +179,8 @@ def measure(
 ) -> Measured:
     """Moves images `items` along an edit's direction by each amount, and looks at the pictures.
 
-    `region` bool [H, W]: what may change. `enough`: a share of success after which no further amount is tried. Figures don't depend on the batch size, but for rounding.
+    `region` bool [H, W]: what may change. `enough`: a share of success after which no further amount is tried.
+    Figures don't depend on the batch size, but for rounding.
     """
     codes = held.codes[[int(item) for item in items]]
     rows = [_unedited(session, edit, held, items, judges, codes)]
