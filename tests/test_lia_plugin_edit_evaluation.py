@@ -90,7 +90,8 @@ def draw(folder: Path, n: int, seed: int) -> list[list[str]]:
     rows = []
     for i in range(n):
         upper, lower = i % 2, i // 2 % 2  # As often together as apart.
-        w = [(-0.5, 0.5)[upper] + rng.normal(0, 0.05), (-0.5, 0.5)[lower] + rng.normal(0, 0.05), rng.uniform(-0.3, 0.3)]
+        rest = 0.6 * (i // 4 * 4) / n - 0.3  # The same for all four kinds.
+        w = [(-0.5, 0.5)[upper] + rng.normal(0, 0.05), (-0.5, 0.5)[lower] + rng.normal(0, 0.05), rest]
         img = Synthesis()(torch.tensor([[[*w, 0.0]]]).float())[0, 0].clamp(-1, 1)
         PIL.Image.fromarray(((img.numpy() + 1) * 127.5).round().astype(np.uint8)).save(folder / f'{i}.png')
         rows.append([f'{i}.png', ('dark', 'bright')[upper], ('low', 'high')[lower]])
