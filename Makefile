@@ -16,10 +16,11 @@ INDEX_OPTION := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX) --timeout 2
 # Small tensors on few cores: more threads than cores only wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test lint clean
+.PHONY: help demo notebook test lint clean
 
 help:
 	@echo 'make demo   train LIA on the demo set and show what it does (about 15 minutes on 2 cores)'
+	@echo 'make notebook  run docs/editing.ipynb on what the demo leaves, and keep what it shows'
 	@echo 'make test   install, lint, type check and run the tests'
 	@echo 'make lint   ruff and mypy alone'
 	@echo 'make clean  remove .venv, caches and the demo run'
@@ -44,6 +45,10 @@ $(VENV)/installed-dev: $(VENV)/installed
 
 demo: $(VENV)/installed
 	@$(BIN)/python demo/demo.py
+
+# LIA_NETWORK=net.pkl, LIA_IMAGES=… name others: see the first cell. For the tools' sake (scikit-learn) that tests need, too.
+notebook: $(VENV)/installed-dev
+	@$(BIN)/python docs/run_notebook.py docs/editing.ipynb
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -6,12 +6,14 @@ What goes out is of the kind that came in, or as `out` says: 'pil', 'numpy' (uin
 a list, a batch or a folder gives as many. Latents and arrays of codes always have the batch in front.
 
 Where a method takes `what`, it may be images, Latents, codes as floats [N, dim] or [N, num_ws, dim], an .npz that
-invert or a projector wrote ('latents.npz:NAME' is one of several), or seeds: 7, [7, 8], '7-8'.
+invert or a projector wrote ('latents.npz:NAME' is one of several), or seeds: 7, [7, 8], '7-8'. Floats of a code's shape
+are taken as codes there. All images of a call are in memory at once: for whole data sets there are the commands.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -30,9 +32,10 @@ from lia_plugin import (
     paths,
     spaces,
 )
-from lia_plugin.api_base import Latents
+from lia_plugin.api_base import Latents, seed_list
 from lia_plugin.api_images import Array, Range, give_images, give_latents
 from lia_plugin.api_learning import Learner
+from lia_plugin.calibration import Calibration
 from lia_plugin.codes import Codes
 from lia_plugin.images import to_float
 from lia_plugin.invert_options import InvertOptions
@@ -95,7 +98,7 @@ class Lia(Learner):
             ValueError: the network has no encoder, or images or labels don't fit.
         """
         self.check_encoder()
-        return self._invert(images, c, Inverter(self.G, noise_mode=self.noise_mode))
+        return self._invert(images, c, Inverter(self.G, calibration=self.calibration, noise_mode=self.noise_mode))
 
     def refine(
         self,
@@ -130,7 +133,13 @@ class Lia(Learner):
         start = asked.start(self.G)
         extractor, name = invert_run.load_percep(asked, self.contents.get('D'), self.device)
         settings = asked.refine_settings(space or asked.chosen_space(self.G), name, start)
-        return self._invert(images, c, Inverter(self.G, space, start, settings, extractor))
+        inverter = Inverter(self.G, space, start, settings, extractor, calibration=self.calibration)
+        return self._invert(images, c, inverter)
+
+    @functools.cached_property
+    def calibration(self) -> Calibration | None:
+        """What audit found usual among a set's codes, if NAME.calibration.npz lies beside NAME.pkl."""
+        return invert_run.load_calibration(None, self.network, self.G)
 
     def _invert(self, images: Any, c: Any, inverter: Inverter) -> Latents:
         given = self.given(images)
@@ -139,7 +148,7 @@ class Lia(Learner):
         for rows in self.batches(len(given.img)):
             own = None if labels is None else labels[rows]
             batch = inverter(given.img[rows].to(self.device), own, given.names[rows])
-            code = batch.ws if batch.y is None else batch.y if batch.y_plus is None else batch.y_plus
+            code = self._code_of(batch, inverter.space)
             maps = [{name: value[i] for name, value in (batch.noise or {}).items()} for i in range(len(code))]
             none = (None,) * len(code)
             parts.append(Codes(given.names[rows], code, own, none, tuple(maps), given.placements[rows],
@@ -148,6 +157,11 @@ class Lia(Learner):
         together = {name: np.concatenate([part[name] for part in figures]) for name in figures[0]}
         lead = () if given.single else (len(given.img),)
         return self.latents(codes.concatenate(self.G, parts), given.form, lead, figures=together, notes=given.notes)
+
+    def _code_of(self, batch: inversion.InvertedBatch, space: str | None) -> torch.Tensor:
+        if batch.y is None:  # A stock network's, whose w is repeated unless w+ was looked for.
+            return spaces.fit_code(self.G, batch.ws, space == 'y+')
+        return batch.y if batch.y_plus is None else batch.y_plus
 
     def fit(self, images: Any, out: str | None = None) -> Any:
         """Images as the network takes them: its size and channels."""
@@ -180,8 +194,8 @@ class Lia(Learner):
 
     def generate(self, seeds: Any, psi: float = 1, c: Any = None, out: str | None = None) -> Any:
         """Pictures of seeds: 7, [7, 8], range(7, 9) or '7-8', as generate.py draws them. PIL, unless `out` says."""
-        if not isinstance(seeds, int | np.integer | list | tuple | range | str):
-            raise ValueError(f'seeds: expected whole numbers, got {type(seeds).__name__}')
+        if seed_list(seeds) is None:
+            raise ValueError(f"seeds: expected whole numbers, as 7, [7, 8] or '7-8', got {seeds!r:.80}")
         found, form, lead = self.read(seeds, c)
         return self.give(self._truncate(found, psi), form, lead, out)
 
@@ -314,7 +328,7 @@ class Lia(Learner):
         Raises:
             ValueError: sizes that don't belong together.
         """
-        picture, form = api_images.read_full(full, self.value_range)
+        picture, form = api_images.read_full(full, self.value_range, alpha=True)
         if placement is None:
             placement = centre_crop((picture.shape[2], picture.shape[1]), self.resolution)
         crops = [None if crop is None else api_images.read_full(crop, self.value_range)[0] for crop in (edited, base)]

@@ -190,7 +190,7 @@ class Network:
             array = torch.nn.functional.one_hot(array.long(), c_dim)
         if list(array.shape) not in ([c_dim], [count, c_dim]) or not bool(array.isfinite().all()):
             raise ValueError(f'{wanted} {list(array.shape)}')
-        return array.to(self.device, torch.float32).expand(count, c_dim)
+        return array.to(torch.float32).to(self.device).expand(count, c_dim)  # MPS has no float64.
 
     def _stored_labels(self, given: Given | None) -> torch.Tensor:
         files = [file for file in given.files if file is not None] if given is not None else []
@@ -207,9 +207,10 @@ class Network:
             ValueError: it is none of these, or does not fit.
         """
         if isinstance(given, Latents):
+            spaces.fit_code(self.G, given.codes.code, plus=True)  # Which refuses those of other networks.
             labels = given.codes.c if c is None else self.labels(c, given.count)
             return dataclasses.replace(given.codes, c=labels), given.form, given.lead
-        seeds = _seeds(given)
+        seeds = seed_list(given)
         if seeds is not None:
             labels = self.labels(c, len(seeds), seeds=True)
             found = codes.seed_codes(self.G, seeds, c=labels)
@@ -234,7 +235,8 @@ class Network:
         if not is_array(code) or not self.is_code(code) or not len(code):
             got = f'{code.dtype} {list(code.shape)}' if is_array(code) else type(code).__name__
             raise ValueError(f'code: expected floats [N, {self.dim}] or [N, {self.num_ws}, {self.dim}], got {got}')
-        tensor = torch.as_tensor(code).detach().to(self.device, torch.float32)
+        tensor = code.detach().float() if isinstance(code, torch.Tensor) else torch.from_numpy(code.astype(np.float32))
+        tensor = tensor.to(self.device)
         if not bool(tensor.isfinite().all()):
             raise ValueError('code: holds numbers that are not finite')
         count = len(tensor)
@@ -294,7 +296,7 @@ class Network:
         return Latents(found, z, form, tuple(lead), **rest)
 
 
-def _seeds(given: Any) -> list[int] | None:
+def seed_list(given: Any) -> list[int] | None:
     """7, [7, 8], range(7, 9) or '7-8' -> seeds; None for anything else."""
     if isinstance(given, bool):
         return None

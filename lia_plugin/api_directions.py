@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from lia_plugin import codes, manipulation, paths, typical_limits
+from lia_plugin import codes, manipulation, results, retargeting
 from lia_plugin import directions as direction_store
 from lia_plugin.api_base import Network
 from lia_plugin.api_images import Array, is_array
 from lia_plugin.codes import Codes
 from lia_plugin.directions import Direction, make_direction, with_scale
+from lia_plugin.manipulation_run import FLAT, ManipulateOptions, Move
 
-UNITS = ('std', 'space', 'distance')
-Directions = dict[str, Direction]
+UNITS, MOVES = ('std', 'raw'), ('by', 'to')
+
+
+class Directions(dict[str, Direction]):
+    """Directions by their names; shown as a table."""
+
+    def __repr__(self) -> str:
+        return '\n'.join(results.aligned([('direction', 'space', 'std', 'held out', 'of'), *map(_told, self.values())]))
+
+
+def _told(one: Direction) -> tuple[str, ...]:
+    """Name, space, spread, and how well it tells images held out from the other kind: 0.5 is chance."""
+    right = one.figures.get('balanced_accuracy')
+    judged = ('', '') if right is None else (f'{right:.3f}', str(one.figures.get('n', '')))
+    return (one.name, one.space, f'{one.scale:.4g}', *judged)
 
 
 class Directed(Network):
@@ -37,7 +51,8 @@ class Directed(Network):
         Raises:
             UserError (a ValueError): not a file of directions, or of another network.
         """
-        return {one.name: one for one in direction_store.load_directions(path, self.G, space, force)}
+        found = direction_store.load_directions(path, self.G, space, force)
+        return Directions((one.name, one) for one in found)
 
     def save_directions(self, path: str | os.PathLike[str], directions: Mapping[str, Direction]) -> None:
         """Writes directions as an .npz that `directions` and the commands read."""
@@ -82,69 +97,60 @@ class Directed(Network):
         amounts: float | Sequence[float] | Array = (-2.0, -1.0, 0.0, 1.0, 2.0),
         unit: str = 'std',
         *,
+        move: str = 'by',
         layers: Sequence[int] | None = None,
-        without: Any = (),
+        conditions: Any = (),
         stay_typical: float | None = None,
         c: Any = None,
         out: str | None = None,
     ) -> Any:
-        """Images moved along a direction: one a number, or, of several amounts [A], A of each.
+        """Images moved along a direction, as `edit.py manipulate`.
 
         Of N images and A amounts there are [N, A] pictures; one image, or a single number, has no such axis.
 
         Args:
             direction: A Direction, FILE:NAME, or a vector [dim] or [num_ws, dim].
-            amounts: How far.
-            unit: Of amounts: 'std', standard deviations of images along the direction; 'space', the plain length of the
-                way; 'distance', the place to go to, in distance from the boundary: 0 is on it.
+            amounts: How far, one number or [A].
+            unit: Of amounts: 'std', standard deviations of images along the direction, or 'raw', the space's own.
+            move: 'by' so much, or 'to' so much distance from the boundary: 0 is on it.
             layers: Only these move; codes become y+. None = those that the direction names, else all.
-            without: Directions whose distances are to stay as they are: a list, or what `directions` gives.
+            conditions: Directions along which nothing is to move: a list, or what `directions` gives.
             stay_typical: p-value of ‖z‖² under the prior below which no image is to go: it stops before.
         """
-        if unit not in UNITS:
-            raise ValueError(f"unit: expected 'std', 'space' or 'distance', got {unit!r}")
         wanted = np.asarray(amounts, dtype=np.float64)
         if wanted.ndim > 1 or wanted.size == 0 or not np.isfinite(wanted).all():
             raise ValueError(f'amounts: expected finite numbers, one or [A], got {amounts!r}')
-        target = self.direction(direction)
+        way = self._way(direction, unit, move, layers, _listed(conditions), stay_typical)
         found, form, lead = self.read(what, c)
-        many = self.repeat(found, wanted.size)
-        steps = torch.from_numpy(np.tile(wanted.ravel(), len(found)))
-        chosen = target.layers if layers is None else tuple(layers)
-        self._check_layers(chosen)
-        along, pace = self._without(target, _listed(without), chosen)
-        reach = self._reach(many, target, steps, unit, pace)
+        moved = way.codes(found, way.shifts(found, torch.from_numpy(wanted.reshape(-1)))[0])
+        return self.give(moved, form, (*lead, *wanted.shape), out)
+
+    def _way(
+        self, direction: Any, unit: str, move: str, layers: Sequence[int] | None, conditions: Sequence[Any],
+        stay_typical: float | None,
+    ) -> Move:  # fmt: skip
+        """ValueError for what doesn't go together, or not with this network."""
+        if unit not in UNITS or move not in MOVES:
+            raise ValueError(f"unit, move: expected 'std' or 'raw', and 'by' or 'to', got {unit!r} and {move!r}")
         if stay_typical is not None:
             self.check_prior('stay_typical')
-            if not 0 <= stay_typical <= 1:
-                raise ValueError(f'stay_typical: a p-value is 0 to 1, got {stay_typical}')
-            reach = typical_limits.limits(self.G, many.code, many.c, along, reach, stay_typical, chosen)
-        moved = manipulation.shift(self.G, many.code, many.c, along, reach.to(many.code), chosen)
-        return self.give(many.with_code(moved), form, (*lead, *wanted.shape), out)
+            if not 0 < stay_typical < 1:
+                raise ValueError(f'stay_typical: a p-value is more than 0 and less than 1, got {stay_typical}')
+        target = self.direction(direction)
+        moving = self._layers(layers) or target.layers
+        along = target if not conditions else manipulation.project_out(
+            target, [self.direction(condition) for condition in conditions], self.num_ws, moving)
+        asked = ManipulateOptions('', move=move, unit=unit, layers=moving, stay_typical=stay_typical)
+        way = Move(self.G, target, along, asked)
+        if move == 'to' and (target.bias is None or abs(way.pace) < FLAT):
+            raise ValueError(f"move: {target.name} leads to no boundary to be at a distance from; take 'by'")
+        return way
 
-    def _check_layers(self, layers: Iterable[int] | None) -> None:
-        if layers is not None and not all(0 <= layer < self.num_ws for layer in layers):
-            raise ValueError(f'layers: expected 0 to {self.num_ws - 1}, got {list(layers)}')
-
-    def _without(
-        self, target: Direction, conditions: Sequence[Any], layers: Sequence[int] | None
-    ) -> tuple[Direction, float]:
-        """The direction to go along, and how much distance a step of 1 along it makes."""
-        if not conditions:
-            return target, 1.0
-        others = [self.direction(condition) for condition in conditions]
-        along = manipulation.project_out(target, others, self.num_ws, layers)
-        return along, manipulation.pace(target, along, self.num_ws, layers)
-
-    def _reach(self, many: Codes, target: Direction, steps: torch.Tensor, unit: str, pace: float) -> torch.Tensor:
-        """How far each code goes, in units of the space: [N·A], float64 on the CPU."""
-        if unit == 'space':
-            return steps
-        if unit == 'std':
-            return steps * target.scale
-        if target.bias is None:
-            raise ValueError(f"unit: {target.name} has no boundary to be at a distance from; take 'std' or 'space'")
-        return (steps - manipulation.distance(self.G, many.code, many.c, target).cpu().double()) / pace
+    def _layers(self, layers: Sequence[int] | None) -> tuple[int, ...] | None:
+        """ValueError for layers that the network hasn't."""
+        if layers is not None and (not layers or not all(0 <= layer < self.num_ws for layer in layers)):
+            raise ValueError(f'layers: expected some of 0 to {self.num_ws - 1}, got {list(layers)}')
+        return None if layers is None else tuple(layers)
 
     @torch.no_grad()
     def retarget(
@@ -153,37 +159,34 @@ class Directed(Network):
         after: Any,
         what: Any,
         strength: float | Sequence[float] = 1.0,
-        space: str = 'y',
+        space: str | None = None,
         *,
         layers: Sequence[int] | None = None,
         c: Any = None,
         out: str | None = None,
     ) -> Any:
-        """The change from one image to another, or between the means of as many, applied to others.
+        """The change from one image to another applied to others, as `edit.py retarget`.
 
         Args:
-            before, after: Images, or codes of them, of the same person with and without a smile, say.
+            before, after: One image each, or their codes: the same person without and with a smile, say.
             what: Those that are to change.
-            strength: 1 = the whole change; several give as many pictures of each.
-            space: 'y' or 'z', where the change is measured and applied.
+            strength: 1 = the whole change; [S] of them give S pictures of each.
+            space: 'y', 'y+' or 'z', where the change is measured and applied. None = y+ where codes have it, else y.
         """
-        if space not in ('y', 'z'):
-            raise ValueError(f"space: expected 'y' or 'z', got {space!r}")
-        ends = [self._mean_in(space, self.read(end, c)[0]) for end in (before, after)]
-        if ends[0].ndim != ends[1].ndim:
-            raise ValueError('retarget: expected both images in y, or both in y+')
-        change = (ends[1] - ends[0]).cpu().double()
-        if not change.any():
-            raise ValueError('retarget: both images have the same code; there is no change')
-        name = space if space == 'z' else direction_store.code_space(self.G)
-        amounts = np.asarray(strength, dtype=np.float64) * direction_store.length(change)
-        way = make_direction('change', change, name)
-        return self.manipulate(what, way, amounts, 'space', layers=layers, c=c, out=out)
-
-    def _mean_in(self, space: str, found: Codes) -> torch.Tensor:
-        if space == 'z':
-            self.check_prior('space')
-        return paths.to_space(self.G, found.code, found.c, space if space == 'z' else _own(found.code)).mean(dim=0)
+        ends = [self.read(end, c)[0] for end in (before, after)]
+        if [len(end) for end in ends] != [1, 1]:
+            raise ValueError(f'before, after: expected one image each, got {len(ends[0])} and {len(ends[1])}')
+        plus = any(end.code.ndim == 3 for end in ends)
+        edit = retargeting.learn_edit(
+            self.G, ends[0].code, ends[1].code, ends[0].c, ends[1].c, space or ('y+' if plus else 'y'))
+        wanted = np.asarray(strength, dtype=np.float64)
+        if wanted.ndim > 1 or wanted.size == 0:
+            raise ValueError(f'strength: expected one number or [S], got {strength!r}')
+        found, form, lead = self.read(what, c)
+        edited = [retargeting.apply_edit(self.G, found.code, found.c, edit, float(one), self._layers(layers))
+                  for one in wanted.ravel()]  # fmt: skip
+        many = self.repeat(found, wanted.size).with_code(torch.stack(edited, dim=1).flatten(0, 1))
+        return self.give(many, form, (*lead, *wanted.shape), out)
 
     def repeat(self, found: Codes, num: int) -> Codes:
         """Codes [N·num, …], `num` of each image, with the labels, noise and placements of that."""
@@ -195,7 +198,3 @@ def _listed(given: Any) -> list[Any]:
     if isinstance(given, Mapping):
         return list(given.values())
     return list(given) if isinstance(given, list | tuple) else [given]
-
-
-def _own(code: torch.Tensor) -> str:
-    return 'y+' if code.ndim == 3 else 'y'

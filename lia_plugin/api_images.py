@@ -90,7 +90,7 @@ def read_images(given: Any, resolution: int, channels: int, value_range: Range |
         single = len(items) == 1 and items[0].source is None
     if not items:
         raise ValueError('images: expected at least one, got none')
-    form = _form(items[0], value_range)
+    form = _form(items[0])
     read = [_read(item, f'image{i}', resolution, channels, value_range) for i, item in enumerate(items)]
     _warn([(one.name, one.notes) for one in read])
     return Given(
@@ -100,19 +100,22 @@ def read_images(given: Any, resolution: int, channels: int, value_range: Range |
     )  # fmt: skip
 
 
-def read_full(given: Any, value_range: Range | None = None) -> tuple[torch.Tensor, Form]:
-    """One picture of any size, as it is -> uint8 [1 or 3, H, W], and its form."""
+def read_full(given: Any, value_range: Range | None = None, alpha: bool = False) -> tuple[torch.Tensor, Form]:
+    """One picture of any size, as it is -> uint8 [C, H, W], and its form.
+
+    C is 1 or 3; with `alpha` 2 or 4 where something is transparent, which else is laid on white.
+    """
     items = list(_items(given))
     if len(items) != 1:
         raise ValueError(f'full: expected one picture, got {len(items)}')
-    item, form = items[0], _form(items[0], value_range)
+    item, form = items[0], _form(items[0])
     if isinstance(item, targets.Target):
         if item.member is not None:
             raise ValueError(f'full: expected a picture, got {item.label}, a zip')
         item = item.path
     if is_array(item) and _is_float(item):
         return to_uint8(_scaled(item, value_range)), form
-    return read_image(_picture(item) if is_array(item) else item).pixels, form
+    return read_image(_picture(item) if is_array(item) else item, alpha=alpha).pixels, form
 
 
 def _items(given: Any) -> Iterator[Any]:
@@ -156,7 +159,7 @@ def _is_float(array: Any) -> bool:
     return floats
 
 
-def _form(item: Any, value_range: Range | None) -> Form:
+def _form(item: Any) -> Form:
     if not is_array(item):
         return Form()
     floats = _is_float(item)

@@ -33,6 +33,7 @@ class Learner(Directed):
         values: Sequence[str] = (),
         val: str | os.PathLike[str] | None = None,
         group_column: str | None = None,
+        fit: str = 'plane',
         holdout: float = 0.2,
         space: str = 'y',
         layers: Sequence[int] | None = None,
@@ -51,6 +52,7 @@ class Learner(Directed):
             values: Only images with one of these; of two the direction leads from the first to the second.
             val: Images of the table to judge by, as the command's --val.
             group_column: Images of the table with one value there are held out together.
+            fit: 'plane', by logistic regression, or 'means', from the mean of the others to that of the label's.
             holdout: Share of images held out to judge by.
             space: 'y' or 'z'.
 
@@ -58,8 +60,10 @@ class Learner(Directed):
             ValueError: labels that don't fit the images, or nothing that can be learned.
         """
         names = (attribute,) if isinstance(attribute, str) else tuple(attribute)
-        asked = SearchOptions('labels', space, attributes=names, values=tuple(str(value) for value in values),
-                              holdout=None if val is not None else holdout, layers=_layers(layers))  # fmt: skip
+        asked = SearchOptions(
+            'labels', space, attributes=names, values=tuple(str(value) for value in values), fit=fit,
+            holdout=None if val is not None else holdout, layers=self._layers(layers),
+        )  # fmt: skip
         if isinstance(labels, str | os.PathLike):
             asked = replace(asked, data=_path(images), labels=os.fspath(labels), group_column=group_column,
                             val=None if val is None else os.fspath(val))  # fmt: skip
@@ -78,6 +82,7 @@ class Learner(Directed):
         negative: Any,
         name: str = 'direction',
         *,
+        fit: str = 'plane',
         holdout: float = 0.2,
         space: str = 'y',
         layers: Sequence[int] | None = None,
@@ -88,14 +93,15 @@ class Learner(Directed):
         sets = [self.read(images, c)[0] for images in (negative, positive)]
         table: dict[str, list[str | None]] = {name: ['-'] * len(sets[0]) + ['+'] * len(sets[1])}
         asked = SearchOptions('labels', space, values=('-', '+'), attributes=(name,), holdout=holdout,
-                              layers=_layers(layers))  # fmt: skip
+                              fit=fit, layers=self._layers(layers))  # fmt: skip
         words = f'{len(sets[0])} images (-) and {len(sets[1])} (+)'
         (found,) = self._learn(codes.concatenate(self.G, sets), table, asked, seed, words).values()
-        return {name: replace(found, name=name, meaning=f'{name}: from the second set (-) to the first (+)')}
+        meaning = f'{name}: from the second set (-) to the first (+)'
+        return _by_name([replace(found, name=name, meaning=meaning)])
 
     def sefa(self, count: int = 8, layers: Sequence[int] | None = None, space: str = 'y') -> Directions:
         """What changes the styles of these layers most, without any labels (Shen and Zhou 2021): sefa0, sefa1, …"""
-        asked = SearchOptions('sefa', space, count=count, layers=_layers(layers))
+        asked = SearchOptions('sefa', space, count=count, layers=self._layers(layers))
         asked.check()
         return _by_name(Search(self._session(), asked, []).found)
 
@@ -104,7 +110,7 @@ class Learner(Directed):
         layers: Sequence[int] | None = None, seed: int = 0, c: Any = None,
     ) -> Directions:  # fmt: skip
         """How codes vary most, of images or, without these, of the prior (Härkönen et al. 2020): pc0, pc1, …"""
-        asked = SearchOptions('pca', space, count=count, layers=_layers(layers))
+        asked = SearchOptions('pca', space, count=count, layers=self._layers(layers))
         if images is None:
             asked = replace(asked, samples=samples)
             asked.check()
@@ -124,6 +130,8 @@ class Learner(Directed):
     def _learn(
         self, found: Codes, table: dict[str, list[str | None]], asked: SearchOptions, seed: int, source: str
     ) -> Directions:
+        if asked.fit not in ('plane', 'means'):
+            raise ValueError(f"fit: expected 'plane' or 'means', got {asked.fit!r}")
         replace(asked, data='images').check()
         points = direction_data.points(self.G, found, asked.space)
         labelled = Labelled(found, points, table, None, None, f'a random share of {asked.holdout:g}')
@@ -142,11 +150,7 @@ class _Given(Search):
 
 
 def _by_name(found: Sequence[Direction]) -> Directions:
-    return {one.name: one for one in found}
-
-
-def _layers(layers: Sequence[int] | None) -> tuple[int, ...] | None:
-    return None if layers is None else tuple(layers)
+    return Directions((one.name, one) for one in found)
 
 
 def _column(name: str, column: Labels, count: int) -> list[str | None]:

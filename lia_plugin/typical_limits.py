@@ -6,7 +6,7 @@ these from the start, as codes of real images often do, may go anywhere but furt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -25,15 +25,15 @@ class Band(NamedTuple):
     high: torch.Tensor
 
     def holds(self, square: torch.Tensor) -> torch.Tensor:
-        """Which of [N] lie inside, to rounding of float32."""
+        """Which of [..., N] lie inside, to rounding of float32."""
         return (square >= self.low * (1 - 1e-6)) & (square <= self.high * (1 + 1e-6))
 
 
 def quantiles(dim: int, p: float) -> tuple[float, float]:
     """‖z‖² between which the two-sided p-value is at least `p`."""
-    from scipy.stats import chi2
+    from scipy.special import gammainccinv, gammaincinv  # Those of χ², without the half second that scipy.stats takes.
 
-    return float(chi2.ppf(p / 2, dim)), float(chi2.isf(p / 2, dim))
+    return 2 * float(gammaincinv(dim / 2, p / 2)), 2 * float(gammainccinv(dim / 2, p / 2))
 
 
 def band_of(square: torch.Tensor, dim: int, p: float) -> Band:
@@ -64,32 +64,21 @@ def limits(
     start = manipulation.enter_space(G, spaces.fit_code(G, code, plus=False), c, direction.space)
     row = (direction.vector[0] if direction.per_layer else direction.vector).to(start.device)
 
-    def square(share: torch.Tensor) -> torch.Tensor:
-        """‖z‖² after a share [N] of the way."""
-        moved = start + (reach * share).to(start)[:, None] * row
-        z = moved if direction.space == 'z' else G.mapping.y_to_z(moved, c)
-        return prior.squared_norm(z.cpu().double())
+    def square(shares: torch.Tensor) -> torch.Tensor:
+        """‖z‖² after these shares [K, N] of the way, [K, N]."""
+        moved = start + (reach * shares).to(start.dtype).to(start.device)[..., None] * row
+        labels = None if c is None else c.repeat([len(shares), 1])
+        z = moved.flatten(0, 1)
+        z = z if direction.space == 'z' else G.mapping.y_to_z(z, labels)
+        return prior.squared_norm(z.cpu().double()).unflatten(0, shares.shape)
 
-    zero = torch.zeros_like(reach)
-    band = band_of(square(zero), spaces.code_dim(G), p)
-    inside, outside = _first_crossing(square, band, zero)
+    shares = torch.linspace(0, 1, SCAN_STEPS + 1, dtype=torch.float64)[:, None].expand(-1, len(reach))
+    squares = square(shares)
+    band = band_of(squares[0], spaces.code_dim(G), p)
+    last = band.holds(squares).int().cumprod(dim=0).sum(dim=0) - 1  # The last step before the first one outside.
+    inside, outside = last / SCAN_STEPS, ((last + 1) / SCAN_STEPS).clamp(max=1)
     for _ in range(BISECTIONS):
         middle = (inside + outside) / 2
-        good = band.holds(square(middle))
+        good = band.holds(square(middle[None])[0])
         inside, outside = torch.where(good, middle, inside), torch.where(good, outside, middle)
-    return reach * inside
-
-
-def _first_crossing(
-    square: Callable[[torch.Tensor], torch.Tensor], band: Band, zero: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The last share of the way inside, and the next, which is not; (1, 1) if the whole way is inside. [N] each."""
-    inside, outside = zero.clone(), zero.clone()
-    going = torch.ones_like(zero, dtype=torch.bool)
-    for k in range(1, SCAN_STEPS + 1):
-        share = zero + k / SCAN_STEPS
-        good = band.holds(square(share))
-        inside = torch.where(going & good, share, inside)
-        outside = torch.where(going, share, outside)
-        going &= good
-    return inside, torch.where(going, inside, outside)
+    return reach * torch.where(last == SCAN_STEPS, 1.0, inside)

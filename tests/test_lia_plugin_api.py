@@ -343,7 +343,8 @@ def test_stock_networks_and_stage_1(folder: Path) -> None:
     assert 'stock StyleGAN' in repr(stock) and 'no encoder' in repr(stock)
     image = np.random.RandomState(0).randint(0, 255, [stock.resolution, stock.resolution, 3], dtype=np.uint8)
     found = stock.refine(image, 2)
-    assert found.y.shape == (1, stock.dim) and found.z is None
+    assert found.y.shape == (1, stock.dim) and found.z is None and found.y_plus is None
+    assert stock.refine(image, 1, 'y+').y_plus.shape == (1, stock.num_ws, stock.dim)
     assert stock.decode(found).shape == image.shape
     assert stock.interpolate(found, 3, steps=2).shape == (3, *image.shape)
     with pytest.raises(ValueError, match='no encoder; lia.refine'):
@@ -357,6 +358,8 @@ def test_stock_networks_and_stage_1(folder: Path) -> None:
     with pytest.raises(ValueError, match='stage1.pkl: comes from stage 1 and has no encoder'):
         first.reconstruct(folder)
     assert first.typicality([1, 2]).p.shape == (2,)
+    with pytest.raises(ValueError, match=rf'code: expected .N, {stock.dim}.'):
+        stock.decode(first.interpolate(1, 2, out='latents'))
 
 
 # Bad inputs
@@ -408,7 +411,12 @@ def test_settings_that_cannot_be(lia: Lia, network: str, tmp_path: Path) -> None
         (lambda: lia.variations(1, rho=2), 'rho: expected 0 to 1, got 2'),
         (lambda: lia.mix(1, 2, [9]), 'layers 0 to 5'),
         (lambda: lia.generate(-1), 'seeds: expected'),
-        (lambda: lia.generate(1.5), 'seeds: expected whole numbers, got float'),
+        (lambda: lia.generate(1.5), 'seeds: expected whole numbers, .* got 1.5'),
+        (lambda: lia.generate('a.png'), "seeds: .* got 'a.png'"),
+        (lambda: lia.generate([]), 'seeds: expected'),
+        (lambda: lia.refine(np.zeros([R, R, 3], np.uint8), steps=-1), 'steps'),
+        (lambda: lia.refine(np.zeros([R, R, 3], np.uint8), space='x'), "space: .* got 'x'"),
+        (lambda: lia.refine(np.zeros([R, R, 3], np.uint8), percep='eyes'), 'eyes'),
         (lambda: lia_plugin.load(network, device='cpu', batch=0), 'at least 1'),
         (lambda: lia_plugin.load(network, device='cpu', noise_mode='loud'), "'loud'"),
         (lambda: lia_plugin.load(str(tmp_path / 'none.pkl')), 'none.pkl'),
