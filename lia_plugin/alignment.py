@@ -6,12 +6,14 @@ numbers, FFHQ are made of.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from lia_plugin.placement import Array, Placement, place
 
 # Of the 68 landmarks in dlib's order, and of five: eyes, nose, corners of the mouth.
-GROUPS = {
+GROUPS: dict[int, dict[str, tuple[Sequence[int], Sequence[int]]]] = {
     68: dict(eyes=(range(36, 42), range(42, 48)), mouth=((48,), (54,))),
     5: dict(eyes=((0,), (1,)), mouth=((3,), (4,))),
 }

@@ -29,8 +29,9 @@ def latents(G: Any, codes: Codes) -> dict[str, torch.Tensor]:
 
 
 def save_codes(path: str, G: Any, codes: Codes) -> None:
-    """Writes codes and their names as an .npz that INPUT arguments take; whole or not at all."""
-    results.save_latents(path, latents(G, codes), names=np.array(codes.names), **to_arrays(codes.placements))
+    """Writes codes, their names and placements as an .npz that INPUT arguments take; whole or not at all."""
+    placed = to_arrays(codes.placements) if any(place is not None for place in codes.placements) else {}
+    results.save_latents(path, latents(G, codes), names=np.array(codes.names), **placed)
 
 
 @torch.no_grad()

@@ -68,6 +68,19 @@ def concatenate(G: Any, parts: Sequence[Codes]) -> Codes:
     )  # fmt: skip
 
 
+def made_codes(
+    names: Sequence[str],
+    code: torch.Tensor,
+    c: torch.Tensor | None = None,
+    noise: Sequence[dict[str, torch.Tensor]] = (),
+    placements: Sequence[Any] = (),
+) -> Codes:
+    """What an edit has made, N codes of no input; () = none has its own."""
+    none = (None,) * len(names)
+    return Codes(tuple(names), code, c, none, tuple(noise) or ({},) * len(names), tuple(placements) or none,
+                 tuple(names))  # fmt: skip
+
+
 def unique_names(names: Sequence[str]) -> tuple[str, ...]:
     """The same names, numbered where one repeats; case makes no difference, as in some file systems."""
     taken: set[str] = set()

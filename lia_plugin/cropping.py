@@ -170,7 +170,7 @@ MAX_TOLD = 5
 def tell_far(far: Mapping[str, str]) -> None:
     """One line on stderr for each image that is far from the training alignment (label -> why), and what would help."""
     for label, why in list(far.items())[:MAX_TOLD]:
-        click.echo(f'{label}: looks far from what the network was trained on ({why}); --align=search, or for faces '
-                   '--align=detect or landmarks in a file, may help', err=True)  # fmt: skip
+        click.echo(f'{label}: looks far from what the network was trained on ({why}); --align=search may help, and '
+                   'for faces as FFHQ has them --align=detect or a file of landmarks', err=True)  # fmt: skip
     if len(far) > MAX_TOLD:
         click.echo(f'… and {len(far) - MAX_TOLD} more, far_from_alignment in results.json', err=True)

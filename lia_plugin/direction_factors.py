@@ -36,7 +36,7 @@ def style_weights(G: Any) -> dict[int, list[torch.Tensor]]:
     for name, layer, index in _affine_layers(G):
         if name.startswith('input.'):
             continue
-        weight = layer.weight.detach().double() * layer.weight_gain
+        weight = layer.weight.detach().cpu().double() * layer.weight_gain
         (colours if 'torgb' in name.lower() else found).setdefault(index, []).append(weight)
     return {**colours, **found}
 
@@ -77,10 +77,10 @@ def sefa(
     wanted = sorted(by_layer) if layers is None else [layer for layer in layers if layer in by_layer]
     if not wanted:
         raise UserError(f'--layers: none of them has style weights; this network has them in {sorted(by_layer)}')
-    weights = torch.cat([weight for layer in wanted for weight in by_layer[layer]]).cpu()
+    weights = torch.cat([weight for layer in wanted for weight in by_layer[layer]])
     gram = weights.t() @ weights  # [w_dim, w_dim]
     if space == 'z' or (spaces.has_prior(G) and not spaces.y_is_w(G)):
-        jacobians = _jacobians(G, space, seed).double().cpu()
+        jacobians = _jacobians(G, space, seed).cpu().double()
         gram = torch.einsum('sij,ik,skl->jl', jacobians, gram, jacobians) / len(jacobians)
     return _eigen(gram, count)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -74,7 +75,9 @@ def _read_torch(data: bytes) -> dict[str, Array]:
     import torch
 
     try:
-        loaded = torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # What is odd about a file matters only if it can't be read.
+            loaded = torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
     except Exception as error:
         if 'weights_only' in str(error) or 'Weights only' in str(error):  # torch's own advice would be to run the file.
             raise ValueError('holds objects other than tensors, which are not run; save a tensor') from None

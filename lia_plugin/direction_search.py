@@ -83,6 +83,11 @@ class SearchOptions:
         if len(self.splits) > 2 or (len(self.splits) == 2 and self.val is None):
             raise UserError('--splits: TRAIN, or TRAIN,VAL with --val')
 
+    @property
+    def has_images(self) -> bool:
+        """Whether images are looked at, so that there are some to show."""
+        return self.method == 'sets' or self.data is not None
+
     def check_network(self, session: Session) -> None:
         """UserError for what the network hasn't."""
         if self.space == 'z' and not spaces.has_prior(session.G):

@@ -67,7 +67,7 @@ def length(vector: torch.Tensor) -> float:
 
     So one vector for all layers is as long as that many copies of it.
     """
-    rows = vector.detach().double().square().sum(dim=-1)
+    rows = vector.detach().cpu().double().square().sum(dim=-1)
     return float(rows.mean().sqrt())
 
 
@@ -80,7 +80,7 @@ def make_direction(name: str, vector: torch.Tensor, space: str, **rest: Any) -> 
     size = length(vector)
     if not math.isfinite(size) or size == 0:
         raise ValueError(f'vector: expected finite numbers that are not all 0, got a length of {size}')
-    return Direction(name, (vector.detach().double().cpu() / size).to(torch.float32), space, **rest)
+    return Direction(name, (vector.detach().cpu().double() / size).to(torch.float32), space, **rest)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -113,9 +113,12 @@ def check_network(direction: Direction, G: Any, where: str, force: bool = False,
         UserError: other dimensions, a space that the network hasn't, or, unless `force`, another network's.
     """
     _check_shape(direction, G, where)
-    if not direction.network_hash or direction.network_hash == (own := own or generator_hash(G)):
+    if not direction.network_hash:
         return
-    if direction.network_hash.split('-')[0] == own.split('-')[0]:
+    hashed = own or generator_hash(G)
+    if direction.network_hash == hashed:
+        return
+    if direction.network_hash.split('-')[0] == hashed.split('-')[0]:
         click.echo(f'{where}: found with another state of the synthesis network, whose mapping is the same', err=True)
     elif not force:
         raise UserError(f'{where}: was found with another network, whose codes mean other things; '
@@ -127,11 +130,10 @@ def check_network(direction: Direction, G: Any, where: str, force: bool = False,
 def _check_shape(direction: Direction, G: Any, where: str) -> None:
     wanted = code_space(G)
     if direction.space != wanted and not (direction.space == 'z' and spaces.has_prior(G)):
-        if direction.space == 'z':
-            raise UserError(f'{where}: a direction in z, which this network cannot reach from a code: it has no φ; '
-                            f'if it is one in w, say --direction-space=w')  # fmt: skip
-        raise UserError(f'{where}: a direction in {direction.space}, but codes of this network are {wanted}; '
-                        f'if it is one in {wanted}, say --direction-space={wanted}')  # fmt: skip
+        why = 'it has no φ, so its codes have no z' if direction.space == 'z' else f'its codes are {wanted}'
+        # A published file doesn't tell its space; that was a guess.
+        hint = '' if direction.network_hash else f'; if it is one in {wanted}, say --direction-space={wanted}'
+        raise UserError(f'{where}: a direction in {direction.space}, which this network cannot follow: {why}{hint}')
     dim = spaces.code_dim(G)
     if direction.dim != dim or (direction.per_layer and len(direction.vector) != G.num_ws):
         raise UserError(f'{where}: has shape {list(direction.vector.shape)}, this network takes [{dim}] or '
@@ -185,6 +187,8 @@ def load_directions(
         raise UserError(f'{file}: has no direction {name}; it has {", ".join(direction.name for direction in found)}')
     if G is None:
         return chosen
+    if spaces.y_is_w(G):
+        chosen = [dataclasses.replace(one, space='y') if one.space == 'w' else one for one in chosen]
     own = generator_hash(G)
     for direction in chosen:
         check_network(direction, G, f'{file}: {direction.name}', force, own)
@@ -225,8 +229,6 @@ def _foreign(path: str, arrays: Mapping[str, Any], space: str | None, G: Any) ->
     """Directions that others have published; what they don't tell is left open."""
     default = 'w' if G is None else code_space(G)
     told = space or direction_files.space_of_name(path) or default
-    if told == 'w' and G is not None and spaces.y_is_w(G):
-        told = 'y'  # Of this network both are the same.
     plane: dict[str, Any] = {}
     if direction_files.is_boundary(path):
         # InterFaceGAN publishes normals alone, and its scripts take the plane through the origin.

@@ -56,9 +56,9 @@ def _frame(draw: PIL.ImageDraw.ImageDraw, title: str, x_label: str, right: float
     draw.rectangle([LEFT, TOP, end, base], outline=FRAME)
     draw.text((LEFT, 6), title, fill=TEXT, font=font)
     draw.text(((LEFT + end) / 2, base + 20), x_label, fill=TEXT, font=font, anchor='ma')
-    for share in (0, 0.5, 1):
+    for share, anchor in ((0, 'ma'), (0.5, 'ma'), (1, 'ra')):
         across, up = LEFT + share * (end - LEFT), base - share * (base - TOP)
-        draw.text((across, base + 4), format(share * right, '.3g'), fill=TEXT, font=font, anchor='ma')
+        draw.text((across, base + 4), format(share * right, '.3g'), fill=TEXT, font=font, anchor=anchor)
         draw.text((LEFT - 4, up), format(share * top, '.3g'), fill=TEXT, font=font, anchor='rm')
 
 

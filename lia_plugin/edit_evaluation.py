@@ -162,7 +162,8 @@ class Measured(NamedTuple):
     items: Array  # int64 [n], places among the held-out images
     amounts: Array  # [A], in standard deviations of the direction
     success: Array  # [A, n], 1 where the judge names the wanted class
-    values: dict[str, Array]  # Further figures, [A, n] each: PLAIN, and 'leakage:NAME' of each other attribute.
+    # Further figures, [A, n] each: those of PLAIN, and of each other attribute 'leakage:NAME' and 'changed:NAME'.
+    values: dict[str, Array]
 
 
 def measure(
@@ -181,11 +182,12 @@ def measure(
     """
     codes = held.codes[[int(item) for item in items]]
     rows = [_unedited(session, edit, held, items, judges, codes)]
+    unedited = shrink(held.pictures, region)
     for amount in amounts:
         parts = []
         for start in range(0, len(items), session.batch):
             part = slice(start, start + session.batch)
-            parts.append(_edited(session, edit, held, items[part], codes[part], judges, region, amount))
+            parts.append(_edited(session, edit, held, items[part], codes[part], judges, region, unedited, amount))
             progress(len(items[part]))
         rows.append({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
     values = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
@@ -214,17 +216,18 @@ def held_out_said(held: HeldOut, items: Array) -> dict[str, Array]:
 
 def _edited(
     session: Session, edit: Edit, held: HeldOut, items: Array, codes: Codes, judges: Sequence[Judge], region: Array,
-    amount: float,
+    unedited: torch.Tensor, amount: float,
 ) -> dict[str, Array]:
     code = edited_codes(session, edit, codes, amount)
-    pictures = to_float(session.render(code, codes.c, codes.noise))
+    pixels = session.render(code, codes.c, codes.noise)
+    pictures = to_float(pixels)
     said = edit_judges.ask(judges, pictures)
     wanted = said[judges[edit.attribute].attribute.name]
     change = (pictures - to_float(held.pictures[items])).square().mean(dim=1).double().numpy()  # [n, H, W]
     return {
         'success': (wanted.argmax(axis=1) == edit.positive).astype(np.float64), 'wanted': wanted[:, edit.positive],
         'outside': mean_outside(change, region), 'mse': change.mean(axis=(1, 2)),
-        'recognised': recognised(pictures, to_float(held.pictures), items, region),
+        'recognised': recognised(shrink(pixels, region), unedited, items),
         **_of_codes(session.G, code, codes.c), **_leakage(edit, held, items, judges, said),
     }  # fmt: skip
 
@@ -236,16 +239,21 @@ def mean_outside(change: Array, region: Array) -> Array:
     return change[:, ~region].mean(axis=1)
 
 
-def recognised(edited: torch.Tensor, unedited: torch.Tensor, items: Array, region: Array) -> Array:
-    """1 for each edited picture [n, C, H, W] whose nearest among the unedited [N, C, H, W] is number items[n], else 0.
+def shrink(pictures: torch.Tensor, region: Array) -> torch.Tensor:
+    """What lies outside the region, small: pixels uint8 NCHW -> [N, features], for `recognised`."""
+    outside = torch.from_numpy(~region).float()
+    size = (min(RECOGNITION_SIDE, pictures.shape[2]),) * 2
+    return torch.cat([
+        torch.nn.functional.interpolate(to_float(part) * outside, size=size, mode='area').flatten(1)
+        for part in pictures.split(64)])  # fmt: skip
 
-    By pixels outside the region, at a small size; what is as near as the nearest counts.
+
+def recognised(edited: torch.Tensor, unedited: torch.Tensor, items: Array) -> Array:
+    """1 for each of the edited [n, features] whose nearest among the unedited [N, features] is number items[n], else 0.
+
+    What is as near as the nearest counts.
     """
-    outside = torch.from_numpy(~region).to(edited.dtype)
-    size = (min(RECOGNITION_SIDE, edited.shape[2]),) * 2
-    small = [torch.nn.functional.interpolate(x * outside, size=size, mode='area').flatten(1).double()
-             for x in (edited, unedited)]  # fmt: skip
-    gaps = torch.cdist(small[0], small[1])
+    gaps = torch.cdist(edited.double(), unedited.double())
     own = gaps[torch.arange(len(items)), torch.from_numpy(items)]
     return (own <= gaps.amin(dim=1) + 1e-9).double().numpy()
 
@@ -264,10 +272,14 @@ def _of_codes(G: Any, code: torch.Tensor, c: torch.Tensor | None) -> dict[str, A
 def _leakage(
     edit: Edit, held: HeldOut, items: Array, judges: Sequence[Judge], said: Mapping[str, Array]
 ) -> dict[str, Array]:
-    """Total variation between what judges of other attributes say after and before, of each and their mean."""
+    """Of each other attribute the total variation between what its judge says after and before, and whether the class
+    that it names is another one; of the first also the mean over attributes."""
     others = [judge.attribute.name for k, judge in enumerate(judges) if k != edit.attribute]
-    found = {f'leakage:{name}': np.abs(said[name] - held.said[name][items]).sum(axis=1) / 2 for name in others}
-    return {**found, 'leakage': np.mean(list(found.values()), axis=0)} if found else {}
+    before = {name: held.said[name][items] for name in others}
+    found = {f'leakage:{name}': np.abs(said[name] - before[name]).sum(axis=1) / 2 for name in others}
+    changed = {f'changed:{name}': (said[name].argmax(axis=1) != before[name].argmax(axis=1)).astype(np.float64)
+               for name in others}  # fmt: skip
+    return {**found, **changed, 'leakage': np.mean(list(found.values()), axis=0)} if found else {}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

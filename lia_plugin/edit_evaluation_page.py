@@ -59,7 +59,7 @@ def _curves(ev: Evaluation, mine: Sequence[Measured], name: Name) -> list[str]:
     """Success against shift, and what success costs."""
     amounts = [Line(name(ev, one.edit), one.amounts, one.success.mean(axis=1)) for one in mine]
     parts = [page.figure(edit_charts.lines(amounts, 'success', 'shift, standard deviations'))]
-    for key, title in (('outside', 'MSE outside the region'), ('leakage', 'leakage'), ('z_norm2', '|z|²/d')):
+    for key, title in (('outside', 'MSE outside the region'), ('leakage', 'leakage'), ('z_norm2', '|z|^2 / d')):
         costs = [Line(name(ev, one.edit), one.success.mean(axis=1), one.values[key].mean(axis=1))
                  for one in mine if key in one.values]  # fmt: skip
         if costs and any(np.isfinite(line.y).any() for line in costs):
@@ -102,10 +102,12 @@ def _place(one: Measured, level: float) -> float:
 
 
 def _strips(ev: Evaluation, mine: Sequence[Measured], level: float) -> list[str]:
-    parts = []
+    listed = ', '.join(f'{reach:g}' for reach in REACHES)
+    parts = [page.paragraph(f'Original, reconstruction, and edits by {listed} of the shift at {level:.0%} success (of '
+                            'the largest shift, where that is not reached). Median and worst are by what changes '
+                            'outside the region.')]  # fmt: skip
     for kind, chosen in zip(('median', 'worst'), examples(mine, level)):
-        for place in chosen:
-            parts.append(_strip(ev, mine, level, place, kind))
+        parts += [_strip(ev, mine, level, place, kind) for place in chosen]
     return parts
 
 
@@ -122,6 +124,5 @@ def _strip(ev: Evaluation, mine: Sequence[Measured], level: float, place: int, k
                                     codes.noise)[0] for reach in REACHES]  # fmt: skip
         rows.append(torch.stack([original, ev.held.pictures[item], *edited]))
         wanted = at_place(one.values['wanted'][:, place], np.array(_place(one, level)))
-        captions.append(f'{one.edit.kind}: {", ".join(f"{reach * shift:.2g}" for reach in REACHES)} std; '
-                        f'judge {float(wanted):.2f} at {shift:.2g}')  # fmt: skip
+        captions.append(f'{one.edit.kind}: {shift:.2g} std, judge {float(wanted):.2f}')
     return page.figure(images.interpolation_strips(rows, captions), f'{kind}: {codes.names[0]}')

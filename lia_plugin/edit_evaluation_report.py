@@ -7,8 +7,6 @@ import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from lia_plugin import directions, edit_evaluation, edit_evaluation_page
 from lia_plugin.edit_evaluation import PLAIN, Edit, Measured
 from lia_plugin.edit_evaluation_run import Evaluation
@@ -121,7 +119,9 @@ def _edit(ev: Evaluation, i: int, equal: dict[float, list[Equal]]) -> dict[str, 
 
 
 def number(value: float) -> str:
-    return '—' if not math.isfinite(value) else format(value, '.3g')
+    if not math.isfinite(value):
+        return '—'
+    return '0' if abs(value) < 1e-12 else format(value, '.3g')  # Sums of weights leave rounding.
 
 
 def with_interval(estimate: Estimate) -> str:
@@ -195,11 +195,17 @@ def _difference_table(ev: Evaluation, level: float, figures: list[Equal]) -> Tab
 
 def _leakage_table(ev: Evaluation, level: float, figures: list[Equal]) -> Table:
     names = [attribute.name for attribute in ev.attributes]
-    values = edit_evaluation.leakage_matrix(names, figures)
-    rows = [[edit_name(ev, measured.edit), *map(number, row.tolist())] for measured, row in zip(ev.measured, values)
-            if np.isfinite(row).any()]  # fmt: skip
-    note = 'Mean change of the judged probabilities of each other attribute (total variation: 0 = none, 1 = all).'
+    rows = [[edit_name(ev, measured.edit), *(_leak(found, name) for name in names)]
+            for measured, found in zip(ev.measured, figures) if math.isfinite(found['amount'].value)]  # fmt: skip
+    note = ('Mean change of the judged probabilities of each other attribute (total variation: 0 = none, 1 = all); in '
+            'brackets the share of images whose judged class changes.')
     return Table(f'Leakage at {level:.0%} success', note, ['edit', *names], rows)
+
+
+def _leak(found: Equal, name: str) -> str:
+    if f'leakage:{name}' not in found:
+        return '—'
+    return f'{number(found[f"leakage:{name}"].value)} ({found[f"changed:{name}"].value:.0%})'
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,140 +17,33 @@ from lia_plugin import (
     directions,
     edit_evaluation,
     edit_judges,
-    host,
     inversion,
     manipulation,
     spaces,
 )
-from lia_plugin.attribute_labels import Attributes, read_attributes
 from lia_plugin.codes import Codes, image_codes
 from lia_plugin.directions import Direction
 from lia_plugin.edit_evaluation import Edit, HeldOut, Measured
+from lia_plugin.edit_evaluation_inputs import (
+    EvaluateOptions,
+    Split,
+    choose_attributes,
+    choose_labelled,
+    label_numbers,
+    read_splits,
+)
 from lia_plugin.edit_judges import Attribute, Judge, Material
 from lia_plugin.edit_regions import Effect, Moments
 from lia_plugin.edit_session import Session
 from lia_plugin.host import UserError
 from lia_plugin.images import to_float
-from lia_plugin.targets import Target, collect
+from lia_plugin.targets import Target
 
 Array = npt.NDArray[Any]
 
 MOST_ASIDE = 1000  # Training pictures whose reconstructions help to choose judges.
 READ_AT_ONCE = 64
-TRAIN_SPLITS, VAL_SPLITS = ('train', 'training'), ('val', 'valid', 'validation', 'test')
-
-
-@dataclass(frozen=True)
-class EvaluateOptions:
-    """The command's own options, by its parameters' names."""
-
-    data: str
-    val: str
-    labels: str
-    attributes: str | None = None
-    directions: tuple[str, ...] = ()
-    aims: tuple[tuple[str, str], ...] = ()
-    shifts: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-    levels: tuple[float, ...] = (0.5,)
-    num: int | None = 500
-    num_train: int | None = 10000
-    conditional: bool = True
-    force: bool = False
-
-    def check(self) -> None:
-        """UserError, one line, for what can't be meant."""
-        direction_learning.check_installed()
-        if not self.shifts or any(b <= a for a, b in zip((0.0, *self.shifts), self.shifts)):
-            raise UserError('--shift: give amounts above 0 that grow, as 0.5,1,2,4')
-        share = as_share(self.val)
-        if share is not None and not 0 < share < 1:
-            raise UserError(f'--val={self.val}: a share lies between 0 and 1')
-
-    @property
-    def specs(self) -> list[str]:
-        return [spec.strip() for spec in (self.attributes or '').split(',') if spec.strip()]
-
-
-def as_share(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Images and their labels
-
-
-class Split(NamedTuple):
-    """Images of one side, and what the table says of them."""
-
-    targets: list[Target]
-    table: Attributes
-
-    def take(self, places: Sequence[int]) -> Split:
-        return Split([self.targets[place] for place in places], self.table.take(places))
-
-
-def read_splits(options: EvaluateOptions) -> tuple[Split, Split]:
-    """Training and held-out images. UserError for what is no data set, or has no labels."""
-    share = as_share(options.val)
-    if share is None:
-        train = _labelled(_data_set(options.data, '--data'), options.labels, TRAIN_SPLITS)
-        val = _labelled(_data_set(options.val, '--val'), options.labels, VAL_SPLITS)
-    else:
-        both = _labelled(_data_set(options.data, '--data'), options.labels, None)
-        held = _held_out_names(options.data, share)
-        train = both.take([i for i, target in enumerate(both.targets) if target.stored_name not in held])
-        val = both.take([i for i, target in enumerate(both.targets) if target.stored_name in held])
-    for note in {split.table.note for split in (train, val) if split.table.note}:
-        click.echo(note, err=True)
-    return train.take(spread(range(len(train.targets)), options.num_train)), val
-
-
-def _labelled(targets: list[Target], labels: str, split: Sequence[str] | None) -> Split:
-    return Split(targets, read_attributes(labels, [target.stored_name for target in targets], split))
-
-
-def _data_set(source: str, option: str) -> list[Target]:
-    found = collect([source], option)
-    if any(target.source is None for target in found):
-        raise UserError(f'{option}={source}: expected a folder or zip of images')
-    return found
-
-
-def _held_out_names(path: str, share: float) -> set[str]:
-    """The images that train.py --val=SHARE holds out."""
-    held = host.open_data_set(class_name='training.dataset.ImageFolderDataset', path=path, split='val',
-                              val_share=share, val_seed=0)  # fmt: skip
-    return {name.replace('\\', '/') for name in host.image_names(held)}
-
-
-def spread(items: Sequence[int], most: int | None) -> list[int]:
-    """At most so many, evenly spread."""
-    if most is None or len(items) <= most:
-        return list(items)
-    return [items[i] for i in np.linspace(0, len(items) - 1, most).round().astype(int)]
-
-
-def choose_attributes(options: EvaluateOptions, table: Attributes) -> list[Attribute]:
-    """Those asked for, or all columns that are attributes."""
-    if options.specs:
-        return [edit_judges.choose_attribute(spec, table) for spec in options.specs]
-    found = []
-    for name in table.columns:
-        try:
-            found.append(edit_judges.choose_attribute(name, table))
-        except UserError:
-            continue
-    if not found:
-        raise UserError(f'{table.where}: no column has two classes of {edit_judges.MIN_IMAGES} training images')
-    return found
-
-
-def label_numbers(attributes: Sequence[Attribute], table: Attributes) -> Array:
-    """int64 [n, attributes], −1 = not known."""
-    return np.stack([attribute.numbers(table) for attribute in attributes], axis=1)
+VAL_PER_EDIT = 4  # So many held-out images are read for each that an edit is tried on, as most are of other classes.
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -247,7 +139,7 @@ def read_edits(options: EvaluateOptions, session: Session, attributes: Sequence[
             if aim is None:
                 click.echo(f'--directions={path}: {one.name} is left out: not among the attributes', err=True)
             else:
-                found.append(Edit(one, *aim, os.path.basename(path)))
+                found.append(Edit(one, *aim, directions.split_name(path)[0]))
     if not found:
         listed = ', '.join(attribute.name for attribute in attributes)
         raise UserError(f'--directions: none leads to a class of {listed}; they are called COLUMN=VALUE')
@@ -257,18 +149,24 @@ def read_edits(options: EvaluateOptions, session: Session, attributes: Sequence[
 def learn_edits(session: Session, learned: Learned, attributes: Sequence[Attribute]) -> list[Edit]:
     """A direction for each class, or from the first of two to the second, in y and in z (w of a stock network)."""
     assert learned.codes is not None, 'asked for'
+    from tqdm import tqdm
+
     own = directions.code_space(session.G)
     chosen = [own, 'z'] if spaces.has_prior(session.G) else [own]
     hashed = directions.generator_hash(session.G)
     code = spaces.fit_code(session.G, learned.codes.code, plus=False)
+    # Of two classes one direction leads from the first to the second; of more, one to each.
+    aims = [(k, value) for k, attribute in enumerate(attributes)
+            for value in ([1] if len(attribute.classes) == 2 else range(len(attribute.classes)))]  # fmt: skip
     found = []
-    for space in chosen:
-        x = manipulation.enter_space(session.G, code, learned.codes.c, space).cpu().double().numpy()
-        for k, attribute in enumerate(attributes):
-            wanted = [1] if len(attribute.classes) == 2 else range(len(attribute.classes))
-            for positive in wanted:
-                direction = _learn_one(x, learned.labels[:, k], attribute, positive, space, hashed, session.seed)
-                found.append(Edit(direction, k, positive, 'learned'))
+    with tqdm(total=len(chosen) * len(aims), desc='Learning directions', disable=None) as bar:
+        for space in chosen:
+            x = manipulation.enter_space(session.G, code, learned.codes.c, space).cpu().double().numpy()
+            for k, value in aims:
+                labels = learned.labels[:, k]
+                direction = _learn_one(x, labels, attributes[k], value, space, hashed, session.seed)
+                found.append(Edit(direction, k, value, 'learned'))
+                bar.update(1)
     return found
 
 
@@ -321,8 +219,13 @@ def run(options: EvaluateOptions, session: Session, failures: Failures) -> Evalu
     inversion.check_invertible(session.G, session.network)
     train, val = read_splits(options)
     attributes = choose_attributes(options, train.table)
+    train = train.take(choose_labelled(label_numbers(attributes, train.table), options.num_train))
+    for split in (train, val):  # Says now what is wrong with the labels of a conditional network.
+        inversion.target_labels(session.G, session.class_idx, split.targets)
     given = read_edits(options, session, attributes) if options.directions else []
     _check_val(attributes, val)
+    most = None if options.num is None else VAL_PER_EDIT * options.num
+    val = val.take(choose_labelled(label_numbers(attributes, val.table), most))
     learned = learn(session, train, attributes, not given, failures)
     found = given or learn_edits(session, learned, attributes)
     edits = all_edits(options, session, attributes, found)
@@ -368,6 +271,7 @@ def _measure_all(
             skipped.append(f'{edit.direction.name} in {edit.kind}: {len(items)} held-out images to try it on')
         else:
             plan.append((edit, items))
+    plan.sort(key=lambda task: (*task[0].aim, task[0].conditional, task[0].direction.space))
     if not plan:
         raise UserError('--val: no edit can be tried: no held-out image is of another class, by its label and by what '
                         'the judge says of its reconstruction')

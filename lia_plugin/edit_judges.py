@@ -2,8 +2,8 @@
 
 Whether an edit along a direction succeeds is not for the direction to say, nor for anything in its space: a judge is
 learned from real training pictures and their labels, on features that no network made, and sees pictures, not codes. It
-will be shown reconstructions, so of several judges the one is taken that reads both real pictures and reconstructions
-best, among training pictures that it was not fitted to.
+will be shown reconstructions, and its probabilities will be compared: so of several judges the one is taken whose
+probabilities are best for both real pictures and reconstructions, of training images that it was not fitted to.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PIXEL_SIDE = 16  # Small enough that a reconstruction's lack of detail does not 
 GRADIENT_SIDE = 32  # Gradients of larger pictures are those of their detail.
 CELLS, BINS = 8, 9  # Of Dalal and Triggs's histograms of oriented gradients; blocks are 2 x 2 cells.
 COMPONENTS = 200
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # C of the logistic regression.
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of the logistic regression.
 ASIDE = 5  # Every fifth training picture of a class chooses among judges.
 MIN_IMAGES = 10  # Classes with fewer training pictures are left out.
 MAX_CLASSES = 100  # A column of more values counts something, or names it.
@@ -174,7 +174,7 @@ def _fit_model(x: Array, labels: Array, strength: float) -> Any:
     from sklearn.linear_model import LogisticRegression
 
     # Classes weigh the same however rare, or a rare one would never be seen in an edited picture.
-    return LogisticRegression(C=strength, class_weight='balanced', max_iter=1000).fit(x, labels)
+    return LogisticRegression(C=strength, class_weight='balanced', max_iter=300).fit(x, labels)
 
 
 def _fit_judge(
@@ -185,17 +185,22 @@ def _fit_judge(
     choosing = labels[aside] >= 0
     if len(np.unique(labels[fitted])) < len(attribute.classes):  # Too few to choose with.
         fitted, choosing = np.flatnonzero(labels >= 0), np.zeros(len(aside), bool)
-    scores: dict[tuple[str, float], float] = {}
+    losses: dict[tuple[str, float], float] = {}
     for kind in real:
         for strength in STRENGTHS:
             model = _fit_model(real[kind][fitted], labels[fitted], strength)
-            shown = (real[kind][aside], recon[kind])
-            found = [balanced_accuracy(labels[aside][choosing], model.predict(x[choosing])) if choosing.any() else 0.0
-                     for x in shown]  # fmt: skip
-            scores[kind, strength] = sum(found)
-    kind, strength = max(scores, key=lambda key: scores[key])
+            shown = (real[kind][aside][choosing], recon[kind][choosing])
+            losses[kind, strength] = sum(log_loss(model.predict_proba(x), labels[aside][choosing]) for x in shown
+                                         if choosing.any())  # fmt: skip
+    kind, strength = min(losses, key=lambda key: losses[key])
     known = labels >= 0
     return Judge(attribute, kind, strength, bases[kind], _fit_model(real[kind][known], labels[known], strength))
+
+
+def log_loss(said: Array, labels: Array) -> float:
+    """−log of the probability that the true class was given, classes weighing the same: [n, classes], int [n]."""
+    nats = -np.log(np.maximum(said[np.arange(len(labels)), labels], 1e-12))
+    return float(np.mean([nats[labels == kind].mean() for kind in np.unique(labels)]))
 
 
 def set_aside(labels: Array, most: int) -> Array:

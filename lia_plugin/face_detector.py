@@ -34,7 +34,7 @@ def landmarks(pixels: torch.Tensor, detect: Detector) -> Array | None:
     """Eyes, nose and corners of the mouth [5, 2] of the largest face of a picture uint8 [C, H, W]; None without any."""
     picture = to_pil(pixels).convert('RGB')
     factor = LONGEST_SIDE / max(picture.size)
-    size = tuple(max(1, round(side * factor)) for side in picture.size)
+    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
     small = np.asarray(picture.resize(size, PIL.Image.Resampling.LANCZOS))
     faces = detect(torch.from_numpy(small.transpose(2, 0, 1).copy()))
     if len(faces) == 0:

@@ -112,15 +112,18 @@ class Exhibit:
             session.G, session.network, self.items, session.class_idx, session.batch, self.failures)
         if found is None:
             raise UserError(f'--data: none of its {len(self.items)} images can be read: {self.failures[0][1]}')
+        if not torch.isfinite(found.code).all():
+            raise UserError(f'{session.network}: gives codes that are not finite; its training has failed')
         return found
 
     def sitters(self, count: int) -> Sitters:
-        """The first real images, at most `count`. CannotDraw if there is none."""
+        """At most `count` of the real images, from all over the set. CannotDraw if there is none."""
         if self.has_encoder:
-            some = self.reals[:count]
-            return Sitters(self.originals[:count].to(self.session.device), some.c, list(some.names), some.code)
+            rows = spread(len(self.reals), count)
+            some = self.reals[rows]
+            return Sitters(self.originals[rows].to(self.session.device), some.c, list(some.names), some.code)
         self.check_data()
-        items = self.items[:count]
+        items = [self.items[i] for i in spread(len(self.items), count)]
         labels = inversion.target_labels(self.G, self.session.class_idx, items)
         size = (self.G.img_resolution, self.G.img_channels)
         pixels = {}
@@ -172,6 +175,12 @@ class Exhibit:
 def rows_of(value: torch.Tensor | None, index: Sequence[int]) -> torch.Tensor | None:
     """Some rows of what may not be there."""
     return None if value is None else value[list(index)]
+
+
+def spread(total: int, count: int) -> list[int]:
+    """At most `count` of `total` places, evenly spread: data sets are often sorted."""
+    count = min(total, count)
+    return [i * total // count for i in range(count)]
 
 
 def mean_and_error(values: npt.ArrayLike) -> dict[str, float]:

@@ -57,8 +57,9 @@ def draw(exhibit: Exhibit, advance: Advance) -> Figure:
     numbers: dict[str, Any] = dict(z_dim=dim, chi2_mean=dim, chi2_std=(2 * dim) ** 0.5, codes=figures)
     header = ['codes', 'n', 'mean |z|²', 'its mean / d', 'standard deviation', 'KS distance to χ²', 'p of KS',
               'inside the middle 95 % of χ²']  # fmt: skip
-    rows = [[NAMES[name], str(row['n']), f'{row["mean"]:.1f}', f'{row["mean"] / dim:.2f}', f'{row["std"]:.1f}',
-             f'{row["ks"]:.3f}', f'{row["ks_p"]:.2g}', f'{row["typical"]:.0%}']
+    rows = [[NAMES[name], str(row['n']), f'{row["mean"]:.1f}', f'{row["mean"] / dim:.2f}',
+             f'{row["std"]:.1f}' if row['n'] > 1 else '', f'{row["ks"]:.3f}', f'{row["ks_p"]:.2g}',
+             f'{row["typical"]:.0%}']
             for name, row in figures.items()]  # fmt: skip
     rows.append([f'χ² with {dim} degrees', '', f'{dim}', '1.00', f'{(2 * dim) ** 0.5:.1f}', '0', '', '95%'])
     text = (

@@ -152,8 +152,9 @@ def without_labels(exhibit: Exhibit) -> Found:
 def sitters(exhibit: Exhibit) -> tuple[torch.Tensor, torch.Tensor | None, list[str]]:
     """The codes that are moved: of real images, or without an encoder of seeds."""
     if exhibit.has_encoder and exhibit.items:
-        some = exhibit.reals[:ROWS]
-        return some.code, some.c, list(some.names)
+        some = exhibit.sitters(ROWS)
+        assert some.code is not None, 'there is an encoder'
+        return some.code, some.c, some.names
     code, c = spaces.sample_codes(exhibit.G, ROWS, exhibit.options.seed)
     return code, c, [f'sample {i + 1}' for i in range(ROWS)]
 
@@ -172,7 +173,8 @@ def draw(exhibit: Exhibit, advance: Advance) -> Figure:
                          amounts=(reach * unit).tolist()))  # fmt: skip
         advance(0.5 + 0.5 * (i + 1) / len(shown))
     numbers: dict[str, Any] = dict(images=names, reach=REACH, directions=told, accuracies=found.accuracies)
-    text = (f'{found.text} Rows are {", ".join(names)}; the middle column is the reconstruction.'
+    middle = 'is the reconstruction' if exhibit.has_encoder and exhibit.items else 'is as it was drawn'
+    text = (f'{found.text} Rows are {", ".join(names)}; of an odd number of columns the middle one {middle}.'
             + (f' Shown are {len(shown)} of {len(found.edits)} directions.'
                if len(shown) < len(found.edits) else ''))  # fmt: skip
     tables = [accuracy_table(found.accuracies)] if found.accuracies else []

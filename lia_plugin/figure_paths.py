@@ -161,7 +161,7 @@ def draw(exhibit: Exhibit, advance: Advance) -> Figure:
     )  # fmt: skip
     text = text_of(numbers, len(pairs))
     try:
-        picture, numbers['map'] = sample_map(exhibit, space, measured, real_rows)
+        picture, numbers['map'] = sample_map(exhibit, space, measured, real_rows, lambda s: advance(0.55 + 0.25 * s))
         pictures['map'] = (picture, map_caption(numbers['map'], feature_name))
     except CannotDraw as reason:
         text += f' The map of samples is left out: {reason}.'
@@ -203,31 +203,40 @@ def profile_panels(measured: dict[str, Measured]) -> torch.Tensor:
     return canvas.beside(panels)
 
 
-def sample_map(
-    exhibit: Exhibit, space: FeatureSpace, measured: dict[str, Measured], real_rows: npt.NDArray[np.float32]
-) -> tuple[torch.Tensor, dict[str, Any]]:
-    """t-SNE of samples of the generator, the real images and the paths of some pairs, all together."""
-    embedding.check_tsne()
+def sample_rows(exhibit: Exhibit, space: FeatureSpace, advance: Advance) -> npt.NDArray[np.float32]:
+    """Images of the prior, in feature space: [samples, D]."""
     code, c = spaces.sample_codes(exhibit.G, exhibit.options.samples, exhibit.options.seed)
-    size = exhibit.session.batch
-    parts = [space.embed(exhibit.draw(code[i : i + size], rows_of(c, range(i, min(i + size, len(code))))))
-             for i in range(0, len(code), size)]  # fmt: skip
+    size, parts = exhibit.session.batch, []
+    for start in range(0, len(code), size):
+        rows = range(start, min(start + size, len(code)))
+        parts.append(space.embed(exhibit.draw(code[rows], rows_of(c, rows))))
+        advance(rows.stop / len(code))
+    return np.concatenate(parts)
+
+
+def sample_map(
+    exhibit: Exhibit, space: FeatureSpace, measured: dict[str, Measured], real_rows: npt.NDArray[np.float32],
+    advance: Advance,
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """t-SNE of samples of the generator and the real images, with the paths of some pairs."""
+    embedding.check_tsne()
+    samples_rows = sample_rows(exhibit, space, advance)
     kinds = [kind for kind in measured if kind != CROSS_FADE]
     shown = min(MAPPED_PAIRS, len(measured[kinds[0]].rows))
-    # Hundreds of images in small steps would be a cluster of their own, whatever else is near them.
-    ways = [measured[kind].rows[i, ::FINENESS] for kind in kinds for i in range(shown)]
-    found = embedding.tsne_map(np.concatenate([*parts, real_rows, *ways]), exhibit.options.seed)
-    bounds = np.cumsum([len(code), len(real_rows), *(len(way) for way in ways)])[:-1]
-    samples, reals, *lines = np.split(found.places, bounds)
-    panel = Panel(canvas.span(found.places[:, 0]), canvas.span(found.places[:, 1]),
-                  f't-SNE of {len(code)} samples, {len(reals)} real images, and the paths of {shown} pairs',
+    ways = [measured[kind].rows[i] for kind in kinds for i in range(shown)]
+    found = embedding.tsne_map(np.concatenate([samples_rows, real_rows]), np.concatenate(ways), exhibit.options.seed)
+    samples, reals = np.split(found.places, [len(samples_rows)])
+    lines = np.split(found.laid, len(ways))
+    everything = np.concatenate([found.places, found.laid])
+    panel = Panel(canvas.span(everything[:, 0]), canvas.span(everything[:, 1]),
+                  f't-SNE of {len(samples)} samples, {len(reals)} real images, and the paths of {shown} pairs',
                   width=820, height=700, marks=False)  # fmt: skip
     panel.points(samples, canvas.FAINT, 1.3)
     panel.points(reals, canvas.ORANGE, 1.8)
     for place, line in enumerate(lines):
         kind = kinds[place // shown]
         panel.line(line, 'white', 4)
-        panel.line(line, COLOURS[kind], 1.5)
+        panel.line(line, COLOURS[kind], 2)
         panel.points(line, COLOURS[kind], 2.5)
     for i in range(shown):
         for end, letter in ((0, 'a'), (-1, 'b')):
@@ -237,7 +246,7 @@ def sample_map(
             panel.text(x, y, f'{i + 1}{letter}', 'white', 'mm')
     keys = [Key('samples of the generator', canvas.FAINT, False), Key('real images', canvas.ORANGE, False)]
     panel.legend([*keys, *(Key(LABELS[kind], COLOURS[kind]) for kind in kinds)])
-    facts = dict(samples=len(code), reals=len(reals), pairs=shown, components=found.components,
+    facts = dict(samples=len(samples), reals=len(reals), pairs=shown, components=found.components,
                  variance=found.variance, perplexity=found.perplexity, kl=found.kl)  # fmt: skip
     return panel.picture(), facts
 
@@ -284,6 +293,7 @@ def text_of(numbers: dict[str, Any], count: int) -> str:
 def map_caption(facts: dict[str, Any], feature_name: str) -> str:
     return (
         f'By {feature_name}, reduced to {facts["components"]} principal components ({facts["variance"]:.0%} of the '
-        f'variance), perplexity {facts["perplexity"]:g}. Numbers are pairs, a and b their ends. Neighbours in the map '
-        f'are neighbours among features; distances across it mean little.'
+        f'variance), perplexity {facts["perplexity"]:g}. The map is of samples and real images; each image of a path '
+        f'is laid into it where its neighbours are. Numbers are pairs, a and b their ends. Neighbours in the map are '
+        f'neighbours among features; distances across it mean little.'
     )

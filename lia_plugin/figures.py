@@ -60,10 +60,13 @@ class Outcome(NamedTuple):
     missing: dict[str, str]
 
 
-def draw_all(exhibit: Exhibit, names: Sequence[str]) -> Outcome:
-    """Draws what can be drawn; a bar on stderr tells how long it will take."""
+def draw_all(
+    exhibit: Exhibit, names: Sequence[str], keep: Callable[[Outcome], None] = lambda outcome: None
+) -> Outcome:
+    """Draws what can be drawn; a bar on stderr tells how long it will take. `keep` gets all there is after each."""
     costs = {name: CONTENTS[name].cost(exhibit.options) for name in names}
-    figures, missing = {}, {}
+    figures: dict[str, Figure] = {}
+    missing: dict[str, str] = {}
     form = '{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]'
     with tqdm(total=sum(costs.values()), desc='Figures', disable=None, bar_format=form) as bar:
         done = 0.0
@@ -76,6 +79,8 @@ def draw_all(exhibit: Exhibit, names: Sequence[str]) -> Outcome:
                 tqdm.write(f'{name}: left out: {missing[name]}', file=_stderr())
             done += costs[name]
             bar.update(done - bar.n)
+            if figures:
+                keep(Outcome(figures, missing))
     return Outcome(figures, missing)
 
 
@@ -95,8 +100,9 @@ def draw_one(exhibit: Exhibit, name: str, advance: Advance = lambda share: None)
     return importlib.import_module(f'lia_plugin.{CONTENTS[name].module}').draw(exhibit, advance)
 
 
-def save(outdir: str, outcome: Outcome, facts: dict[str, Any]) -> None:
-    """index.html, NAME.png and NAME-KEY.png, figures.json with every number."""
+def save(outdir: str, outcome: Outcome, facts: dict[str, Any], unreadable: int = 0) -> None:
+    """index.html, NAME.png and NAME-KEY.png, figures.json with every number; `unreadable` images are told of."""
+    facts = dict(facts, unreadable=unreadable)
     os.makedirs(outdir, exist_ok=True)
     files: dict[str, list[str]] = {}
     for name, figure in outcome.figures.items():

@@ -133,8 +133,9 @@ def read_image(
     if resolution is None and channels is None:
         return full
     found = fitted(full, resolution, channels)
-    return found if found.placement is None else found._replace(
-        placement=dataclasses.replace(found.placement, source=name or _path(file)))
+    if found.placement is None:
+        return found
+    return found._replace(placement=dataclasses.replace(found.placement, source=name or _path(file)))
 
 
 def fitted(full: LoadedImage, resolution: int | None = None, channels: int | None = None) -> LoadedImage:
@@ -154,7 +155,7 @@ def _pixels(picture: PIL.Image.Image) -> torch.Tensor:
     return torch.from_numpy(array.reshape(picture.height, picture.width, -1).transpose(2, 0, 1).copy())
 
 
-def _path(file: str | os.PathLike[str] | BinaryIO) -> str:
+def _path(file: object) -> str:
     return os.fspath(file) if isinstance(file, str | os.PathLike) else ''
 
 

@@ -12,7 +12,7 @@ import click
 import torch
 
 from lia_plugin import code_output, editing, results, sheets, spaces
-from lia_plugin.codes import Codes, unique_names
+from lia_plugin.codes import Codes, made_codes
 from lia_plugin.edit_session import Session
 from lia_plugin.host import UserError
 from lia_plugin.images import enlarge, legible_factor, save_png, to_float
@@ -225,16 +225,13 @@ class Interpolation:
     # Codes and figures
 
     def _save_codes(self, walk: Walk) -> None:
-        count = len(walk.code)
-        noise: tuple[dict[str, torch.Tensor], ...] = ({},) * count
-        if walk.noise.values:
-            if walk.noise.values <= MAX_NOISE:
-                noise = tuple(walk.noise[:])
-            else:
-                click.echo(f'path_{walk.label}.npz: without the frames’ noise, which would be too large', err=True)
-        names = tuple(walk.frame_name(i) for i in range(count))
-        none = (None,) * count
-        codes = Codes(unique_names(names), walk.code, walk.c, none, noise, none, names)
+        noise: list[dict[str, torch.Tensor]] = []
+        if 0 < walk.noise.values <= MAX_NOISE:
+            noise = walk.noise[:]
+        elif walk.noise.values:
+            click.echo(f'path_{walk.label}.npz: without the frames’ noise, which would be too large', err=True)
+        names = [walk.frame_name(i) for i in range(len(walk.code))]
+        codes = made_codes(names, walk.code, walk.c, noise)
         code_output.save_codes(self._path(f'path_{walk.label}.npz'), self.session.G, codes)
 
     def _told(self, walk: Walk) -> dict[str, Any]:

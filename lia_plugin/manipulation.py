@@ -40,7 +40,7 @@ def shift(
     all its layers go the same way, and becomes y+ if not.
     """
     vector = direction.vector.to(code.device)
-    steps = torch.as_tensor(amounts, dtype=code.dtype, device=code.device).expand(len(code))
+    steps = torch.as_tensor(amounts, dtype=code.dtype).to(code.device).expand(len(code))
     chosen = direction.layers if layers is None else tuple(layers)
     if code.ndim == 2 and (direction.per_layer or (chosen is not None and len(set(chosen)) < G.num_ws)):
         code = spaces.fit_code(G, code, plus=True)

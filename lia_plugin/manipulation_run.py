@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,8 @@ from lia_plugin.directions import Direction, load_directions
 from lia_plugin.edit_session import Session
 from lia_plugin.host import UserError
 from lia_plugin.images import enlarge, legible_factor, save_png, to_float, with_channels
+from lia_plugin.paste_back import DIFFERENCE, CodePaster, Style
+from lia_plugin.pasting import FEATHER
 from lia_plugin.video import FPS, check_format, save_video
 
 STOPPED = (220, 30, 30)  # RGB of the frame round images that were stopped.
@@ -54,6 +57,9 @@ class ManipulateOptions:
     video: str | None = None
     fps: int = FPS
     tile: int | None = None
+    paste: bool = False
+    paste_mode: str = DIFFERENCE
+    feather: float = FEATHER
 
     def check(self) -> None:
         """UserError, one line, for what can't be done here whatever the network."""
@@ -158,6 +164,7 @@ class Manipulation:
 
     def __init__(self, session: Session, images: Codes, asked: ManipulateOptions, move: Move) -> None:
         self.session, self.images, self.asked, self.move = session, images, asked, move
+        self.paster = CodePaster(session, images, Style(asked.paste_mode, asked.feather)) if asked.paste else None
         self.values = asked.values(asked.steps)
         self.shifts, self.stopped = move.shifts(images, self.values)
         self.codes = move.codes(images, self.shifts)
@@ -169,13 +176,13 @@ class Manipulation:
         before = session.render(self.images.code, self.images.c, self.images.noise)
         after = session.render(self.codes.code, self.codes.c, self.codes.noise, desc='Drawing')
         save_png(self._strip(before, after), self._path('strip.png'))
-        names = [f'{name}_{k:02d}' for name in self.images.names for k in range(asked.steps)]
-        if asked.images:
-            for name, img in zip(names, after):
+        names = unique_names([f'{name}_{k:02d}' for name in self.images.names for k in range(asked.steps)])
+        for k, (name, img) in enumerate(zip(names, after)):
+            if asked.images:
                 save_png(img, self._path(f'{name}.png'))
-        none = (None,) * len(names)
-        saved = Codes(unique_names(names), self.codes.code, self.codes.c, none, self.codes.noise, none, tuple(names))
-        code_output.save_codes(self._path('edited.npz'), session.G, saved)
+            if self.paster is not None:
+                self.paster.save(k // asked.steps, img, self._path(f'{name}_pasted.png'))
+        code_output.save_codes(self._path('edited.npz'), session.G, dataclasses.replace(self.codes, names=names))
         if asked.video is not None:
             save_video(self._path(f'video.{asked.video}'), self._frames(), asked.fps)
         told = self._told(before, after)

@@ -10,7 +10,7 @@ import click
 import torch
 
 from lia_plugin import code_output, editing, results, sheets, spaces
-from lia_plugin.codes import Codes, unique_names
+from lia_plugin.codes import Codes, made_codes, unique_names
 from lia_plugin.edit_session import Session
 from lia_plugin.host import UserError
 from lia_plugin.images import save_png
@@ -107,13 +107,10 @@ class Mixing:
         return table
 
     def _codes(self, styles: Styles) -> Codes:
-        """Row by row. What is not a code, label and noise, is the row's."""
+        """Row by row. What is not a code is the row's: label, noise, and where it was cut out."""
         mixed = editing.mix(self.rows.code, self.columns.code, styles).flatten(0, 1)
-        rows = [row for row, _column in self.pairs]
-        labels = None if self.rows.c is None else self.rows.c[rows]
-        none = (None,) * len(rows)
-        noise = tuple(self.rows.noise[row] for row in rows)
-        return Codes(self.names, mixed, labels, none, noise, none, self.names)
+        own = self.rows[[row for row, _column in self.pairs]]
+        return made_codes(self.names, mixed, own.c, own.noise, own.placements)
 
     def _grid(self, table: torch.Tensor, row_images: torch.Tensor, column_images: torch.Tensor) -> torch.Tensor:
         """Reconstructions, or what seeds give, at the edges, as in style_mixing.py; originals outside these."""

@@ -19,7 +19,7 @@ class Edit(NamedTuple):
     @property
     def length(self) -> float:
         """Of [num_ws, dim] the root mean square of its rows' lengths."""
-        return float(self.change.double().square().sum(dim=-1).mean().sqrt())
+        return float(self.change.cpu().double().square().sum(dim=-1).mean().sqrt())
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from lia_plugin.codes import Codes, unique_names
 from lia_plugin.edit_session import Session
 from lia_plugin.host import UserError
 from lia_plugin.images import save_png, to_float
+from lia_plugin.paste_back import DIFFERENCE, CodePaster, Style
+from lia_plugin.pasting import FEATHER
 
 UNITS = {
     'length': 'of the difference of the two codes, in units of the space; in y+ the root mean square over layers',
@@ -35,6 +38,9 @@ class RetargetOptions:
     strengths: tuple[float, ...] = (1.0,)
     images: bool = False
     tile: int | None = None
+    paste: bool = False
+    paste_mode: str = DIFFERENCE
+    feather: float = FEATHER
 
     def check_network(self, session: Session) -> None:
         """UserError for what the network hasn't."""
@@ -63,6 +69,7 @@ class Retargeting:
     def __init__(self, session: Session, before: Codes, after: Codes, targets: Codes, asked: RetargetOptions) -> None:
         G = session.G
         self.session, self.asked, self.ends, self.targets = session, asked, (before, after), targets
+        self.paster = CodePaster(session, targets, Style(asked.paste_mode, asked.feather)) if asked.paste else None
         space = asked.chosen_space(before, after)
         self.edit = retargeting.learn_edit(G, before.code, after.code, before.c, after.c, space)
         if self.edit.length == 0:
@@ -87,12 +94,12 @@ class Retargeting:
         save_png(sheets.stack([learned, applied]), self._path('strip.png'))
         names = unique_names([name if steps == 1 else f'{name}_{k:02d}' for name in self.targets.names
                               for k in range(steps)])  # fmt: skip
-        if asked.images:
-            for name, img in zip(names, after):
+        for k, (name, img) in enumerate(zip(names, after)):
+            if asked.images:
                 save_png(img, self._path(f'{name}.png'))
-        none = (None,) * len(names)
-        saved = Codes(names, self.codes.code, self.codes.c, none, self.codes.noise, none, names)
-        code_output.save_codes(self._path('edited.npz'), session.G, saved)
+            if self.paster is not None:
+                self.paster.save(k // steps, img, self._path(f'{name}_pasted.png'))
+        code_output.save_codes(self._path('edited.npz'), session.G, dataclasses.replace(self.codes, names=names))
         told = self._told(names, before, after)
         results.save_json(self._path('results.json'), self._report(told))
         click.echo('\n'.join(results.aligned(_table(told))))

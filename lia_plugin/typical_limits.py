@@ -31,9 +31,9 @@ class Band(NamedTuple):
 
 def quantiles(dim: int, p: float) -> tuple[float, float]:
     """‖z‖² between which the two-sided p-value is at least `p`."""
-    from scipy.stats import chi2
+    from scipy.special import gammainccinv, gammaincinv  # Those of χ², without the half second that scipy.stats takes.
 
-    return float(chi2.ppf(p / 2, dim)), float(chi2.isf(p / 2, dim))
+    return 2 * float(gammaincinv(dim / 2, p / 2)), 2 * float(gammainccinv(dim / 2, p / 2))
 
 
 def band_of(square: torch.Tensor, dim: int, p: float) -> Band:
@@ -66,7 +66,7 @@ def limits(
 
     def square(shares: torch.Tensor) -> torch.Tensor:
         """‖z‖² after these shares [K, N] of the way, [K, N]."""
-        moved = start + (reach * shares).to(start)[..., None] * row
+        moved = start + (reach * shares).to(start.dtype).to(start.device)[..., None] * row
         labels = None if c is None else c.repeat([len(shares), 1])
         z = moved.flatten(0, 1)
         z = z if direction.space == 'z' else G.mapping.y_to_z(z, labels)

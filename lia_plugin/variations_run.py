@@ -11,12 +11,13 @@ import click
 import torch
 
 from lia_plugin import code_output, editing, paths, results, sheets, similarity, spaces
-from lia_plugin.codes import Codes, unique_names
+from lia_plugin.codes import Codes, concatenate, made_codes, unique_names
 from lia_plugin.edit_session import Session
 from lia_plugin.editing import Variation
 from lia_plugin.host import UserError
 from lia_plugin.images import save_png, to_float
 from lia_plugin.params import compact
+from lia_plugin.paste_back import DIFFERENCE, CodePaster, Style
 from lia_plugin.picture_files import PictureFolder
 
 DEFAULT_RHO = 0.9
@@ -51,6 +52,9 @@ class VariationsOptions:
     layers: tuple[int, ...] | None = None
     each_layer: bool = False
     tile: int | None = None
+    paste: bool = False
+    paste_mode: str = DIFFERENCE
+    feather: float = Style().feather
 
     def check(self, session: Session) -> None:
         """UserError for what this network can't do."""
@@ -92,6 +96,7 @@ class Variations:
         asked.check(session)
         self.session, self.inputs, self.asked = session, inputs, asked
         self.kinds = asked.kinds()
+        self.paster = CodePaster(session, inputs, Style(asked.paste_mode, asked.feather)) if asked.paste else None
         self.names = self._names()
         self.std = spaces.code_statistics(session.G).std
 
@@ -106,9 +111,18 @@ class Variations:
             for names, images in ((inputs.names, recons), *((part.codes.names, part.images) for part in made)):
                 for name, img in zip(names, images):
                     files.add(img, name)
+        self._paste(made)
         save_png(self._sheet(recons, made), self._path('variations.png'))
         self._save_codes(made)
         self._report(made)
+
+    def _paste(self, made: Sequence[Made]) -> None:
+        """Full pictures, where they are asked for."""
+        if self.paster is None:
+            return
+        for part in made:
+            for i, (name, img) in enumerate(zip(part.codes.names, part.images)):
+                self.paster.save(i // self.asked.num, img, self._path(f'{name}_pasted.png'))
 
     def _path(self, name: str) -> str:
         return os.path.join(self.session.outdir, name)
@@ -127,8 +141,7 @@ class Variations:
         code = editing.vary(G, inputs.code, inputs.c, num, how, generator).flatten(0, 1)
         rows = [row for row in range(len(inputs)) for _ in range(num)]
         old = inputs[rows]
-        names = self.names[label]
-        codes = Codes(names, code, old.c, (None,) * len(rows), old.noise, old.placements, names)
+        codes = made_codes(self.names[label], code, old.c, old.noise, old.placements)
         images = self.session.render(code, codes.c, codes.noise, desc=f'Variations, {title(how)}')
         figures = self._moved(old, codes)
         figures['mse'] = similarity.mse(to_float(images), to_float(recons[rows])).tolist()
@@ -164,14 +177,7 @@ class Variations:
         return sheets.sheet(rows, columns, captions, side=self.asked.tile)
 
     def _save_codes(self, made: Sequence[Made]) -> None:
-        parts = [part.codes for part in made]
-
-        def chain(field: str) -> tuple[Any, ...]:
-            return tuple(item for part in parts for item in getattr(part, field))
-
-        c = None if self.inputs.c is None else torch.cat([part.c for part in parts if part.c is not None])
-        together = Codes(chain('names'), torch.cat([part.code for part in parts]), c, chain('originals'),
-                         chain('noise'), chain('placements'), chain('sources'))  # fmt: skip
+        together = concatenate(self.session.G, [part.codes for part in made])
         code_output.save_codes(self._path('variations.npz'), self.session.G, together)
 
     def _report(self, made: Sequence[Made]) -> None:

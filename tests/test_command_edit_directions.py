@@ -99,9 +99,12 @@ def test_a_validation_set_is_what_is_judged_by(files: Labelled, tmp_path: Path) 
 def test_groups_are_held_out_whole_and_columns_that_make_no_classes_passed_over(
     files: Labelled, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = learn(files, tmp_path, '--method=labels', '--data', files.set, '--labels', files.train_only,
-                  '--group-column=person', '--holdout=0.25')  # fmt: skip
-    assert [one.name for one in found] == ['tone=bright', 'tone=dark', 'tone=medium', 'two=1']
+    rows = [line.split(',') for line in files.train_only.read_text().splitlines()]
+    table = tmp_path / 'table.csv'
+    table.write_text('\n'.join(','.join([row[0], *row[2:]]) for row in rows))  # file, person, two, number
+    found = learn(files, tmp_path, '--method=labels', '--data', files.set, '--labels', table, '--group-column=person',
+                  '--holdout=0.25')  # fmt: skip
+    assert [one.name for one in found] == ['two=1']
     assert told(tmp_path)['two=1']['n'] == 12, 'three of twelve people with four pictures'
     assert told(tmp_path)['two=1']['held_out_by'] == 'groups of person'
     assert 'Not learned: number: ' in capsys.readouterr().err
@@ -117,6 +120,39 @@ def test_class_numbers_of_the_data_set(files: Labelled, tmp_path: Path) -> None:
     found = learn(files, tmp_path / 'out', '--method=labels', '--data', copy)
     assert [one.name for one in found] == ['class=0', 'class=1', 'class=2']
     assert (side(files, found[2], 'bright') > 0).all()
+
+
+def test_a_column_may_say_what_is_held_out(files: Labelled, tmp_path: Path) -> None:
+    rows = [line.split(',') for line in files.train_only.read_text().splitlines()]  # file, tone, person, two, number
+    held_out = ('p10', 'p11')
+    lines = ['file,two,subset', *(f'{row[0]},{row[3]},{"test" if row[2] in held_out else "train"}' for row in rows[1:])]
+    table = tmp_path / 'marked.csv'
+    table.write_text('\n'.join(lines))
+    learn(files, tmp_path / 'out', '--method=labels', '--data', files.set, '--labels', table, '--attribute=two')
+    figures = told(tmp_path / 'out')['two=1']
+    assert (figures['n'], figures['train_n'], figures['held_out_by']) == (6, 42, 'column subset')
+
+
+def test_rows_of_one_split_alone(files: Labelled, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Names that stand in both splits are only told apart when the split is said."""
+    args = ['--method=labels', '--data', files.set, '--labels', files.table, '--attribute=two']
+    code = edit('directions', '--network', files.network, '--outdir', tmp_path / 'no', *args)
+    refused(capsys, code, 'a column "split" (train, val) may tell them apart', tmp_path / 'no')
+    learn(files, tmp_path / 'out', *args, '--splits=train')
+    assert told(tmp_path / 'out')['two=1']['n'] in (9, 10)
+
+
+def test_codes_out_of_a_file_serve_networks_without_an_encoder(files: Labelled, tmp_path: Path) -> None:
+    random = np.random.RandomState(0)
+    w = random.randn(60, 8).astype(np.float32)
+    np.savez(tmp_path / 'latents.npz', w=w[:, None], names=np.array([f'img{i}' for i in range(60)]))
+    rows = [f'img{i}.png,{"yes" if w[i, 2] > 0.3 else "no"}' for i in range(60)]
+    (tmp_path / 'labels.csv').write_text('\n'.join(['file,answer', *rows]))
+    assert edit('directions', '--network', files.stock, '--method=labels', '--data', tmp_path / 'latents.npz',
+                '--labels', tmp_path / 'labels.csv', '--outdir', tmp_path / 'out', '--holdout=0.25') == 0  # fmt: skip
+    (found,) = load_directions(str(tmp_path / 'out' / 'directions.npz'))
+    assert found.space == 'w' and found.name == 'answer=yes' and found.vector[2] > 0.9
+    assert found.bias is not None and -found.bias / float(found.vector[2]) == pytest.approx(0.3, abs=0.3)
 
 
 @pytest.mark.parametrize('fit', ['plane', 'means'])
@@ -183,6 +219,14 @@ def test_what_cannot_be_done_is_said_in_a_line(
         assert code == 2 and words in capsys.readouterr().err
     else:
         refused(capsys, code, words, tmp_path / 'out')
+
+
+def test_a_conditional_network_needs_a_class_to_be_shown(
+    files: Labelled, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ['--network', files.conditional, '--method=sefa', '--count=1', '--space=z', '--outdir', tmp_path / 'out']
+    refused(capsys, edit('directions', *args), '--class: this network needs one', tmp_path / 'out')
+    assert edit('directions', *args, '--class=2') == 0
 
 
 def test_a_stock_network_has_no_z(files: Labelled, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

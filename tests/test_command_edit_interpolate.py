@@ -204,6 +204,14 @@ def test_what_is_refused(files: Files, tmp_path: Path, capsys: pytest.CaptureFix
         refused(capsys, edit('interpolate', *args, '--network', files.network, '--outdir', out), words, out)
 
 
+def test_opposite_codes_have_no_arc(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    z = torch.randn([1, 16])
+    np.savez(tmp_path / 'own.npz', y=files.G.mapping.z_to_y(torch.cat([z, -z])).numpy())
+    args = (tmp_path / 'own.npz', '--network', files.network, '--outdir', tmp_path / 'out')
+    refused(capsys, edit('interpolate', *args, '--space=z'), '--space=z: slerp: the two codes point', tmp_path / 'out')
+    assert edit('interpolate', *args, '--space=y', '--steps=1') == 0
+
+
 def test_a_bad_image_is_left_out_and_counted(
     files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -127,6 +127,20 @@ def test_layered_codes_and_grey_images(tmp_path: Path) -> None:
     torch.testing.assert_close(G.mapping.y_to_z(moved) - G.mapping.y_to_z(still), 2 * vector, rtol=0, atol=1e-4)
 
 
+def test_results_go_back_into_full_pictures(files: Moved, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    full = np.random.RandomState(0).randint(0, 256, [24, 40, 3], np.uint8)
+    PIL.Image.fromarray(full).save(tmp_path / 'wide.png')
+    manipulate(files, tmp_path / 'out', '--direction', f'{files.file}:a', '--from=0', '--to=4', '--steps=2', '--paste',
+               tmp_path / 'wide.png')  # fmt: skip
+    still, moved = (picture(tmp_path / 'out' / f'wide_0{k}_pasted.png') for k in (0, 1))
+    assert torch.equal(still, picture(tmp_path / 'wide.png')), 'an edit of nothing changes nothing'
+    changed = (still != moved).any(dim=0).any(dim=0)
+    assert changed[8:32].any() and not changed[:8].any() and not changed[32:].any()
+    code = edit('manipulate', '--network', files.network, '--direction', f'{files.file}:a', '--paste', '--outdir',
+                tmp_path / 'no', '7')  # fmt: skip
+    refused(capsys, code, '--paste: seed 7: is not cut out of a picture', tmp_path / 'no')
+
+
 def test_published_boundaries_move_stock_networks(files: Moved, tmp_path: Path) -> None:
     dim = 8
     np.save(tmp_path / 'age_w_boundary.npy', draw(1, dim).numpy())

@@ -10,7 +10,7 @@ import pytest
 import torch
 from editing_files import Files, arrays, drawn, edit, picture, refused
 
-from lia_plugin import prior, sheets, spaces
+from lia_plugin import editing, images, prior, sheets, spaces
 
 
 @pytest.fixture(scope='module')
@@ -57,17 +57,14 @@ def test_a_smaller_rho_goes_further(files: Files, tmp_path: Path, capsys: pytest
     assert 'mean of 12, rho 0.99' in capsys.readouterr().out
 
 
-def test_one_kind_has_short_names_and_its_own_seed(files: Files, tmp_path: Path) -> None:
-    runs = [('a', '0'), ('b', '0'), ('c', '1')]
-    for folder, seed in runs:
-        assert edit('variations', '5', '--num=2', '--seed', seed, '--network', files.network, '--outdir',
-                    tmp_path / folder) == 0  # fmt: skip
-    a, b, c = (arrays(tmp_path / folder / 'variations.npz')['y'] for folder, _seed in runs)
-    np.testing.assert_array_equal(a, b)
-    assert not np.allclose(a, c) and not np.allclose(a[0], a[1])
-    assert {path.name for path in (tmp_path / 'a').iterdir()} == {
+def test_one_kind_has_short_names_and_the_seed_decides(files: Files, tmp_path: Path) -> None:
+    assert edit('variations', '5', '--num=2', '--seed=3', '--network', files.network, '--outdir', tmp_path) == 0
+    start = files.G.mapping.z_to_y(seed_z(5))
+    expected = editing.vary(files.G, start, None, 2, editing.Variation(0.9), torch.Generator().manual_seed(3))
+    np.testing.assert_allclose(arrays(tmp_path / 'variations.npz')['y'], expected[0], atol=1e-5)
+    assert {path.name for path in tmp_path.iterdir()} == {
         'seed0005.png', 'seed0005_00.png', 'seed0005_01.png', 'variations.npz', 'variations.png', 'results.json'}
-    assert told(tmp_path / 'a')['kinds'] == {
+    assert told(tmp_path)['kinds'] == {
         'rho0.9': dict(rho=0.9, share=1.0, coords=None, layers=None, each_layer=False)}
 
 
@@ -112,6 +109,25 @@ def test_names_of_variations_never_hide_inputs(files: Files, tmp_path: Path) -> 
         (twin / name).write_bytes(Path(source).read_bytes())
     assert edit('variations', twin, '--num=1', '--network', files.network, '--outdir', tmp_path / 'out') == 0
     assert arrays(tmp_path / 'out' / 'variations.npz')['names'].tolist() == ['a_00_2', 'a_00_00']
+
+
+def test_variations_go_back_into_the_full_picture(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = torch.randint(0, 256, [3, 32, 64], generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images.save_png(full, tmp_path / 'full.png')
+    out = tmp_path / 'out'
+    assert edit('variations', tmp_path / 'full.png', '--num=2', '--rho=0', '--network', files.network, '--outdir', out,
+                '--paste') == 0  # fmt: skip
+    pasted = [picture(out / f'full_0{k}_pasted.png') for k in range(2)]
+    for img in pasted:
+        assert torch.equal(img[:, :, :16], full[:, :, :16]) and torch.equal(img[:, :, 48:], full[:, :, 48:])
+    assert not torch.equal(*pasted)
+    stored = arrays(out / 'variations.npz')
+    assert stored['placement.size'].tolist() == [[64, 32]] * 2
+    capsys.readouterr()
+    refused(capsys, edit('variations', '5', '--network', files.network, '--outdir', tmp_path / 'no', '--paste'),
+            '--paste: seed 5', tmp_path / 'no')  # fmt: skip
 
 
 def test_classes_stay(files: Files, tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ def make_stylegan3(path: Path) -> str:
     G = calibrate(stir(make_generator(resolution=32))).requires_grad_(False)
     torch.nn.init.normal_(G.mapping.w_avg)
     D = networks.Discriminator(c_dim=0, img_resolution=32, img_channels=3, channel_base=128, channel_max=8).eval()
-    network_pickle.save(path, dict(training_set_kwargs=None, G=G, D=D.requires_grad_(False), G_ema=G, augment_pipe=None))
+    data = dict(training_set_kwargs=None, G=G, D=D.requires_grad_(False), G_ema=G, augment_pipe=None)
+    network_pickle.save(path, data)
     return str(path)
 
 
@@ -77,7 +78,8 @@ def test_pictures_of_seeds(
 def test_pictures_of_stored_w(pickles: dict[str, str], tmp_path: Path, name: str) -> None:
     """What a projector writes; and what ours stores, in theirs."""
     label = ['--class=1'] if name == 'labels' else []
-    ours('generate', f'--network={pickles[name]}', '--seeds=0-2', f'--outdir={tmp_path}/seeds', '--save-latents', *label)
+    ours('generate', f'--network={pickles[name]}', '--seeds=0-2', f'--outdir={tmp_path}/seeds', '--save-latents',
+         *label)  # fmt: skip
     with np.load(tmp_path / 'seeds' / 'latents.npz') as file:
         np.savez(tmp_path / 'w.npz', w=file['w'])
     for path in ('w.npz', 'seeds/latents.npz'):
@@ -90,12 +92,28 @@ def test_pictures_of_stored_w(pickles: dict[str, str], tmp_path: Path, name: str
     assert_same_pictures(tmp_path / 'ours', tmp_path / 'theirs', 3)
 
 
+@pytest.mark.parametrize('host', hosts.NAMES)
+def test_our_commands_inside_their_checkouts(pickles: dict[str, str], tmp_path: Path, host: str) -> None:
+    """With their own networks, out of the source inside the pickle."""
+    name = 'lia' if host == ADA else 'stylegan3'
+    given = [f'--network={pickles[name]}', '--device=cpu', '--seeds=0-1', '--trunc=0.5']
+    hosts.check(hosts.run(host, '-m', 'lia_plugin', 'generate', *given, '--noise-mode=random',
+                          f'--outdir={tmp_path}/theirs', plugin=True))  # fmt: skip
+    ours('generate', f'--network={pickles[name]}', '--seeds=0-1', '--trunc=0.5', '--noise-mode=random',
+         f'--outdir={tmp_path}/ours')  # fmt: skip
+    assert_same_pictures(tmp_path / 'ours', tmp_path / 'theirs', 2)
+    hosts.check(hosts.run(host, '-m', 'lia_plugin', 'video', *given, '--w-frames=2', f'--output={tmp_path}/walk.gif',
+                          plugin=True))  # fmt: skip
+    with PIL.Image.open(tmp_path / 'walk.gif') as picture:
+        assert picture.n_frames == 4
+
+
 @pytest.mark.parametrize('args', [
     ['--seeds=0-15', '--grid=2x2', '--trunc=0.7', '--shuffle-seed=3'],
     ['--seeds=0-3', '--grid=2x1', '--num-keyframes=4'],
 ])
 def test_walks(pickles: dict[str, str], tmp_path: Path, args: list[str]) -> None:
-    """Their spline is only nearly periodic, and both films are compressed: so they are as near as a quarter of a step."""
+    """Their spline is only nearly periodic, and both films are compressed: they are as near as a quarter of a step."""
     both: list[Any] = []
     given = [f'--network={pickles["stylegan3"]}', '--w-frames=2', *args]
     hosts.check(hosts.run(SG3, 'gen_video.py', *given, f'--output={tmp_path}/theirs.mp4'))

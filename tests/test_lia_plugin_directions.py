@@ -119,13 +119,18 @@ def test_shapes_that_do_not_fit(G: Any, tmp_path: Path, direction: Direction, re
 def test_spaces_that_a_network_hasnt(tmp_path: Path) -> None:
     stock = make_stock()
     dim = stock.w_dim
-    for space, reason in (('z', 'it has no φ'), ('y', 'codes of this network are w')):
+    for space, reason in (('z', 'it has no φ.*--direction-space=w'), ('y', 'its codes are w')):
         save_directions(tmp_path / 'd.npz', [make_direction('a', draw(dim), space)])
         with pytest.raises(UserError, match=reason):
             load_directions(tmp_path / 'd.npz', stock)
 
 
 # What others publish
+
+
+def test_w_is_y_where_nothing_stands_between(G: Any, tmp_path: Path) -> None:
+    save_directions(tmp_path / 'd.npz', [make_direction('a', draw(16), 'w')])
+    assert load_directions(tmp_path / 'd.npz', G)[0].space == 'y'
 
 
 def written(path: Path, content: Any) -> str:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from test_lia_plugin_inversion import make_generator, save_pickle
 
-from lia_plugin import cli, edit_evaluation, edit_evaluation_run, edit_judges
+from lia_plugin import cli, edit_evaluation, edit_evaluation_inputs, edit_evaluation_run
 from lia_plugin.directions import make_direction, save_directions
 from lia_plugin.edit_evaluation import (
     Edit,
@@ -21,12 +21,13 @@ from lia_plugin.edit_evaluation import (
     candidates,
     mean_outside,
     recognised,
+    shrink,
     with_conditional,
     with_reverse,
 )
+from lia_plugin.edit_evaluation_inputs import EvaluateOptions
 from lia_plugin.edit_evaluation_page import examples
 from lia_plugin.edit_evaluation_report import pairs, save_all
-from lia_plugin.edit_evaluation_run import EvaluateOptions
 from lia_plugin.edit_judges import Attribute
 from lia_plugin.edit_session import Session
 from lia_plugin.host import UserError
@@ -88,7 +89,7 @@ def draw(folder: Path, n: int, seed: int) -> list[list[str]]:
     rng = np.random.default_rng(seed)
     rows = []
     for i in range(n):
-        upper, lower = rng.integers(0, 2, 2)
+        upper, lower = i % 2, i // 2 % 2  # As often together as apart.
         w = [(-0.5, 0.5)[upper] + rng.normal(0, 0.05), (-0.5, 0.5)[lower] + rng.normal(0, 0.05), rng.uniform(-0.3, 0.3)]
         img = Synthesis()(torch.tensor([[[*w, 0.0]]]).float())[0, 0].clamp(-1, 1)
         PIL.Image.fromarray(((img.numpy() + 1) * 127.5).round().astype(np.uint8)).save(folder / f'{i}.png')
@@ -100,12 +101,13 @@ class Set:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         rows = [['split', 'file', 'upper', 'lower']]
-        rows += [['train', *row] for row in draw(folder / 'train', 160, 0)]
-        rows += [['val', *row] for row in draw(folder / 'val', 40, 1)]
+        rows += [['train', *row] for row in draw(folder / 'train', 100, 0)]
+        rows += [['val', *row] for row in draw(folder / 'val', 32, 1)]
         with open(folder / 'labels.csv', 'w', newline='') as file:
             csv.writer(file).writerows(rows)
+        places = {name: str(folder / name) for name in ('train', 'val', 'labels.csv')}
         self.options: dict[str, Any] = dict(
-            data=str(folder / 'train'), val=str(folder / 'val'), labels=str(folder / 'labels.csv'), shifts=(1.0, 2.0, 3.0))
+            data=places['train'], val=places['val'], labels=places['labels.csv'], shifts=(1.0, 2.0, 3.0))
 
 
 @pytest.fixture(scope='module')
@@ -127,7 +129,7 @@ def test_known_attributes_are_edited_alone(evaluated: Any) -> None:
         success = measured.success.mean(axis=1)
         assert success[0] == 0 and success[-1] == 1, measured.edit
         # Directions are learned, hence turned a little towards what is no attribute.
-        assert measured.values['outside'][-1].mean() < 0.02 * measured.values['mse'][-1].mean()
+        assert measured.values['outside'][-1].mean() < 0.1 * measured.values['mse'][-1].mean()
         assert measured.values['leakage'][-1].mean() < 0.02
 
 
@@ -159,16 +161,31 @@ def test_figures_do_not_depend_on_the_batch(evaluated: Any) -> None:
         np.testing.assert_allclose(again.values[name], values, atol=1e-5, err_msg=name)
 
 
-def test_a_direction_that_moves_everything_leaks_and_is_not_local(evaluated: Any) -> None:
+def given(evaluated: Any, vector: list[float], amount: float) -> tuple[Any, int]:
+    """What an edit towards upper=bright along a vector of y does, and the attribute's place."""
     upper = next(k for k, attribute in enumerate(evaluated.attributes) if attribute.name == 'upper')
-    edit = Edit(make_direction('upper=bright', torch.tensor([1.0, 1, 0, 0]), 'y', scale=1.0), upper,
+    edit = Edit(make_direction('upper=bright', torch.tensor(vector).float(), 'y', scale=1.0), upper,
                 evaluated.attributes[upper].classes.index('bright'), 'file')
     items = candidates(evaluated.held, evaluated.attributes[upper], *edit.aim, None)
-    measured = edit_evaluation.measure(
-        evaluated.session, edit, evaluated.held, items, evaluated.judges, evaluated.regions[edit.aim], (1.4,))
+    region = evaluated.regions[edit.aim]
+    return edit_evaluation.measure(
+        evaluated.session, edit, evaluated.held, items, evaluated.judges, region, (amount,)), upper
+
+
+def test_the_attributes_own_direction_changes_nothing_else(evaluated: Any) -> None:
+    measured, _upper = given(evaluated, [1, 0, 0, 0], 1.0)
+    assert measured.success[-1].mean() == 1 and measured.values['leakage'][-1].max() < 0.05
+    assert not measured.values['outside'].any()  # To the pixel.
+    np.testing.assert_allclose(measured.values['mse'][-1], 16 / SIDE**2, rtol=0.02)  # 16 pixels, brighter by 1.
+
+
+def test_a_direction_that_moves_both_attributes_leaks_and_is_not_local(evaluated: Any) -> None:
+    measured, upper = given(evaluated, [1, 1, 0, 0], 1.4)
+    items = measured.items
     assert measured.success[-1].mean() == 1
     low = evaluated.held.labels[items, 1 - upper] == evaluated.attributes[1 - upper].classes.index('low')
     assert measured.values['leakage:lower'][-1][low].mean() > 0.8
+    assert measured.values['changed:lower'][-1][low].mean() == 1
     assert measured.values['outside'][-1].min() > 0.01
     # |z|²/d in closed form: z = y / 2, moved by 1.4 along (1, 1, 0, 0) / √2.
     y = evaluated.held.codes.code[items] + 1.4 * torch.tensor([1.0, 1, 0, 0]) / np.sqrt(2)
@@ -210,13 +227,22 @@ def test_outside_of_the_region() -> None:
 
 
 def test_recognised_by_what_lies_outside() -> None:
-    unedited = torch.randn([5, 1, 8, 8], generator=torch.Generator().manual_seed(0))
+    unedited = torch.randint(0, 256, [5, 1, 8, 8], generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     region = np.zeros([8, 8], bool)
     region[:4] = True
     edited = unedited[[3, 1]].clone()
     edited[:, :, :4] = 9  # Inside: does not matter.
-    assert recognised(edited, unedited, np.array([3, 1]), region).tolist() == [1, 1]
-    assert recognised(edited, unedited, np.array([2, 1]), region).tolist() == [0, 1]
+    small = [shrink(pictures, region) for pictures in (edited, unedited)]
+    assert recognised(*small, np.array([3, 1])).tolist() == [1, 1]
+    assert recognised(*small, np.array([2, 1])).tolist() == [0, 1]
+
+
+def test_rare_classes_stay_whole_when_training_images_are_many() -> None:
+    labels = np.array([[0]] * 80 + [[1]] * 6 + [[-1]] * 14)
+    chosen = edit_evaluation_inputs.choose_labelled(labels, 20)
+    assert len(chosen) == 20 and set(range(80, 86)) <= set(chosen) and max(chosen) < 86
+    assert np.diff(chosen[:14]).max() <= 12  # The others are spread.
+    assert edit_evaluation_inputs.choose_labelled(labels, None) == list(range(86))
 
 
 def test_aims_of_names() -> None:
@@ -272,10 +298,9 @@ def test_the_command_with_a_share_and_a_broken_image(
     code = run('--network', network, '--data', str(tmp_path / 'set'), '--val', '0.3', '--labels',
                str(tmp_path / 'labels.tsv'), '--outdir', str(tmp_path / 'out'), '--shift', '2,4', '--device', 'cpu')
     out, err = capsys.readouterr()
-    # A network that was never trained draws nothing that a judge would call one or the other; either is an answer.
-    assert (code == 1 and '## Judges' in out and (tmp_path / 'out' / 'index.html').exists()) or (
-        code == 2 and 'no edit can be tried' in err)
-    assert '7.png' in err or 'no edit can be tried' in err
+    # A network that was never trained draws pictures that all are of one class: nothing can be tried that leads there.
+    assert code == 1 and '## Judges' in out and 'Not measured: upper=' in out
+    assert '7.png' in err and (tmp_path / 'out' / 'index.html').exists()
 
 
 def test_directions_out_of_files(network: str, data: Set, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -337,7 +362,6 @@ def test_held_out_share_is_that_of_training(tmp_path: Path) -> None:
     from training.dataset import split_indices
 
     draw(tmp_path / 'set', 30, 0)
-    held = edit_evaluation_run._held_out_names(str(tmp_path / 'set'), 0.2)
+    held = edit_evaluation_inputs._held_out_names(str(tmp_path / 'set'), 0.2)
     names = sorted(f'{i}.png' for i in range(30))
     assert held == {names[i] for i in split_indices(30, 'val', 0.2, 0)}
-    assert edit_judges.MIN_IMAGES == 10

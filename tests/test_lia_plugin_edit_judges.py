@@ -107,6 +107,18 @@ def test_the_judge_is_chosen_by_reconstructions_too():
     assert isinstance(chosen[0], Judge) and chosen[0].kind == 'pixels'
 
 
+def test_log_loss_of_certain_even_and_rare_classes():
+    said = np.array([[1, 0], [0.5, 0.5], [0.25, 0.75]])
+    assert ej.log_loss(said[:1], np.array([0])) == 0
+    assert ej.log_loss(said, np.array([0, 0, 1])) == pytest.approx((np.log(2) / 2 - np.log(0.75)) / 2)
+
+
+def test_probabilities_are_sure_where_pictures_are_clear(judges):
+    img, labels = drawn(100, 3)
+    said = ej.ask(judges, img)['upper']
+    assert said[np.arange(100), labels[:, 0]].min() > 0.9
+
+
 def test_weak_judges_are_told():
     assert JudgeFigures(10, 0.5, 0.9, 0.7).weak and not JudgeFigures(10, 0.5, 0.9, 0.75).weak
     assert JudgeFigures(10, 0.5, 0.9, float('nan')).weak

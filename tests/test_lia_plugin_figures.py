@@ -27,7 +27,7 @@ from lia_plugin import (
 )
 from lia_plugin.directions import make_direction, save_directions
 from lia_plugin.edit_session import Session
-from lia_plugin.figure_base import CannotDraw, Exhibit, Options, mean_and_error, with_error
+from lia_plugin.figure_base import CannotDraw, Exhibit, Options, mean_and_error, spread, with_error
 from lia_plugin.host import UserError
 from lia_plugin.networks import Generator
 from lia_plugin.path_measures import FeatureSpace
@@ -205,6 +205,7 @@ def bad_calls(folder: Path, network: str, data: str) -> Iterator[tuple[list[str]
     yield [*given, '--percep=none', '--lpips=vgg16.pt'], '--lpips: --percep=none takes no such file'
     yield [*given, '--class=1', '--only=lengths', *SMALL], '--class: this network has no classes'
     yield [*given, '--num=0'], '--num'
+    yield [*given, f'--outdir={folder / "text.csv"}'], '--outdir: '
 
 
 def test_bad_calls_are_one_line_exit_code_2_and_nothing_written(
@@ -306,12 +307,37 @@ def test_a_map_keeps_clusters_apart() -> None:
     stream = np.random.default_rng(0)
     centres = stream.standard_normal([2, 80]) * 20
     rows = np.concatenate([centres[[i]] + stream.standard_normal([40, 80]) for i in range(2)]).astype(np.float32)
-    found = embedding.tsne_map(rows)
+    found = embedding.tsne_map(rows, rows[[3, 50]])
+    # What is laid in comes to lie among those that it is like.
+    for laid, own, others in zip(found.laid, (slice(0, 40), slice(40, 80)), (slice(40, 80), slice(0, 40))):
+        to_own, to_others = (np.linalg.norm(found.places[part] - laid, axis=1) for part in (own, others))
+        assert to_own.max() < to_others.min()
     assert found.places.shape == (80, 2) and found.components == 50 and 0.9 < found.variance <= 1
     a, b = found.places[:40], found.places[40:]
     assert np.linalg.norm(a.mean(axis=0) - b.mean(axis=0)) > max(a.std(), b.std())
     with pytest.raises(CannotDraw, match='3 points'):
-        embedding.tsne_map(rows[:3])
+        embedding.tsne_map(rows[:3], rows[:1])
+
+
+def test_neighbours_are_as_many_as_the_perplexity_says() -> None:
+    square = np.random.default_rng(0).chisquare(20, 500) * 1e3
+    for perplexity in (5.0, 30.0, 400.0):
+        share = embedding.neighbours(square, perplexity)
+        assert share.sum() == pytest.approx(1) and share.argmax() == square.argmin()
+        assert math.exp(-(share[share > 0] * np.log(share[share > 0])).sum()) == pytest.approx(perplexity, rel=1e-3)
+
+
+def test_the_place_in_a_map_is_an_optimum() -> None:
+    stream = np.random.default_rng(0)
+    places, share = stream.standard_normal([50, 2]) * 5, stream.dirichlet(np.ones(50))
+    place = stream.standard_normal(2)
+    value, slope = embedding._divergence(place, share, places)
+    for axis in range(2):
+        step = np.eye(2)[axis] * 1e-5
+        ends = [embedding._divergence(place + sign * step, share, places)[0] for sign in (1, -1)]
+        assert slope[axis] == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-4, abs=1e-7)
+    weight = 1 / (1 + np.square(place - places).sum(axis=1))
+    assert value == pytest.approx(-(share * np.log(weight / weight.sum())).sum())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -326,7 +352,10 @@ def test_reconstructions_are_measured_as_they_are_shown(G: Any, data: str) -> No
     for name, row in found.numbers['methods'].items():
         assert row['mse']['mean'] == pytest.approx(float(mse[name].mean()), rel=1e-4)
     assert (mse['refined'] <= mse['encoder'] + 1e-6).all()
-    torch.testing.assert_close(methods['encoder'].z, G.mapping.y_to_z(show.reals.code[:3]))
+    rows = spread(len(show.reals), 3)
+    assert rows == [0, 3, 6] and spread(2, 9) == [0, 1]
+    torch.testing.assert_close(methods['encoder'].z, G.mapping.y_to_z(show.reals.code[rows]))
+    torch.testing.assert_close(sitters.img, show.originals[rows])
     assert found.pictures[''][0].shape[0] == 3
 
 
@@ -447,7 +476,28 @@ def test_a_figure_that_fails_stops_no_other(G: Any, data: str, monkeypatch: pyte
     assert list(outcome.figures) == ['lengths'] and outcome.missing == {'paths': 'the moon is in the way'}
 
 
-def test_a_defect_keeps_its_traceback(G: Any, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_drawn_is_kept_when_a_defect_ends_the_command(
+    network: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(figure_lengths, 'draw', lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        figures.draw_all(exhibit(G, data), ('lengths',))
+        run(tmp_path / 'out', f'--network={network}', f'--data={data}', '--only=manipulation,lengths', *SMALL)
+    assert list(read(tmp_path / 'out')['figures']) == ['manipulation']
+
+
+def test_codes_that_are_not_finite_are_refused(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    G = make_generator()
+    G.encoder.output_mean.fill_(float('nan'))
+    network = save_pickle(tmp_path / 'nan.pkl', G)
+    assert run(tmp_path / 'out', f'--network={network}', f'--data={data}', '--only=paths,lengths', *SMALL) == 2
+    assert 'codes that are not finite' in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_one_image_is_enough_where_one_is_enough(network: str, tmp_path: Path) -> None:
+    folder, out = save_pictures(tmp_path / 'set', 1), tmp_path / 'out'
+    only = '--only=paths,reconstructions,lengths'
+    assert run(out, f'--network={network}', f'--data={folder}', only, *SMALL) == 1
+    assert read(out)['missing'] == {'paths': 'no two images of --data to interpolate'}
+    assert re.search(r'[>\s+±]nan\b', (out / 'index.html').read_text(encoding='utf-8')) is None

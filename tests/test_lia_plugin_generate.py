@@ -112,7 +112,8 @@ def test_noise_modes_differ_and_random_is_the_seeds(nets: Networks, tmp_path: Pa
     for mode in ('const', 'random', 'none'):
         generate(nets.path['stock'], tmp_path / mode, '--seeds=1', f'--noise-mode={mode}')
     generate(nets.path['stock'], tmp_path / 'again', '--seeds=0-1', '--noise-mode=random')
-    const, random, none, again = (pixels(tmp_path / mode / 'seed0001.png') for mode in ('const', 'random', 'none', 'again'))
+    folders = ('const', 'random', 'none', 'again')
+    const, random, none, again = (pixels(tmp_path / folder / 'seed0001.png') for folder in folders)
     assert_same(again, random)
     assert min((a - b).abs().max() for a, b in ((const, random), (const, none), (random, none))) > 10
 
@@ -196,8 +197,8 @@ def test_stored_names_cannot_leave_the_folder(nets: Networks, tmp_path: Path) ->
     names = np.array(['../../evil', '/tmp/evil', 'a', 'A'])
     np.savez(tmp_path / 'x.npz', w=np.zeros([4, 6, 16], np.float32), names=names)
     generate(nets.path['lia'], tmp_path / 'out', f'--projected-w={tmp_path}/x.npz')
-    assert sorted(path.name for path in (tmp_path / 'out').glob('*.png')) == ['.._.._evil.png', 'A_2.png', '_tmp_evil.png',
-                                                                             'a.png']  # fmt: skip
+    found = sorted(path.name for path in (tmp_path / 'out').glob('*.png'))
+    assert found == ['.._.._evil.png', 'A_2.png', '_tmp_evil.png', 'a.png']
     assert not list(tmp_path.glob('*.png')) and not list(tmp_path.parent.glob('evil*'))
 
 
@@ -261,9 +262,12 @@ def test_bad_input_is_one_line_and_writes_nothing(
     (dict(v=np.zeros(3)), 'holds no y_plus or y or w'),
     (dict(w=np.zeros([1, 6, 16], np.float32), names=np.array(['a', 'b'])), 'its names have shape [2]'),
 ])
-def test_bad_latents(nets: Networks, tmp_path: Path, capsys: pytest.CaptureFixture[str], arrays: Any, reason: str) -> None:
+def test_bad_latents(
+    nets: Networks, tmp_path: Path, capsys: pytest.CaptureFixture[str], arrays: Any, reason: str
+) -> None:
     np.savez(tmp_path / 'x.npz', **arrays)
-    given = [f'--network={nets.path["lia"]}', f'--outdir={tmp_path}/out', f'--projected-w={tmp_path}/x.npz', '--device=cpu']
+    given = [f'--network={nets.path["lia"]}', f'--outdir={tmp_path}/out', f'--projected-w={tmp_path}/x.npz',
+             '--device=cpu']  # fmt: skip
     assert cli.run(cli.load_command('generate'), given) == 2
     err = capsys.readouterr().err
     assert err.count('\n') == 1 and reason in err and 'x.npz' in err, err

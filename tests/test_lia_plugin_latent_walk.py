@@ -10,11 +10,11 @@ import pytest
 import torch
 from test_lia_plugin_inversion import make_generator, save_pickle
 from test_lia_plugin_refinement import make_stock
-from test_lia_plugin_sampling import make_deep
+from test_lia_plugin_sampling import make_deep, noisy
 from test_lia_plugin_video import read_mp4
 from test_networks_stylegan3 import make_generator as make_stylegan3
 
-from lia_plugin import cli, codes, latent_walk, sampling, spaces
+from lia_plugin import cli, codes, latent_walk, paths, sampling, spaces
 from lia_plugin.host import UserError
 from lia_plugin.images import grid
 
@@ -101,9 +101,19 @@ def test_keyframes_are_the_seeds_pictures(make: Any, space: str) -> None:
         assert (frames[frame].int() - grid(pair, 2).int()).abs().max() <= 1
 
 
+def test_between_keyframes_z_goes_along_arcs_and_y_along_lines() -> None:
+    G = make_generator()
+    z = codes.seeds_to_z([0, 1], 16)
+    middle = torch.stack([paths.slerp(z[0], z[1], torch.tensor([0.5]))[0], z.mean(dim=0)])
+    assert (middle[0] - middle[1]).norm() > 0.5
+    in_z, in_y = (latent_walk.Film(G, [[0], [1]], None, 1, space, 2, 'linear').ws(1, 2)[0] for space in 'zy')
+    torch.testing.assert_close(in_z, G.mapping(middle[:1], None)[0])
+    torch.testing.assert_close(in_y, G.mapping.y_to_ws(G.mapping.z_to_y(z).mean(dim=0, keepdim=True))[0])
+
+
 @pytest.mark.parametrize('mode', ['const', 'random'])
 def test_batches_make_no_difference(mode: str) -> None:
-    G = make_stock()
+    G = noisy(make_stock())
     film = latent_walk.Film(G, [[0, 2], [1, 3]], None, steps=3)
     one, many = (torch.stack(list(film.frames(1, batch, mode))).int() for batch in (1, 5))
     assert (one - many).abs().max() <= 1

@@ -152,3 +152,16 @@ def test_bad_calls_are_one_line(
     else:
         assert code == 2 and len(told) == 1 and re.search(complaint, told[0]), told
         assert not (inverted / 'out').exists()
+
+
+def test_pictures_inside_zips_are_found_again(network: str, tmp_path: Path) -> None:
+    import zipfile
+
+    save_wide(tmp_path / 'a.png', 0)
+    with zipfile.ZipFile(tmp_path / 'in.zip', 'w') as file:
+        file.write(tmp_path / 'a.png', 'sub/a.png')
+    args = ['--device=cpu', f'--network={network}', f'--target={tmp_path / "in.zip"}', f'--outdir={tmp_path / "inv"}']
+    assert cli.run(cli.load_command('invert'), args) == 0
+    edit = save_edit(tmp_path, 'a_same', 0)
+    assert paste(tmp_path, f'--edited={edit}', f'--latents={tmp_path}/inv/projected_w.npz') == 0
+    assert torch.equal(pixels(tmp_path / 'out' / 'a_same_pasted.png'), pixels(tmp_path / 'a.png'))

@@ -67,6 +67,14 @@ def test_the_command(files: Files, tmp_path: Path) -> None:
     assert PIL.Image.open(tmp_path / 'strip.png').height > 3 * 128, 'the two images, and two targets'
 
 
+def test_results_go_back_into_full_pictures(files: Files, tmp_path: Path) -> None:
+    PIL.Image.fromarray(np.full([20, 30, 3], 90, np.uint8)).save(tmp_path / 'wide.png')
+    assert edit('retarget', '--network', files.network, '--before=1', '--after=2', '--paste', '--outdir',
+                tmp_path / 'out', tmp_path / 'wide.png') == 0  # fmt: skip
+    pasted = picture(tmp_path / 'out' / 'wide_pasted.png')
+    assert pasted.shape == (3, 20, 30) and (pasted[:, :, :5] == 90).all() and (pasted[:, :, 5:25] != 90).any()
+
+
 def test_in_z_and_with_what_other_commands_wrote(files: Files, tmp_path: Path) -> None:
     args = ['--network', files.network, '--space=z', '--before=1', '--after=2']
     assert edit('retarget', *args, '--outdir', tmp_path / 'a', 1) == 0

@@ -61,7 +61,8 @@ def edit_directions(**options: Any) -> int:
 
     With labels or sets it is the normal of the plane that logistic regression puts between the codes of two kinds of
     images; an attribute with more than two values gives one direction for each, against the rest. Its accuracy on
-    images held out stands in the file, beside that of always naming the more frequent kind.
+    images held out stands in the file, beside that of always naming the more frequent kind. The normal parts best,
+    but may hardly change a picture; --fit=means tells labels less well and shows more.
 
     \b
     python edit.py directions --network=net.pkl --method=labels --data=train.zip --labels=labels.csv --attribute=hair
@@ -86,9 +87,11 @@ def edit_directions(**options: Any) -> int:
     asked.check()
     session = Session.open(**options)
     failures: list[tuple[str, str]] = []
-    named = session.read(show, '--show') if show else None
+    chosen = show or (() if asked.has_images else (direction_search.SEEDS_SHOWN,))
+    shown = session.read(chosen, '--show') if chosen else None
     search = direction_search.Search(session, asked, failures)
-    shown = named or search.shown or session.read([direction_search.SEEDS_SHOWN])
+    shown = shown or search.shown
+    assert shown is not None, 'a search in images has some to show'
     direction_report.save_all(session, search.found, shown, extent, f'Directions by {asked.method}')
     header, rows = direction_report.table(search.found)
     click.echo('\n'.join(results.aligned([header, *rows])))

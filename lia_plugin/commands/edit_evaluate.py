@@ -45,7 +45,7 @@ class Amounts(click.ParamType):
                                     'several levels')
 @click.option('--conditional/--no-conditional', default=True,
               help="Also measure each edit with other attributes' directions projected out")
-@click.option('--num', type=click.IntRange(min=2), default=500, metavar='INT', help='Try an edit on at most so many')
+@click.option('--num', type=click.IntRange(min=2), default=500, metavar='INT', help='Try an edit on at most so many images, and judge at most four times as many')
 @click.option('--num-train', type=click.IntRange(min=20), default=10000, metavar='INT',
               help='Learn from at most so many of --data')
 @click.option('--force', is_flag=True, help="Take directions of another network")
@@ -78,7 +78,8 @@ def edit_evaluate(**options: Any) -> int:
     Exit codes: 0 done; 1 done, but some images could not be used; 2 nothing written.
     """
     from lia_plugin import edit_evaluation_report
-    from lia_plugin.edit_evaluation_run import EvaluateOptions, run
+    from lia_plugin.edit_evaluation_inputs import EvaluateOptions
+    from lia_plugin.edit_evaluation_run import run
     from lia_plugin.edit_session import Session, report_failures
 
     asked = EvaluateOptions(**{name: options.pop(name) for name in EvaluateOptions.__dataclass_fields__})

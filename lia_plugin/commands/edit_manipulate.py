@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from lia_plugin.edit_options import common_options
+from lia_plugin.edit_options import common_options, paste_options
 from lia_plugin.params import FiniteRange, Numbers
 
 TYPICAL_P = 0.05
@@ -20,7 +20,7 @@ TYPICAL_P = 0.05
 @click.option('--to', 'stop', type=FiniteRange(), default=3.0, metavar='VALUE', help='Last value')
 @click.option('--steps', type=click.IntRange(min=1, max=1000), default=7, help='So many values, both included')
 @click.option('--move', type=click.Choice(['by', 'to']), default='by',
-              help='by: each image is shifted by the value; to: until its signed distance to the boundary is the value')
+              help='by: each image is shifted by the value; to: to that signed distance from the boundary')
 @click.option('--unit', type=click.Choice(['std', 'raw']), default='std',
               help="Of values: standard deviations of codes along the direction, or the space's own unit")
 @click.option('--layers', type=Numbers(), metavar='LIST',
@@ -39,13 +39,14 @@ TYPICAL_P = 0.05
 @click.option('--direction-space', type=click.Choice(['y', 'z', 'w']),
               help='Of files that do not tell  [default: by their name: a_w_boundary w, a_boundary z, .pt w; else y]')
 @click.option('--force', is_flag=True, help='Take a direction that was found with another network')
+@paste_options
 @common_options
 def edit_manipulate(**options: Any) -> int:
     """Move images along a direction that means something.
 
     \b
     python edit.py manipulate --network=net.pkl --direction=directions.npz:smile anna.png ben.png
-    python edit.py manipulate --network=net.pkl --direction=smile.npy --move=to --from=0 --to=2 photos/
+    python edit.py manipulate --network=net.pkl --direction=d.npz:smile --move=to --from=0 --to=2 photos/
     python edit.py manipulate --network=net.pkl --direction=d.npz:old --conditions=d.npz:glasses --stay-typical=0.05 0-3
 
     \b
@@ -53,7 +54,7 @@ def edit_manipulate(**options: Any) -> int:
       strip.png       a row for each image, a column for each value; red frames: stopped by --stay-typical
       edited.npz      codes, NAME_00 and on, which other commands take as INPUT
       results.json    for each image and value: shift, distance, log p, typicality, difference from before
-      video.mp4, NAME_00.png …    with --video, --images
+      video.mp4, NAME_00.png, NAME_00_pasted.png …    with --video, --images, --paste
 
     Give --stay-typical its P with a =, or an INPUT behind it may be taken for one.
 

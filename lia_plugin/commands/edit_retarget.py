@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from lia_plugin.edit_options import common_options
+from lia_plugin.edit_options import common_options, paste_options
 from lia_plugin.params import FiniteRange, Numbers
 
 
@@ -22,6 +22,7 @@ from lia_plugin.params import FiniteRange, Numbers
 @click.option('--images', is_flag=True, help='Write each image as a file of its own, too')
 @click.option('--tile', type=click.IntRange(min=8, max=4096), metavar='PIXELS',
               help='Side of a picture in the strip  [default: small ones magnified to 128, large ones 256]')
+@paste_options
 @common_options
 def edit_retarget(**options: Any) -> int:
     """Apply the change between two images to others: --after minus --before, added to each INPUT's code.
@@ -37,7 +38,7 @@ def edit_retarget(**options: Any) -> int:
       strip.png       the two images; then a row for each INPUT, a column for each strength
       edited.npz      codes, which other commands take as INPUT
       results.json    for each image: log p, typicality, difference from before
-      NAME.png        with --images
+      NAME.png, NAME_pasted.png    with --images, --paste
 
     Exit codes: 0 done; 1 done, but some images could not be used; 2 nothing written.
     """

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from lia_plugin.edit_options import common_options
+from lia_plugin.edit_options import common_options, paste_options
 from lia_plugin.params import FiniteRange, NumberSet
 
 
@@ -23,6 +23,7 @@ from lia_plugin.params import FiniteRange, NumberSet
 @click.option('--each-layer', is_flag=True, help='Draw for each layer by itself, not for all together')
 @click.option('--tile', type=click.IntRange(min=8, max=4096), metavar='PIXELS',
               help='Side of a picture in the grid  [default: small ones magnified to 128, large ones 256]')
+@paste_options
 @common_options
 def edit_variations(**options: Any) -> int:
     """Make images that are like an image, by a walk in its exact z: z' = rho z + sqrt(1 - rho^2) e, e ~ N(0, I).
@@ -35,6 +36,7 @@ def edit_variations(**options: Any) -> int:
     Writes
       variations.png          input after input: original, reconstruction, variations
       NAME.png, NAME_00.png   reconstruction and variations by themselves
+      NAME_00_pasted.png …    full pictures, with --paste
       variations.npz          codes of the variations, which other commands take as INPUT
       results.json            how far each went in z, y and the picture, log p(y), typicality
 

@@ -54,6 +54,7 @@ def figures(
     Exit codes: 0 done; 1 done, but figures or images are missing; 2 nothing written.
     """
     from lia_plugin import figures as work
+    from lia_plugin import outputs
     from lia_plugin.figure_base import Exhibit, Options
 
     if only == 'list':
@@ -63,14 +64,19 @@ def figures(
     names = work.parse_only(only)
     options = Options(**settings)
     check_files(options)
-    session, items, everything = None, [], []
+    outputs.check_output('--outdir', outdir, folder=True)
+    session: Any = None
+    items: list[Any] = []
+    everything: list[Any] = []
     if any(work.CONTENTS[name].needs_network for name in names):
         session = open_session(network, outdir, device, trust_pickle, class_idx, batch, options.seed)
         items, everything = choose_images(data, options.num)
     elif network is not None or data is not None:
         raise click.UsageError(f'--{"network" if network else "data"}: {", ".join(names)} needs none; leave it out')
     exhibit = Exhibit(options, session, items, everything)
-    return finish(exhibit, work.draw_all(exhibit, names), outdir, dict(network=network, data=data))
+    facts = dict(network=network, data=data, **facts_of(exhibit, session))
+    outcome = work.draw_all(exhibit, names, lambda found: work.save(outdir, found, facts, len(exhibit.failures)))
+    return finish(exhibit, outcome, outdir)
 
 
 def check_files(options: Any) -> None:
@@ -114,29 +120,41 @@ def open_session(
 
 def choose_images(data: str | None, num: int) -> tuple[list[Any], list[Any]]:
     """So many images, spread evenly over the set; and all of them."""
+    from lia_plugin.figure_base import spread
     from lia_plugin.targets import collect
 
     if data is None:
         return [], []
     found = collect([data], option='--data')
-    count = min(num, len(found))
-    return [found[i * len(found) // count] for i in range(count)], found
+    return [found[i] for i in spread(len(found), num)], found
 
 
-def finish(exhibit: Any, outcome: Any, outdir: str, facts: dict[str, Any]) -> int:
-    """Writes, tells what is where, and gives the exit code."""
+def facts_of(exhibit: Any, session: Any) -> dict[str, Any]:
+    """What was asked for, and of which network."""
     import dataclasses
+
+    from lia_plugin.directions import generator_hash
+
+    settings = dataclasses.asdict(exhibit.options)
+    if session is None:
+        return settings
+    G = session.G
+    space = G.encoder.space if exhibit.has_encoder else None
+    return dict(network_hash=generator_hash(G), resolution=G.img_resolution, channels=G.img_channels, z_dim=G.z_dim,
+                encoder=space, images_in_set=len(exhibit.everything), device=str(session.device),
+                **settings)  # fmt: skip
+
+
+def finish(exhibit: Any, outcome: Any, outdir: str) -> int:
+    """Tells what is where, and gives the exit code."""
     import os
 
-    from lia_plugin import figures as work
     from lia_plugin.edit_session import report_failures
     from lia_plugin.host import UserError
 
     if not outcome.figures:
         raise UserError('no figure can be drawn: '
                         + '; '.join(f'{name}: {reason}' for name, reason in outcome.missing.items()))  # fmt: skip
-    settings = dataclasses.asdict(exhibit.options)
-    work.save(outdir, outcome, dict(facts, **settings, unreadable=len(exhibit.failures)))
     for figure in outcome.figures.values():
         click.echo(f'{figure.heading}: {figure.text}')
     click.echo(f'{len(outcome.figures)} figures; look at {click.format_filename(os.path.join(outdir, "index.html"))}')

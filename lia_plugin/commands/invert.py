@@ -38,9 +38,9 @@ def parse_finite(ctx: click.Context, param: click.Parameter, value: float) -> fl
               help="What audit found usual among a set's codes  [default: NAME.calibration.npz beside NAME.pkl]")
 # Crops.
 @click.option('--align', metavar='FILE|beside|detect|search',
-              help="Crop faces as FFHQ does: by landmarks (68 or 5, in pixels) in a JSON or CSV file, in NAME.npy or "
-                   "NAME.txt 'beside' each image, or by a detector, lia-plugin[align]; 'search' takes the crop that "
-                   'the network draws best, for any domain  [default: the centre]')
+              help="Crop faces as FFHQ does, for networks trained so: by landmarks (68 or 5, in pixels) in a JSON or "
+                   "CSV file, in NAME.npy or NAME.txt 'beside' each image, or by a detector, lia-plugin[align]. "
+                   "'search' takes the crop that the network draws best, of anything  [default: the centre]")
 @click.option('--check-alignment/--no-check-alignment', default=True,
               help='Say so if a centre crop looks far from what the network was trained on')
 # Refinement of codes.
