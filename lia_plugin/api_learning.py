@@ -95,11 +95,11 @@ class Learner(Directed):
     ) -> Directions:
         """The direction from one set of images to another, under `name`."""
         sets = [self.read(images, c)[0] for images in (negative, positive)]
-        table: dict[str, list[str | None]] = {name: ['-'] * len(sets[0]) + ['+'] * len(sets[1])}
+        sides: list[str | None] = ['-'] * len(sets[0]) + ['+'] * len(sets[1])
         asked = SearchOptions('labels', space, values=('-', '+'), attributes=(name,), holdout=holdout,
                               fit=fit, layers=self._layers(layers))  # fmt: skip
         words = f'{len(sets[0])} images (-) and {len(sets[1])} (+)'
-        (found,) = self._learn(codes.concatenate(self.G, sets), table, asked, seed, words).values()
+        (found,) = self._learn(codes.concatenate(self.G, sets), {name: sides}, asked, seed, words).values()
         meaning = f'{name}: from the second set (-) to the first (+)'
         return _by_name([replace(found, name=name, meaning=meaning)])
 
