@@ -95,7 +95,7 @@ class Learner(Directed):
     ) -> Directions:
         """The direction from one set of images to another, under `name`."""
         sets = [self.read(images, c)[0] for images in (negative, positive)]
-        sides: list[str | None] = ['-'] * len(sets[0]) + ['+'] * len(sets[1])
+        sides = _column(name, ['-'] * len(sets[0]) + ['+'] * len(sets[1]), len(sets[0]) + len(sets[1]))
         asked = SearchOptions('labels', space, values=('-', '+'), attributes=(name,), holdout=holdout,
                               fit=fit, layers=self._layers(layers))  # fmt: skip
         words = f'{len(sets[0])} images (-) and {len(sets[1])} (+)'
