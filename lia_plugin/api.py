@@ -79,7 +79,23 @@ def load(
 
 
 class Lia(Learner):
-    """A network and everything that can be done with images through it. Made by `load`."""
+    """A network and everything that can be done with images through it. Made by `load`.
+
+    >>> y, z = lia.invert(photo)  # A PIL picture, a file name, an array …
+    >>> y.shape == z.shape == (1, lia.dim)
+    True
+    >>> lia.reconstruct(photo).size == (lia.resolution, lia.resolution)
+    True
+    >>> path = lia.interpolate(photo, 7, steps=8, space='z')  # To the image of seed 7.
+    >>> len(path), type(path[0]) is type(lia.reconstruct(photo))
+    (9, True)
+    >>> lia.variations(y, num=4).shape == (1, 4, lia.resolution, lia.resolution, lia.channels)  # NumPy in, NumPy out.
+    True
+    >>> direction = lia.pca(1, samples=100)['pc0']
+    >>> moved = lia.manipulate(photo, direction, [-1, 0, 1], out='latents')
+    >>> lia.typicality(moved).p.shape
+    (3,)
+    """
 
     # -----------------------------------------------------------------------------------------------------------------
     # Images <-> codes

@@ -86,7 +86,8 @@ class Latents:
         kind = 'y+' if self.codes.code.ndim == 3 else 'y' if self._z is not None else 'w'
         told = ', '.join(f'{name} {value.mean():.4g}' for name, value in self.figures.items()
                          if name in ('mse', 'typicality'))  # fmt: skip
-        return f'<Latents: {kind} {list(self.codes.code.shape)} of {self.count} images{told and "; mean " + told}>'
+        images = f'{self.count} image{"s" * (self.count != 1)}'
+        return f'<Latents: {kind} {list(self.codes.code.shape)} of {images}{told and "; mean " + told}>'
 
 
 class Network:

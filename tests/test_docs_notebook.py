@@ -28,7 +28,7 @@ def load_runner() -> Any:
 @pytest.fixture
 def runner(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(ROOT / 'docs')  # Where Jupyter starts.
-    for name in ('NETWORK', 'IMAGES', 'LABELLED', 'LABELS', 'ATTRIBUTE', 'OUTDIR'):
+    for name in ('NETWORK', 'IMAGES', 'LABELLED', 'LABELS', 'SPLIT', 'ATTRIBUTE', 'OUTDIR'):
         monkeypatch.delenv(f'LIA_{name}', raising=False)
     return load_runner()
 
