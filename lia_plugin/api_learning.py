@@ -134,8 +134,6 @@ class Learner(Directed):
     def _learn(
         self, found: Codes, table: dict[str, list[str | None]], asked: SearchOptions, seed: int, source: str
     ) -> Directions:
-        if asked.fit not in ('plane', 'means'):
-            raise ValueError(f"fit: expected 'plane' or 'means', got {asked.fit!r}")
         replace(asked, data='images').check()
         points = direction_data.points(self.G, found, asked.space)
         labelled = Labelled(found, points, table, None, None, f'a random share of {asked.holdout:g}')
