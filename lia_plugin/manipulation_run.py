@@ -209,12 +209,9 @@ class Manipulation:
         rows: list[list[sheets.Cell]] = [list(tiles[i * steps : (i + 1) * steps]) for i in range(len(before))]
         columns = [self.caption(value) for value in self.values.tolist()]
         if self.asked.mode == 'distance' or 0 not in self.values.tolist():
-            rows = [[img, *row] for img, row in zip(_comparable(before, any(stopped)), rows)]
-            columns.insert(0, 'as it is')
-        if any(img is not None for img in self.images.originals):
-            first = [None if img is None else _comparable(img[None], any(stopped))[0] for img in self.images.originals]
-            rows = [[img, *row] for img, row in zip(first, rows)]
-            columns.insert(0, 'original')
+            rows, columns = sheets.led_by(list(_comparable(before, any(stopped))), 'as it is', rows, columns)
+        first = [None if img is None else _comparable(img[None], any(stopped))[0] for img in self.images.originals]
+        rows, columns = sheets.led_by(first, 'original', rows, columns)
         return sheets.sheet(rows, columns, self.images.names, side=self.asked.tile)
 
     def _frames(self) -> Iterator[torch.Tensor]:
