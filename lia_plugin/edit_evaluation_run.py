@@ -43,6 +43,7 @@ Array = npt.NDArray[Any]
 
 MOST_ASIDE = 1000  # Training pictures whose reconstructions help to choose judges.
 READ_AT_ONCE = 64
+BEYOND, ALMOST_ALL = 0.25, 0.95
 VAL_PER_EDIT = 4  # So many held-out images are read for each that an edit is tried on, as most are of other classes.
 
 
@@ -275,7 +276,9 @@ def _measure_all(
     if not plan:
         raise UserError('--val: no edit can be tried: no held-out image is of another class, by its label and by what '
                         'the judge says of its reconstruction')
+    # A little further than the highest level, for bootstrap samples reach it later.
+    enough = min(max(options.levels) + BEYOND, ALMOST_ALL)
     total = sum(len(items) for _, items in plan) * len(options.shifts)
     with tqdm(total=total, desc='Editing', unit='picture', disable=None) as bar:
         return [edit_evaluation.measure(session, edit, held, items, judges, regions[edit.aim], options.shifts,
-                                        bar.update) for edit, items in plan], skipped  # fmt: skip
+                                        bar.update, enough) for edit, items in plan], skipped  # fmt: skip
