@@ -82,7 +82,7 @@ def _shown(value: Any) -> dict[str, Any]:
 
 
 def _jpeg(png: bytes) -> bytes:
-    """A tenth of the size: notebooks are kept with the code."""
+    """A fifth of the size: notebooks are kept with the code."""
     made = io.BytesIO()
     PIL.Image.open(io.BytesIO(png)).convert('RGB').save(made, 'JPEG', quality=80)
     return made.getvalue()
