@@ -83,11 +83,13 @@ def make_tasks(name: str, values: Sequence[str], order: Sequence[str] = ()) -> l
 
 
 def sort_values(values: set[str]) -> list[str]:
-    """Numbers by size, texts by the alphabet."""
+    """Numbers by size, texts by the alphabet, as all are if any is no number: the same order in every run."""
+    texts = sorted(values)
     try:
-        return sorted(values, key=float)
+        numbers = {text: float(text) for text in texts}
     except ValueError:
-        return sorted(values)
+        return texts
+    return sorted(texts, key=numbers.__getitem__) if all(map(math.isfinite, numbers.values())) else texts
 
 
 def hold_out(labels: Array, share: float, groups: Array | None = None, seed: int = 0) -> Split:

@@ -135,7 +135,7 @@ class Search:
     def _jobs(self, labelled: Labelled) -> Iterator[tuple[Task, Any, Split]]:
         """(task, rows of the table, split of these rows) of each direction that can be learned."""
         asked = self.asked
-        for name in asked.attributes or tuple(labelled.table):
+        for name in dict.fromkeys(asked.attributes) or tuple(labelled.table):
             if name not in labelled.table:
                 raise UserError(f'--attribute={name}: no such column; there are {", ".join(labelled.table)}')
             column = labelled.table[name]

@@ -70,7 +70,7 @@ def test_two_values_make_one_direction_with_its_figures(
     files: Labelled, tmp_path: Path, space: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (found,) = learn(files, tmp_path, '--method=labels', '--space', space, '--data', files.set, '--labels',
-                     files.train_only, '--attribute=tone', '--values=bright,dark')  # fmt: skip
+                     files.train_only, '--attribute=tone', '--values=bright,dark,bright')  # fmt: skip
     assert found.name == 'tone=dark' and 'from bright (-) to dark (+)' in found.meaning and found.space == space
     assert found.network_hash == generator_hash(files.G) and 'train.csv' in found.source
     assert (side(files, found, 'dark') > 0).all() and (side(files, found, 'bright') < 0).all()
@@ -88,7 +88,7 @@ def test_two_values_make_one_direction_with_its_figures(
 
 def test_a_validation_set_is_what_is_judged_by(files: Labelled, tmp_path: Path) -> None:
     found = learn(files, tmp_path, '--method=labels', '--data', files.set, '--val', files.val, '--labels', files.table,
-                  '--attribute=tone', '--attribute=two')  # fmt: skip
+                  '--attribute=tone', '--attribute=two', '--attribute=tone')  # fmt: skip
     assert [one.name for one in found] == ['tone=bright', 'tone=dark', 'tone=medium', 'two=1']
     for figures in told(tmp_path).values():
         assert (figures['n'], figures['train_n'], figures['n_positive']) == (12, 48, 4)

@@ -143,6 +143,8 @@ def test_two_values_are_one_task_and_more_are_one_each() -> None:
     tasks = learning.make_tasks('n', ['10', '9', '2', '10'] * 5)
     assert [task.name for task in tasks] == ['n=2', 'n=9', 'n=10'], 'numbers go by size'
     assert tasks[2].positive[:4].tolist() == [True, False, False, True]
+    for values in ({'nan', '1', '-2'}, {'1', '1.0', '01'}):
+        assert learning.sort_values(values) == sorted(values), 'no order that differs from run to run'
     with pytest.raises(UserError, match='only the value a among 2 images'):
         learning.make_tasks('x', ['a', 'a'])
     with pytest.raises(UserError, match='60 values among 60 images'):

@@ -11,8 +11,8 @@ from lia_plugin.params import FiniteRange, Numbers
 
 
 def parse_words(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
-    """'a,b' -> ('a', 'b')."""
-    words = tuple(word.strip() for word in (value or '').split(',') if word.strip())
+    """'a,b,a' -> ('a', 'b')."""
+    words = tuple(dict.fromkeys(word.strip() for word in (value or '').split(',') if word.strip()))
     if value is not None and not words:
         raise click.BadParameter('names nothing', ctx, param)
     return words
