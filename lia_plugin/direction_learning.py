@@ -151,6 +151,14 @@ def why_not(positive: Array, split: Split, groups: Array | None = None) -> str |
 # Learning
 
 
+FITS = ('plane', 'means')
+
+
+def fit(kind: str, codes: Array, positive: Array, groups: Array | None = None, seed: int = 0) -> Boundary:
+    """`fit_boundary` ('plane') or `fit_means` ('means')."""
+    return fit_means(codes, positive) if kind == 'means' else fit_boundary(codes, positive, groups, seed)
+
+
 def fit_boundary(codes: Array, positive: Array, groups: Array | None = None, seed: int = 0) -> Boundary:
     """The plane between codes [n, dim] whose label [n] is true and the others, both kinds weighing the same.
 
