@@ -21,6 +21,7 @@ from lia_plugin.video import FPS, check_format, save_video
 
 MAX_COLUMNS = 9  # Frames from one keyframe to the next that a strip shows.
 VIDEO_SIDE = 256  # Smaller frames are magnified to about this.
+MAX_VALUES = 2**30  # Numbers in the codes of all frames, w of each layer: 4 GB.
 MAX_NOISE = 2**28  # So many numbers of noise go into an .npz.
 
 
@@ -56,6 +57,14 @@ class InterpolateOptions:
             raise UserError(f'INPUT: an interpolation needs two keyframes at least, got {len(keys)}')
         if 'z' in self.spaces and not spaces.has_prior(session.G):
             raise UserError(f'--space=z: {session.network}: it has no φ, so its codes have no z; take y, here its w')
+        self._check_count(session.G, len(keys))
+
+    def _check_count(self, G: Any, keys: int) -> None:
+        """UserError for so many frames that the memory does not hold their codes."""
+        frames = (self.steps + 1) ** 2 if self.grid else editing.frame_count(keys, self.steps, self.loop)
+        if frames * G.num_ws * G.w_dim > MAX_VALUES:
+            raise UserError(f'--steps={self.steps}: makes {frames} frames, of which the codes alone are too large; '
+                            'take fewer')  # fmt: skip
 
     def chosen_spaces(self, keys: Codes) -> tuple[str, ...]:
         """As asked for; else y, or y+ where the codes have it."""
@@ -118,12 +127,13 @@ class Interpolation:
             raise UserError(f'--space={space}: {error}') from None
 
     def _notes(self) -> None:
-        layered = self.keys.code.ndim == 3
+        code = self.keys.code
+        layered = code.ndim == 3 and bool((code != code[:, :1]).any())
         chosen = [walk.space for walk in self.walks]
         if layered and 'y' in chosen:
             click.echo('--space=y: of codes that differ from layer to layer it takes the first layer’s; y+ takes all',
                        err=True)  # fmt: skip
-        if not layered and 'y+' in chosen:
+        if code.ndim == 2 and 'y+' in chosen:
             click.echo('--space=y+: these codes have one y for all layers, so that y+ is the same as y', err=True)
         if self.labels is not None and bool((self.labels != self.labels[:1]).any()):
             click.echo('The keyframes are of different classes: labels go linearly from one to the next, of which the '

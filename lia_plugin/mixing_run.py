@@ -66,6 +66,14 @@ class Mixing:
         self.pairs = [(row, column) for row in range(len(self.rows)) for column in range(len(self.columns))]
         self.names = tuple(f'{self.row_names[row]}-{self.column_names[column]}' for row, column in self.pairs)
         self._check()
+        self._notes()
+
+    def _notes(self) -> None:
+        """Says where nothing of a row but its label is left, as --styles=0-6 does in a small network."""
+        for layers in self.styles:
+            if len(layers) == self.session.G.num_ws:
+                click.echo(f'--styles={compact(layers)}: are all layers of this network, so that mixtures are the '
+                           'columns; take fewer', err=True)  # fmt: skip
 
     def _check(self) -> None:
         """UserError for rows and columns of classes that one code can't hold; for names that files can't tell apart."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -125,6 +126,7 @@ def _resized(tile: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return made[0].round().clamp(0, WHITE).to(torch.uint8)
 
 
+@functools.cache
 def _font() -> PIL.ImageFont.ImageFont | PIL.ImageFont.FreeTypeFont:
     return PIL.ImageFont.load_default(FONT_SIZE)
 

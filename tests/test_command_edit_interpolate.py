@@ -220,3 +220,28 @@ def test_a_bad_image_is_left_out_and_counted(
                 '--outdir', tmp_path / 'out') == 1  # fmt: skip
     assert 'bad.png' in capsys.readouterr().err
     assert [key['name'] for key in told(tmp_path / 'out')['keyframes']] == ['picture0', 'picture1']
+
+
+def test_more_frames_than_the_memory_holds_are_refused(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ('0-999', '--network', files.network, '--outdir', tmp_path / 'out', '--steps=100000')
+    refused(capsys, edit('interpolate', *args), '--steps=100000: makes 99900001 frames', tmp_path / 'out')
+
+
+def test_a_curve_between_opposite_codes_is_refused(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    z = torch.randn([1, 16])
+    np.savez(tmp_path / 'own.npz', y=files.G.mapping.z_to_y(torch.cat([z, -z])).numpy())
+    refused(capsys, edit('interpolate', tmp_path / 'own.npz', '--network', files.network, '--outdir', tmp_path / 'out',
+                         '--space=z', '--path=cubic', '--steps=2'), 'opposite', tmp_path / 'out')  # fmt: skip
+
+
+def test_w_of_one_code_for_all_layers_is_not_said_to_differ(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert edit('interpolate', '1-2', '--network', files.stock, '--outdir', tmp_path, '--steps=1') == 0
+    assert edit('interpolate', tmp_path / 'path_y.npz', '--network', files.stock, '--outdir', tmp_path / 'again',
+                '--steps=1', '--space=y') == 0  # fmt: skip
+    assert 'differ' not in capsys.readouterr().err

@@ -151,3 +151,13 @@ def test_a_bad_image_is_left_out_and_counted(
     assert edit('mix', '--rows', files.images[0], '--rows', tmp_path / 'bad.png', '--cols=3', '--network',
                 files.network, '--outdir', tmp_path / 'out') == 1  # fmt: skip
     assert 'bad.png' in capsys.readouterr().err and (tmp_path / 'out' / 'picture0-3.png').exists()
+
+
+def test_mixtures_of_all_layers_are_said_to_be_the_columns(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ('--rows=1', '--cols=2', '--network', files.network, '--outdir', tmp_path)
+    assert edit('mix', *args) == 0
+    assert '--styles=0-5: are all layers' in capsys.readouterr().err
+    assert edit('mix', *args, '--styles=0-4') == 0
+    assert not capsys.readouterr().err

@@ -148,3 +148,15 @@ def test_what_is_refused(files: Files, tmp_path: Path, capsys: pytest.CaptureFix
         (files.stage1, [files.images[0]], 'has no encoder'),
     ):
         refused(capsys, edit('variations', *args, '--network', network, '--outdir', out), words, out)
+
+
+def test_a_share_changes_one_coordinate_at_least(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ('7', '--network', files.network, '--num=3', '--outdir')
+    assert edit('variations', *args, tmp_path / 'few', '--resample=0.001') == 0
+    with np.load(tmp_path / 'few' / 'variations.npz') as file:
+        before = seed_z(7).numpy()
+        assert (np.abs(file['z'] - before) > 1e-4).sum(axis=1).tolist() == [1, 1, 1]
+    capsys.readouterr()
+    refused(capsys, edit('variations', *args, tmp_path / 'none', '--resample=0'), '--resample', tmp_path / 'none')
