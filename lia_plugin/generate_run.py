@@ -11,7 +11,7 @@ import click
 import numpy as np
 import torch
 
-from lia_plugin import code_output, codes, inversion, noise_maps, results, sampling, spaces
+from lia_plugin import code_output, codes, inversion, results, sampling, spaces
 from lia_plugin.edit_session import Session
 from lia_plugin.generate_parts import Drawn, FilePart, SeedPart, chosen_classes, latent_arrays, one_class
 from lia_plugin.host import UserError
@@ -116,10 +116,8 @@ class Generation:
 
     def _render(self, drawn: Drawn) -> torch.Tensor:
         """Pixels uint8 NCHW on the CPU."""
-        mode = self.asked.noise_mode
-        if mode != 'random':
-            return sampling.render(self.G, drawn.ws, codes.stack_noise(self.G, drawn.noise), mode)
-        return sampling.render(self.G, drawn.ws, noise_maps.draw_noise(self.G.synthesis, drawn.noise_seeds))
+        noise = codes.stack_noise(self.G, drawn.noise)
+        return sampling.render(self.G, drawn.ws, noise, self.asked.noise_mode, drawn.noise_seeds)
 
     def _note(self, drawn: Drawn, names: tuple[str, ...]) -> None:
         """Keeps what is told at the end."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -51,6 +52,10 @@ class InterpolateOptions:
 
     def check_keys(self, session: Session, keys: Codes) -> None:
         """UserError for what these keyframes, or this network, can't be used for."""
+        side = self.steps + 1
+        if self.grid and side > sheets.most_rows(side + 2, session.G.img_resolution, self.tile):
+            raise UserError(f'--steps={self.steps}: {side} x {side} pictures are too large for one grid; take fewer, '
+                            'or a smaller --tile')  # fmt: skip
         if self.grid and len(keys) != 4:
             raise UserError(f'--grid: takes four corners, from top left to bottom right, got {len(keys)}')
         if len(keys) < 2:
@@ -135,6 +140,9 @@ class Interpolation:
                        err=True)  # fmt: skip
         if code.ndim == 2 and 'y+' in chosen:
             click.echo('--space=y+: these codes have one y for all layers, so that y+ is the same as y', err=True)
+        most = self._most_strips()
+        if not self.asked.grid and most < len(self.keys) - (not self.asked.loop):
+            click.echo(f'strip.png: has room for the first {most} pairs of {len(self.keys)} keyframes', err=True)
         if self.labels is not None and bool((self.labels != self.labels[:1]).any()):
             click.echo('The keyframes are of different classes: labels go linearly from one to the next, of which the '
                        'network has seen only the ends', err=True)  # fmt: skip
@@ -195,8 +203,14 @@ class Interpolation:
                 yield img
 
     def _segments(self) -> Iterator[tuple[int, int, list[int]]]:
-        for first, last, indices in editing.segments(len(self.keys), self.asked.steps, self.asked.loop):
+        """The frames that strips show, of as many pairs of keyframes as there is room for."""
+        every = editing.segments(len(self.keys), self.asked.steps, self.asked.loop)
+        for first, last, indices in itertools.islice(every, self._most_strips()):
             yield first, last, [indices[place] for place in shown_places(len(indices))]
+
+    def _most_strips(self) -> int:
+        rows = sheets.most_rows(MAX_COLUMNS + 2, self.session.G.img_resolution, self.asked.tile)
+        return max(1, rows // len(self.walks))
 
     def _wanted(self) -> set[int]:
         return {index for _first, _last, indices in self._segments() for index in indices}

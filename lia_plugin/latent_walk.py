@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lia_plugin import codes, noise_maps, paths, sampling, spaces
+from lia_plugin import codes, paths, sampling, spaces
 from lia_plugin.host import UserError
 from lia_plugin.images import grid
 
@@ -110,9 +110,7 @@ class Film:
         """ws of any number -> pixels uint8 NCHW; `first` is the number of the first picture, for its noise."""
         parts = []
         for start in range(0, len(ws), batch):
-            part, noise, mode = ws[start : start + batch], None, noise_mode
-            if mode == 'random':
-                numbers = range(first + start, first + start + len(part))
-                noise, mode = noise_maps.draw_noise(self.G.synthesis, numbers), 'const'
-            parts.append(sampling.render(self.G, part, noise, mode))
+            part = ws[start : start + batch]
+            numbers = range(first + start, first + start + len(part))
+            parts.append(sampling.render(self.G, part, None, noise_mode, numbers))
         return torch.cat(parts)

@@ -83,6 +83,9 @@ class Mixing:
         if several and spaces.has_prior(G) and G.mapping.base is not None:
             raise UserError('--rows, --cols: are of several classes, and this network makes styles of a code and one '
                             'class for all layers; give inputs of one class')  # fmt: skip
+        if len(self.rows) + 2 > sheets.most_rows(len(self.columns) + 2, G.img_resolution, self.tile):
+            raise UserError(f'--rows, --cols: {len(self.rows)} x {len(self.columns)} pictures are too large for one '
+                            'grid; take fewer, or a smaller --tile')  # fmt: skip
         if unique_names(self.names) != self.names:
             raise UserError('--rows, --cols: the names of two pairs come out the same; rename the files')
 
@@ -138,10 +141,13 @@ class Mixing:
     ) -> torch.Tensor:
         """A line for each pair: the row, its mixtures by sets of layers, the column."""
         lines: list[list[sheets.Cell]] = []
-        for row, column in self.pairs:
+        most = sheets.most_rows(len(grids) + 2, self.session.G.img_resolution, self.tile)
+        if most < len(self.pairs):
+            click.echo(f'styles.png: has room for the first {most} of {len(self.pairs)} pairs', err=True)
+        for row, column in self.pairs[:most]:
             lines.append([row_images[row], *(table[row, column] for table in grids), column_images[column]])
         top = ['row', *(compact(styles) for styles in self.styles), 'column']
-        return sheets.sheet(lines, top, self.names, side=self.tile)
+        return sheets.sheet(lines, top, self.names[:most], side=self.tile)
 
     # The rest
 

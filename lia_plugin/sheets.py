@@ -14,7 +14,7 @@ import PIL.ImageFont
 import torch
 import torch.nn.functional as F
 
-from lia_plugin.images import WHITE, enlarge, legible_factor, to_uint8, with_channels
+from lia_plugin.images import MAX_PIXELS, WHITE, enlarge, legible_factor, to_uint8, with_channels
 
 GAP = 4
 SIDE = 256  # Larger pictures are shown at about this size …
@@ -76,6 +76,15 @@ def sheet(
                 y, x = place.corner(i, k)
                 made[:, y : y + place.height, x : x + place.width] = _resized(tile, place.height, place.width)
     return made
+
+
+def most_rows(columns: int, resolution: int, side: int | None = None) -> int:
+    """How many rows of so many square pictures a sheet may have: a picture of more than MAX_PIXELS is none to look at.
+
+    A row has room for captions above and in front of it.
+    """
+    shown, _width = _shown_size(resolution, resolution, side)
+    return MAX_PIXELS // ((columns * (shown + GAP) + MAX_CAPTION + 2 * MARGIN) * (shown + LINE + 3 * GAP))
 
 
 def stack(parts: Sequence[torch.Tensor], gap: int = 3 * GAP) -> torch.Tensor:

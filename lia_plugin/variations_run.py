@@ -105,8 +105,7 @@ class Variations:
         os.makedirs(self.session.outdir, exist_ok=True)
         inputs = self.inputs
         recons = self.session.render(inputs.code, inputs.c, inputs.noise)
-        generator = self.session.generator()
-        made = [self._make(label, recons, generator) for label in self.kinds]
+        made = [self._make(label, recons) for label in self.kinds]
         with PictureFolder(self.session.outdir, 'png') as files:
             for names, images in ((inputs.names, recons), *((part.codes.names, part.images) for part in made)):
                 for name, img in zip(names, images):
@@ -136,9 +135,10 @@ class Variations:
         names = unique_names([*self.inputs.names, *wanted])[count:]
         return {label: names[i * count * num : (i + 1) * count * num] for i, label in enumerate(self.kinds)}
 
-    def _make(self, label: str, recons: torch.Tensor, generator: torch.Generator) -> Made:
+    def _make(self, label: str, recons: torch.Tensor) -> Made:
+        """All kinds draw the same e, so that the k-th variations differ in ρ alone."""
         G, inputs, num, how = self.session.G, self.inputs, self.asked.num, self.kinds[label]
-        code = editing.vary(G, inputs.code, inputs.c, num, how, generator).flatten(0, 1)
+        code = editing.vary(G, inputs.code, inputs.c, num, how, self.session.generator()).flatten(0, 1)
         rows = [row for row in range(len(inputs)) for _ in range(num)]
         old = inputs[rows]
         codes = made_codes(self.names[label], code, old.c, old.noise, old.placements)
@@ -163,7 +163,7 @@ class Variations:
         with_originals = any(img is not None for img in inputs.originals)
         rows: list[list[sheets.Cell]] = []
         captions = []
-        for i, name in enumerate(inputs.names):
+        for i, name in enumerate(inputs.names[: self._most_shown()]):
             for k, part in enumerate(made):
                 first: list[sheets.Cell] = [*[inputs.originals[i]] * with_originals, recons[i]]
                 images = part.images[i * num : (i + 1) * num]
@@ -175,6 +175,15 @@ class Variations:
         numbers = [str(i) for i in range(num)] if num <= MAX_COLUMNS else []
         columns = ['original'] * with_originals + [kind, *numbers]
         return sheets.sheet(rows, columns, captions, side=self.asked.tile)
+
+    def _most_shown(self) -> int:
+        """So many inputs have room in the sheet, which is said if it is not all of them."""
+        num = self.asked.num
+        most = sheets.most_rows(min(num, MAX_COLUMNS) + 2, self.session.G.img_resolution, self.asked.tile)
+        most = max(1, most // (len(self.kinds) * -(-num // MAX_COLUMNS)))
+        if most < len(self.inputs):
+            click.echo(f'variations.png: has room for the first {most} of {len(self.inputs)} inputs', err=True)
+        return most
 
     def _save_codes(self, made: Sequence[Made]) -> None:
         together = concatenate(self.session.G, [part.codes for part in made])

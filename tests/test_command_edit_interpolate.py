@@ -245,3 +245,18 @@ def test_w_of_one_code_for_all_layers_is_not_said_to_differ(
     assert edit('interpolate', tmp_path / 'path_y.npz', '--network', files.stock, '--outdir', tmp_path / 'again',
                 '--steps=1', '--space=y') == 0  # fmt: skip
     assert 'differ' not in capsys.readouterr().err
+
+
+def test_strips_and_grids_are_no_larger_than_can_be_looked_at(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sheets, 'MAX_PIXELS', 2_000_000)
+    assert edit('interpolate', '1-9', '--network', files.network, '--outdir', tmp_path, '--steps=1') == 0
+    fit = sheets.most_rows(interpolation_run.MAX_COLUMNS + 2, 16)
+    assert f'room for the first {fit} pairs of 9 keyframes' in capsys.readouterr().err and fit < 8
+    strip = picture(tmp_path / 'strip.png')
+    assert strip.shape[1] == fit * (sheets.LINE + 128 + 3 * sheets.GAP) - 3 * sheets.GAP
+    assert len(arrays(tmp_path / 'path_y.npz')['y']) == 9
+    out = tmp_path / 'grid'
+    args = ('1-4', '--network', files.network, '--outdir', out, '--grid', '--steps=11')
+    refused(capsys, edit('interpolate', *args), '--steps=11: 12 x 12 pictures are too large for one grid', out)

@@ -160,3 +160,24 @@ def test_a_share_changes_one_coordinate_at_least(
         assert (np.abs(file['z'] - before) > 1e-4).sum(axis=1).tolist() == [1, 1, 1]
     capsys.readouterr()
     refused(capsys, edit('variations', *args, tmp_path / 'none', '--resample=0'), '--resample', tmp_path / 'none')
+
+
+def test_rows_of_several_rho_draw_the_same(files: Files, tmp_path: Path) -> None:
+    """So that what stands beneath each other differs in rho alone: e = (z' - rho z) / sqrt(1 - rho^2)."""
+    assert edit('variations', '5,6', '--num=2', '--rho=0.9', '--rho=0.2', '--network', files.network, '--outdir',
+                tmp_path) == 0  # fmt: skip
+    z = torch.from_numpy(arrays(tmp_path / 'variations.npz')['z']).unflatten(0, [2, 2, 2])
+    old = torch.cat([seed_z(5), seed_z(6)])[:, None]
+    near, far = ((z[i] - rho * old) / math.sqrt(1 - rho**2) for i, rho in enumerate((0.9, 0.2)))
+    torch.testing.assert_close(near, far, atol=1e-3, rtol=1e-3)
+
+
+def test_the_sheet_shows_as_many_inputs_as_have_room(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sheets, 'MAX_PIXELS', 300_000)
+    assert edit('variations', '1-5', '--num=1', '--network', files.network, '--outdir', tmp_path) == 0
+    assert 'room for the first 3 of 5 inputs' in capsys.readouterr().err
+    sheet = picture(tmp_path / 'variations.png')
+    assert sheet.shape[1] == sheets.LINE + 3 * (128 + sheets.GAP) - sheets.GAP
+    assert len(arrays(tmp_path / 'variations.npz')['z']) == 5
