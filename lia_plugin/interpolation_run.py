@@ -114,6 +114,7 @@ class Interpolation:
     def __init__(self, session: Session, keys: Codes, asked: InterpolateOptions) -> None:
         asked.check_keys(session, keys)
         self.session, self.keys, self.asked = session, keys, asked
+        self.originals = sheets.shrunk_cells(keys.originals, asked.tile)
         # w of a stock network has no label, whatever class it was drawn of.
         self.labels = keys.c if spaces.has_prior(session.G) else None
         self.walks = [self._walk(space) for space in asked.chosen_spaces(keys)]
@@ -168,7 +169,7 @@ class Interpolation:
     # Pictures
 
     def _draw(self) -> dict[tuple[str, int], torch.Tensor]:
-        """Renders all frames, with video and files on the way -> those that strips show, by space and index."""
+        """Renders all frames, with video and files on the way -> those that strips show, small, by space and index."""
         shown: dict[tuple[str, int], torch.Tensor] = {}
         wanted = set(range(len(self.walks[0].code))) if self.asked.grid else self._wanted()
         files = PictureFolder(self._path('frames'), 'png')
@@ -180,7 +181,7 @@ class Interpolation:
             for index, images in enumerate(together):
                 for walk, img in zip(self.walks, images):
                     if index in wanted:
-                        shown[walk.space, index] = img
+                        shown[walk.space, index] = sheets.shrunk(img, self.asked.tile)
                 yield images[0] if self.asked.video is None else _video_frame(spaces_drawn, images)
 
         with files:
@@ -217,7 +218,7 @@ class Interpolation:
 
     def _strips(self, shown: Mapping[tuple[str, int], torch.Tensor]) -> torch.Tensor:
         """One strip for each pair of neighbours, with a row for each space and the originals at its ends."""
-        with_originals = any(img is not None for img in self.keys.originals)
+        with_originals = any(img is not None for img in self.originals)
         captions = [walk.space for walk in self.walks] if len(self.walks) > 1 else ()
         parts = []
         for first, last, indices in self._segments():
@@ -226,7 +227,7 @@ class Interpolation:
             columns = [self.keys.names[first], *times, self.keys.names[last]]
             if with_originals:
                 ends: list[tuple[sheets.Cell, sheets.Cell]] = [(None, None)] * len(rows)
-                ends[0] = (self.keys.originals[first], self.keys.originals[last])
+                ends[0] = (self.originals[first], self.originals[last])
                 rows = [[left, *row, right] for row, (left, right) in zip(rows, ends)]
                 columns = [_original(ends[0][0]), *columns, _original(ends[0][1])]
             parts.append(sheets.sheet(rows, columns, captions, side=self.asked.tile))
@@ -237,7 +238,7 @@ class Interpolation:
         rows: list[list[sheets.Cell]] = [[shown[walk.space, i * side + k] for k in range(side)] for i in range(side)]
         blank = [''] * (side - 2)
         above, below = ([self.keys.names[i], *blank, self.keys.names[i + 1]] for i in (0, 2))
-        originals = self.keys.originals
+        originals = self.originals
         if any(img is not None for img in originals):
             rows = [[None, *row, None] for row in rows]
             for row, i in ((rows[0], 0), (rows[-1], 2)):

@@ -98,6 +98,7 @@ class Mixing:
         with PictureFolder(self.session.outdir, 'png') as files:
             for name, img in edges.items():
                 files.add(img, f'{name}-{name}')
+        row_images, column_images = (sheets.shrunk(images, self.tile) for images in (row_images, column_images))
         grids = [self._mix(styles, row_images, column_images) for styles in self.styles]
         if len(self.styles) > 1:
             save_png(self._comparison(grids, row_images, column_images), self._path('styles.png'))
@@ -106,14 +107,17 @@ class Mixing:
     # Pictures
 
     def _mix(self, styles: Styles, row_images: torch.Tensor, column_images: torch.Tensor) -> torch.Tensor:
-        """One set of layers: pictures and codes of all pairs -> pictures [R, C, …]."""
+        """One set of layers: files of all pairs -> their pictures, as small as grids show them, [R, C, …]."""
         mixed = self._codes(styles)
-        images = self._draw(mixed, f'Layers {compact(styles)}')
+        drawn = self.session.render_batches(mixed.code, mixed.c, mixed.noise, f'Layers {compact(styles)}')
+        names, shown = iter(mixed.names), []
         with PictureFolder(self._path(self._folder(styles)), 'png') as files:
-            for name, img in zip(mixed.names, images):
-                files.add(img, name)
+            for batch in drawn:
+                shown.append(sheets.shrunk(batch, self.tile))
+                for img in batch:
+                    files.add(img, next(names))
         code_output.save_codes(self._path(self._folder(styles), 'mixed.npz'), self.session.G, mixed)
-        table = images.unflatten(0, [len(self.rows), len(self.columns)])
+        table = torch.cat(shown).unflatten(0, [len(self.rows), len(self.columns)])
         save_png(self._grid(table, row_images, column_images), self._path(self._folder(styles), 'grid.png'))
         return table
 
@@ -125,12 +129,12 @@ class Mixing:
 
     def _grid(self, table: torch.Tensor, row_images: torch.Tensor, column_images: torch.Tensor) -> torch.Tensor:
         """Reconstructions, or what seeds give, at the edges, as in style_mixing.py; originals outside these."""
-        above = any(img is not None for img in self.columns.originals)
-        left = any(img is not None for img in self.rows.originals)
+        across, down = (sheets.shrunk_cells(codes.originals, self.tile) for codes in (self.columns, self.rows))
+        above, left = (any(img is not None for img in originals) for originals in (across, down))
         corner: list[sheets.Cell] = [None] * (1 + left)
-        lines: list[list[sheets.Cell]] = [[*corner, *self.columns.originals]] if above else []
+        lines: list[list[sheets.Cell]] = [[*corner, *across]] if above else []
         lines.append([*corner, *column_images])
-        for original, recon, row in zip(self.rows.originals, row_images, table):
+        for original, recon, row in zip(down, row_images, table):
             lines.append([*([original] if left else []), recon, *row])
         captions = ['original'] * above + [''] + list(self.row_names)
         top = ['original'] * left + [''] + list(self.column_names)

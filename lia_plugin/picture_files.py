@@ -14,6 +14,7 @@ from lia_plugin.images import MAX_PIXELS, captioned_grid, grid, picture_bytes
 from lia_plugin.video import MAX_WEBP_SIDE
 
 MAX_WAITING = 32  # Pictures in memory that are not written yet.
+WRITERS = 8  # Threads; they wait for the disk as much as they compress, so that few cores are no reason for fewer.
 # What the formats can hold.
 MAX_SIDE = {'png': 2**31 - 1, 'jpg': 65_500, 'webp': MAX_WEBP_SIDE, 'gif': 65_535, 'mp4': 16_384}
 
@@ -41,7 +42,7 @@ class PictureFolder:
 
     def __init__(self, outdir: str, kind: str) -> None:
         self.outdir, self.kind = outdir, kind
-        self.background = Background(min(8, os.cpu_count() or 1), MAX_WAITING)
+        self.background = Background(WRITERS, MAX_WAITING)
         self.count = 0
 
     def __enter__(self) -> PictureFolder:

@@ -78,6 +78,21 @@ def sheet(
     return made
 
 
+def shrunk(pixels: torch.Tensor, side: int | None = None) -> torch.Tensor:
+    """uint8 (N)CHW as small as `sheet` shows them, for sheets of many; what it would magnify stays as it is."""
+    height, width = _shown_size(pixels.shape[-2], pixels.shape[-1], side)
+    if height >= pixels.shape[-2]:
+        return pixels
+    if pixels.ndim == 3:
+        return _resized(pixels, height, width)
+    return torch.stack([_resized(img, height, width) for img in pixels])
+
+
+def shrunk_cells(images: Sequence[Cell], side: int | None = None) -> list[Cell]:
+    """The same of images that may be missing."""
+    return [None if img is None else shrunk(img, side) for img in images]
+
+
 def most_rows(columns: int, resolution: int, side: int | None = None) -> int:
     """How many rows of so many square pictures a sheet may have: a picture of more than MAX_PIXELS is none to look at.
 

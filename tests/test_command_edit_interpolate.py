@@ -260,3 +260,13 @@ def test_strips_and_grids_are_no_larger_than_can_be_looked_at(
     out = tmp_path / 'grid'
     args = ('1-4', '--network', files.network, '--outdir', out, '--grid', '--steps=11')
     refused(capsys, edit('interpolate', *args), '--steps=11: 12 x 12 pictures are too large for one grid', out)
+
+
+def test_small_tiles_show_the_frames_in_their_places(files: Files, tmp_path: Path) -> None:
+    assert edit('interpolate', *files.images[:2], '--network', files.network, '--outdir', tmp_path, '--steps=2',
+                '--frames', '--tile=8') == 0  # fmt: skip
+    strip, step = picture(tmp_path / 'strip.png')[:, sheets.LINE :], 8 + sheets.GAP
+    originals = [picture(Path(name)) for name in files.images[:2]]
+    frames = [picture(tmp_path / 'frames' / f'y_{i:04d}.png') for i in range(3)]
+    for i, img in enumerate((originals[0], *frames, originals[1])):
+        assert torch.equal(strip[:, :, i * step : i * step + 8], sheets.shrunk(img, 8))

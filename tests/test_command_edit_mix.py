@@ -179,3 +179,14 @@ def test_the_comparison_shows_as_many_pairs_as_have_room(
     fit = sheets.most_rows(4, 16)
     assert f'styles.png: has room for the first {fit} of 6 pairs' in capsys.readouterr().err and 0 < fit < 6
     assert picture(tmp_path / 'styles.png').shape[1] == sheets.LINE + fit * (128 + sheets.GAP) - sheets.GAP
+
+
+def test_small_tiles_show_the_files_in_their_places(files: Files, tmp_path: Path) -> None:
+    assert edit('mix', '--rows', files.images[0], '--rows=1', '--cols=2-4', '--styles=0-2', '--tile=8', '--batch=4',
+                '--network', files.network, '--outdir', tmp_path) == 0  # fmt: skip
+    step = 8 + sheets.GAP
+    grid = picture(tmp_path / 'grid.png')[:, -(2 * step - sheets.GAP) :, -(3 * step - sheets.GAP) :]
+    for row, name in enumerate(('picture0', '1')):
+        for i, column in enumerate('234'):
+            expected = sheets.shrunk(picture(tmp_path / f'{name}-{column}.png'), 8)
+            assert torch.equal(grid[:, row * step : row * step + 8, i * step : i * step + 8], expected)

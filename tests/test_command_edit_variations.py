@@ -181,3 +181,21 @@ def test_the_sheet_shows_as_many_inputs_as_have_room(
     sheet = picture(tmp_path / 'variations.png')
     assert sheet.shape[1] == sheets.LINE + 3 * (128 + sheets.GAP) - sheets.GAP
     assert len(arrays(tmp_path / 'variations.npz')['z']) == 5
+
+
+def test_small_tiles_leave_files_and_figures_as_they_are(files: Files, tmp_path: Path) -> None:
+    """Of what is larger than its tile only small copies are kept; of two inputs the sheet has rows of its own."""
+    args = (files.images[0], '5', '--num=3', '--batch=2', '--network', files.network, '--outdir')
+    for tile in (8, 16):
+        assert edit('variations', *args, tmp_path / str(tile), f'--tile={tile}') == 0
+    small, whole = (told(tmp_path / str(tile)) for tile in (8, 16))
+    assert small == whole
+    for name in ('picture0.png', 'picture0_02.png', 'seed0005_01.png'):
+        assert torch.equal(picture(tmp_path / '8' / name), picture(tmp_path / '16' / name))
+    step = 8 + sheets.GAP
+    sheet = picture(tmp_path / '8' / 'variations.png')[:, sheets.LINE :, -(5 * step - sheets.GAP) :]
+    for row, names in enumerate((['picture0', 'picture0_00', 'picture0_01', 'picture0_02'],
+                                 ['seed0005', 'seed0005_00', 'seed0005_01', 'seed0005_02'])):  # fmt: skip
+        for i, name in enumerate(names, 1):
+            expected = sheets.shrunk(picture(tmp_path / '16' / f'{name}.png'), 8)
+            assert torch.equal(sheet[:, row * step : row * step + 8, i * step : i * step + 8], expected)

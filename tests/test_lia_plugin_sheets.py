@@ -76,3 +76,12 @@ def test_the_rows_that_have_room_make_no_larger_sheet(columns: int, resolution: 
     tile = torch.zeros([1, resolution, resolution], dtype=torch.uint8)
     row = sheets.sheet([[tile] * columns], ['a'] * columns, ['caption ' * 30], side=side)
     assert 0.3 * images.MAX_PIXELS < rows * row.shape[1] * row.shape[2] <= images.MAX_PIXELS
+
+
+@pytest.mark.parametrize('resolution, side', [(512, None), (600, 96), (16, None), (16, 50)])
+def test_a_sheet_of_shrunk_pictures_is_that_of_whole_ones(resolution: int, side: int | None) -> None:
+    tiles = torch.randint(256, [2, 3, resolution, resolution], generator=torch.Generator().manual_seed(0)).byte()
+    small = sheets.shrunk(tiles, side)
+    assert small.shape[2] == min(resolution, side or sheets.SIDE)
+    assert torch.equal(small[1], sheets.shrunk(tiles[1], side))
+    assert torch.equal(sheets.sheet([[*small]], side=side), sheets.sheet([[*tiles]], side=side))
