@@ -161,6 +161,14 @@ def mix(rows: torch.Tensor, columns: torch.Tensor, layers: Sequence[int]) -> tor
     return torch.where(taken, columns[None], rows[:, None])
 
 
+def mixes_classes(G: Any, labels: Sequence[torch.Tensor | None]) -> bool:
+    """Whether codes of these labels [N, c_dim] can't be mixed: they are of several classes, and the network makes
+    all styles of one code and one class, by mapping layers between y and w that were there before φ."""
+    known = [c for c in labels if c is not None]
+    several = bool(known) and bool((torch.cat(known) != known[0][0]).any())
+    return several and spaces.has_prior(G) and G.mapping.base is not None
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Variations
 

@@ -78,9 +78,7 @@ class Mixing:
     def _check(self) -> None:
         """UserError for rows and columns of classes that one code can't hold; for names that files can't tell apart."""
         G = self.session.G
-        labels = [codes.c for codes in (self.rows, self.columns) if codes.c is not None]
-        several = bool(labels) and bool((torch.cat(labels) != labels[0][0]).any())
-        if several and spaces.has_prior(G) and G.mapping.base is not None:
+        if editing.mixes_classes(G, [self.rows.c, self.columns.c]):
             raise UserError('--rows, --cols: are of several classes, and this network makes styles of a code and one '
                             'class for all layers; give inputs of one class')  # fmt: skip
         if len(self.rows) + 2 > sheets.most_rows(len(self.columns) + 2, G.img_resolution, self.tile):
