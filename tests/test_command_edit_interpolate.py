@@ -9,8 +9,9 @@ import PIL.Image
 import pytest
 import torch
 from editing_files import Files, arrays, drawn, edit, make_layered, picture, refused
+from test_lia_plugin_inversion import make_generator, save_pickle
 from test_lia_plugin_inversion import run as invert
-from test_lia_plugin_inversion import save_pickle
+from test_lia_plugin_sampling import noisy
 
 from lia_plugin import host, interpolation_run, noise_maps, sheets
 
@@ -270,3 +271,15 @@ def test_small_tiles_show_the_frames_in_their_places(files: Files, tmp_path: Pat
     frames = [picture(tmp_path / 'frames' / f'y_{i:04d}.png') for i in range(3)]
     for i, img in enumerate((originals[0], *frames, originals[1])):
         assert torch.equal(strip[:, :, i * step : i * step + 8], sheets.shrunk(img, 8))
+
+
+def test_random_noise_does_not_depend_on_the_batch(tmp_path: Path) -> None:
+    network = save_pickle(tmp_path / 'noisy.pkl', noisy(make_generator(encoder=False)))
+    args = ('1,1', '--network', network, '--steps=2', '--frames', '--outdir')
+    frames = {}
+    for name, more in (('one', ['--batch=1']), ('five', ['--batch=5']), ('other', ['--seed=1'])):
+        assert edit('interpolate', *args, tmp_path / name, '--noise-mode=random', *more) == 0
+        frames[name] = torch.stack([picture(tmp_path / name / 'frames' / f'y_{i:04d}.png').int() for i in range(3)])
+    assert (frames['one'] - frames['five']).abs().max() <= 1
+    assert (frames['one'] - frames['other']).abs().max() > 5
+    assert (frames['one'][0] - frames['one'][1]).abs().max() > 5, 'each frame has noise of its own'
