@@ -37,7 +37,7 @@ class EvaluateOptions:
     num_train: int | None = 10000
     conditional: bool = True
     force: bool = False
-    fit: str | None = None  # 'plane' or 'means'. None = 'plane', or the files' own.
+    fit: str | None = None  # 'means' or 'plane'. None = 'means', or the files' own.
 
     def check(self) -> None:
         """UserError, one line, for what can't be meant."""

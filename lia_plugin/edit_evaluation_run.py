@@ -215,7 +215,7 @@ def run(options: EvaluateOptions, session: Session, failures: Failures) -> Evalu
     most = None if options.num is None else VAL_PER_EDIT * options.num
     val = val.take(choose_labelled(label_numbers(attributes, val.table), most))
     learned = learn(session, train, attributes, not given, failures)
-    found = given or learn_edits(session, learned, attributes, options.fit or 'plane')
+    found = given or learn_edits(session, learned, attributes, options.fit or direction_learning.FITS[0])
     edits = all_edits(options, session, attributes, found)
     held = _look_at_val(session, val, attributes, learned.judges, failures)
     effects = {edit.aim: effect_of(learned.moments, edit) for edit in edits}
