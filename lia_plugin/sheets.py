@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import click
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
@@ -112,6 +113,14 @@ def most_rows(columns: int, resolution: int, side: int | None = None) -> int:
     """
     shown, _width = _shown_size(resolution, resolution, side)
     return MAX_PIXELS // ((columns * (shown + GAP) + MAX_CAPTION + 2 * MARGIN) * (shown + LINE + 3 * GAP))
+
+
+def most_shown(name: str, count: int, columns: int, resolution: int, side: int | None = None) -> int:
+    """How many of `count` rows a sheet called `name` has; told on stderr if it has not room for all."""
+    most = min(count, max(1, most_rows(columns, resolution, side)))
+    if most < count:
+        click.echo(f'{name}: has room for the first {most} of {count}', err=True)
+    return most
 
 
 def stack(parts: Sequence[torch.Tensor], gap: int = 3 * GAP) -> torch.Tensor:
