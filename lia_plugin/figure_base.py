@@ -40,6 +40,7 @@ class Options:
     compare: str | None = None
     directions: str | None = None
     labels: str | None = None
+    split: str | None = None  # Of the labels, in their column `split`.
     roll_steps: int = 2500
     seed: int = 0
 

@@ -17,6 +17,7 @@ import dnnlib
 from lia_plugin import (
     canvas,
     cli,
+    direction_learning,
     embedding,
     figure_lengths,
     figure_manipulation,
@@ -200,6 +201,7 @@ def bad_calls(folder: Path, network: str, data: str) -> Iterator[tuple[list[str]
     yield [*given, '--labels=none.csv'], '--labels=none.csv: no such file'
     yield [*given, '--directions=none.npz'], '--directions=none.npz: no such file'
     yield [*given, '--labels=a', '--directions=b'], 'not both'
+    yield [*given, '--split=val'], '--split: only with --labels'
     yield [*given, '--only=manipulation', f'--labels={folder / "text.csv"}', *SMALL], '--labels='
     yield [*given, '--percep=disc', '--only=paths', *SMALL], '--percep=disc: this pickle holds no discriminator'
     yield [*given, '--percep=none', '--lpips=vgg16.pt'], '--lpips: --percep=none takes no such file'
@@ -451,19 +453,46 @@ def test_labels_teach_directions(G: Any, tmp_path: Path, monkeypatch: pytest.Mon
     assert float(edit.direction.vector[0]) > 0
 
 
-def test_a_pattern_is_how_codes_change_with_the_distance() -> None:
-    """Of a Gaussian it is σ·Σv/(vᵀΣv), and a code moved by one unit has moved by one deviation of the distance."""
-    stream = torch.Generator().manual_seed(0)
-    root = torch.randn([5, 5], generator=stream)
-    codes = torch.randn([4000, 5], generator=stream) @ root
-    normal = make_direction('d', torch.tensor([1.0, -1, 0.5, 0, 2]), 'y')
-    edit = figure_manipulation.pattern(normal, codes)
-    cov = torch.cov(codes.double().t())
-    v = normal.vector.double()
-    expected = (cov @ v) / (v @ cov @ v) * (v @ cov @ v).sqrt()
-    torch.testing.assert_close(edit.direction.vector.double() * edit.unit, expected, rtol=1e-3, atol=1e-4)
-    spread = float((codes.double() @ v).std())
-    assert float(edit.direction.vector.double() @ v * edit.unit) == pytest.approx(spread, rel=1e-3)
+def labels_by_first(show: Exhibit) -> dict[str, bool]:
+    """An attribute that a tiny network's codes know: whether the first coordinate of y is over the median."""
+    first = show.reals.code[:, 0]
+    name_of = {target.label: target.stored_name for target in show.items}
+    return {name_of[source]: bool(value > first.median()) for source, value in zip(show.reals.sources, first)}
+
+
+def test_images_go_from_mean_to_mean_and_what_teaches_nothing_is_told(G: Any, tmp_path: Path) -> None:
+    folder = str(save_pictures(tmp_path / 'set', 40))
+    positive = labels_by_first(exhibit(G, folder))
+    rows = [f'{name},{int(yes)},{"rare" if i == 0 else "usual"},same' for i, (name, yes) in enumerate(positive.items())]
+    (tmp_path / 'labels.csv').write_text('\n'.join(['file,first,seldom,constant', *rows]))
+    show = exhibit(G, folder, labels=str(tmp_path / 'labels.csv'))
+    found = figure_manipulation.find(show)
+    assert [edit.direction.name for edit in found.edits] == ['first=1']
+    assert 'Not learned: seldom' in found.text and 'Not learned: constant: 1 values' in found.text
+    direction, unit, _told = found.edits[0]
+    split = direction_learning.hold_out(np.array(list(positive.values()), int), figure_manipulation.HELD_OUT, seed=0)
+    y, label = show.reals.code[split.train], torch.tensor(list(positive.values()))[split.train]
+    gap = y[label].mean(dim=0) - y[~label].mean(dim=0)
+    torch.testing.assert_close(direction.vector, gap / gap.norm(), rtol=1e-4, atol=1e-5)
+    assert unit == pytest.approx(float((y @ direction.vector).std(unbiased=False)), rel=1e-4)
+    header, table = figure_manipulation.accuracy_table(found.accuracies)
+    assert all(len(row) == len(header) for row in table) and set(found.accuracies[0]) == {'name', 'y', 'z', 'means'}
+
+
+def test_a_table_of_two_sets_needs_its_split(
+    network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the demo's table: train and val have files of the same names."""
+    folder, out = save_pictures(tmp_path / 'set', 40), tmp_path / 'out'
+    names = sorted(path.name for path in folder.glob('*.png'))
+    rows = [f'{split},{name},{(i + k) % 2}' for k, split in enumerate(('train', 'val')) for i, name in enumerate(names)]
+    (tmp_path / 'labels.csv').write_text('\n'.join(['split,file,odd', *rows]))
+    args = [f'--network={network}', f'--data={folder}', f'--labels={tmp_path / "labels.csv"}', '--only=manipulation',
+            *SMALL, '--num=40']  # fmt: skip
+    assert run(out, *args) == 2 and not out.exists()
+    assert '--split or --splits' in capsys.readouterr().err.splitlines()[-1]
+    assert run(out, *args, '--split=val') == 0
+    assert [row['name'] for row in read(out)['figures']['manipulation']['accuracies']] == ['odd=1']
 
 
 # ---------------------------------------------------------------------------------------------------------------------

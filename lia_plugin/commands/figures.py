@@ -24,6 +24,8 @@ POSITIVE = click.IntRange(min=1)
 @click.option('--shown', type=POSITIVE, default=6, help='Images or pairs in pictures')
 @click.option('--labels', metavar='FILE',
               help='Attributes of the images, for directions: CSV or dataset.json, as in edit directions')
+@click.option('--split', metavar='NAME',
+              help="What the labels' column `split` calls --data, if it has one, as train or val  [default: all rows]")
 @click.option('--directions', metavar='FILE', help='Directions to move along, as edit directions writes them')
 @click.option('--compare', metavar='DIR', help="A comparison's folder (python -m lia_plugin compare), to show with it")
 @click.option('--percep', type=click.Choice(['disc', 'vgg16', 'none']),
@@ -53,8 +55,8 @@ def figures(
 
     Exit codes: 0 done; 1 done, but figures or images are missing; 2 nothing written.
     """
+    from lia_plugin import figure_manipulation, outputs
     from lia_plugin import figures as work
-    from lia_plugin import outputs
     from lia_plugin.figure_base import Exhibit, Options
 
     if only == 'list':
@@ -74,6 +76,8 @@ def figures(
     elif network is not None or data is not None:
         raise click.UsageError(f'--{"network" if network else "data"}: {", ".join(names)} needs none; leave it out')
     exhibit = Exhibit(options, session, items, everything)
+    if options.labels is not None and items and 'manipulation' in names:
+        figure_manipulation.read_labels(exhibit)  # What is wrong with it is told before long work.
     facts = dict(network=network, data=data, **facts_of(exhibit, session))
     outcome = work.draw_all(exhibit, names, lambda found: work.save(outdir, found, facts, len(exhibit.failures)))
     return finish(exhibit, outcome, outdir)
@@ -89,6 +93,8 @@ def check_files(options: Any) -> None:
 
     if options.labels is not None and options.directions is not None:
         raise click.UsageError('--labels, --directions: learn directions or take given ones, not both')
+    if options.split is not None and options.labels is None:
+        raise click.UsageError('--split: only with --labels, whose rows it chooses')
     if options.vgg16 is not None and options.percep not in (None, 'vgg16'):
         raise click.UsageError(f'--lpips: --percep={options.percep} takes no such file; leave one of them out')
     for option, path in (('--labels', options.labels), ('--directions', options.directions)):
