@@ -277,15 +277,17 @@ def _cell(value: dict[str, float] | None, form: str) -> str:
 
 def text_of(numbers: dict[str, Any], count: int) -> str:
     gap, space = numbers['z_minus_y']['length'], numbers['space']
+    longer = with_error(dict(gap, mean=abs(gap['mean'])), '.1%')
     return (
         f'Between the reconstructions of {count} pairs of real images: a straight line in {space}, an arc in z '
         f'(spherical interpolation, with the length interpolated), and a cross-fade of pixels for comparison. '
         f'Perceptual length is the sum of the distances of neighbours among {numbers["points"]} points '
         f'({numbers["features"]}); '
         f'straightness is the distance of the ends over it, evenness the mean step over the largest. Distances to real '
-        f'images are to the nearest of {numbers["n_reals"]}, without the path\'s own two; a path off the manifold is '
-        f'farther from them in its middle half than at its ends. ± is the standard error over pairs. Paths in z are '
-        f'{abs(gap["mean"]):.1%} ± {gap["error"]:.1%} {"longer" if gap["mean"] > 0 else "shorter"} than in {space}, '
+        f'images are to the nearest of {numbers["n_reals"]}, without the path\'s own two. A path off the manifold '
+        f'should be farther from them in its middle half than at its ends; how far these features tell that is seen '
+        f'from the cross-fade, which is off it. ± is the standard error over pairs. Paths in z are '
+        f'{longer} {"longer" if gap["mean"] > 0 else "shorter"} than in {space}, '
         f'and longer for {gap["pairs_greater"]:.0%} of the pairs.'
     )
 
