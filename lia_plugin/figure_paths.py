@@ -28,8 +28,11 @@ Array = npt.NDArray[np.float64]
 FINENESS = 3  # Measured points for each step of a strip.
 MAPPED_PAIRS = 3  # On the map of samples.
 CROSS_FADE = 'pixels'
-COLOURS = {'y': canvas.BLUE, 'y+': canvas.BLUE, 'z': canvas.RED, CROSS_FADE: canvas.GREY}
-LABELS = {'y': 'straight in y', 'y+': 'straight in y+', 'z': 'arc in z', CROSS_FADE: 'cross-fade of pixels'}
+LINE_IN_Z = 'z-line'
+COLOURS = {'y': canvas.BLUE, 'y+': canvas.BLUE, 'z': canvas.RED, LINE_IN_Z: canvas.PURPLE, CROSS_FADE: canvas.GREY}
+LABELS = {'y': 'straight in y', 'y+': 'straight in y+', 'z': 'arc in z', LINE_IN_Z: 'straight in z',
+          CROSS_FADE: 'cross-fade of pixels'}  # fmt: skip
+MEASURED_ALONE = (LINE_IN_Z,)  # And not shown in strips.
 
 
 class Ways(NamedTuple):
@@ -61,14 +64,26 @@ def draw_pairs(labels: torch.Tensor | None, count: int, seed: int, total: int) -
 
 
 def walk(exhibit: Exhibit, pairs: Sequence[tuple[int, int]], space: str, points: int, advance: Advance) -> Ways:
-    """The pairs' paths in 'y', 'y+' or 'z'."""
+    """The pairs' paths in 'y', 'y+' or 'z', or straight in z."""
     reals, found = exhibit.reals, []
     for i, pair in enumerate(pairs):
-        path = editing.interpolate(exhibit.G, reals.code[list(pair)], rows_of(reals.c, pair), space, points - 1)
+        ends, c = reals.code[list(pair)], rows_of(reals.c, pair)
+        if space == LINE_IN_Z:
+            path = straight_in_z(exhibit.G, ends, c, points)
+        else:
+            path = editing.interpolate(exhibit.G, ends, c, space, points - 1)
         found.append((exhibit.draw(path.code, path.c), *code_figures(exhibit.G, path)))
         advance((i + 1) / len(pairs))
     img, log_p, z_norm2 = zip(*found)
     return Ways(torch.stack(img), np.stack(log_p), np.stack(z_norm2))
+
+
+@torch.no_grad()
+def straight_in_z(G: Any, ends: torch.Tensor, c: torch.Tensor | None, points: int) -> editing.Path:
+    """Not a way to go, for z of its middle is too short, but the arc's control: what is due to length, what to z."""
+    line = paths.walk(paths.to_space(G, ends, c, 'z'), points - 1)
+    labels = None if c is None else paths.walk(c, points - 1)
+    return editing.Path(paths.from_space(G, line, labels, 'z'), labels)
 
 
 @torch.no_grad()
@@ -142,8 +157,8 @@ def draw(exhibit: Exhibit, advance: Advance) -> Figure:
     pairs = draw_pairs(reals.c, options.pairs, options.seed, len(reals))
     points = FINENESS * (options.steps - 1) + 1
     percep, feature_name = exhibit.percep
-    ways = {own: walk(exhibit, pairs, own, points, lambda s: advance(0.2 * s)),
-            'z': walk(exhibit, pairs, 'z', points, lambda s: advance(0.2 + 0.2 * s))}  # fmt: skip
+    ways = {kind: walk(exhibit, pairs, kind, points, lambda s, k=k: advance(0.14 * (k + s)))
+            for k, kind in enumerate((own, 'z', LINE_IN_Z))}  # fmt: skip
     ways[CROSS_FADE] = cross_fade(ways[own])
     space = FeatureSpace(percep, exhibit.session.device, exhibit.session.batch, options.seed)
     real_rows = space.embed(exhibit.originals)
@@ -177,7 +192,8 @@ def strips(ways: dict[str, Ways], steps: int, shown: int) -> torch.Tensor:
     """A strip for each pair and kind of path, kinds of one pair together."""
     rows, captions = [], []
     for i in range(min(shown, len(next(iter(ways.values())).images))):
-        for kind, way in ways.items():
+        for kind in (kind for kind in ways if kind not in MEASURED_ALONE):
+            way = ways[kind]
             rows.append(way.images[i, ::FINENESS])
             captions.append(f'pair {i + 1}: {LABELS[kind]}')
     assert rows[0].shape[0] == steps, 'measured points are FINENESS a step'
@@ -221,7 +237,7 @@ def sample_map(
     """t-SNE of samples of the generator and the real images, with the paths of some pairs."""
     embedding.check_tsne()
     samples_rows = sample_rows(exhibit, space, advance)
-    kinds = [kind for kind in measured if kind != CROSS_FADE]
+    kinds = [kind for kind in measured if kind not in (CROSS_FADE, *MEASURED_ALONE)]
     shown = min(MAPPED_PAIRS, len(measured[kinds[0]].rows))
     ways = [measured[kind].rows[i] for kind in kinds for i in range(shown)]
     found = embedding.tsne_map(np.concatenate([samples_rows, real_rows]), np.concatenate(ways), exhibit.options.seed)
@@ -267,7 +283,7 @@ def table_of(numbers: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         rows.append([LABELS[kind], *(_cell(figures.get(name), form) for name, _title, form in COLUMNS)])
     gap = numbers['z_minus_y']
     cells = [_cell(gap.get(name), '+.1%' if name == 'length' else '+' + form) for name, _title, form in COLUMNS]
-    rows.append([f'z − {numbers["space"]}, pair by pair', *cells])
+    rows.append([f'arc in z − {numbers["space"]}, pair by pair', *cells])
     return ['path', *(title for _name, title, _form in COLUMNS)], rows
 
 
@@ -280,13 +296,14 @@ def text_of(numbers: dict[str, Any], count: int) -> str:
     longer = with_error(dict(gap, mean=abs(gap['mean'])), '.1%')
     return (
         f'Between the reconstructions of {count} pairs of real images: a straight line in {space}, an arc in z '
-        f'(spherical interpolation, with the length interpolated), and a cross-fade of pixels for comparison. '
+        f'(spherical interpolation, with the length interpolated), and for comparison a straight line in z, whose '
+        f'middle is shorter than its ends as that of the line in {space} mostly is, and a cross-fade of pixels. '
         f'Perceptual length is the sum of the distances of neighbours among {numbers["points"]} points '
         f'({numbers["features"]}); '
         f'straightness is the distance of the ends over it, evenness the mean step over the largest. Distances to real '
         f'images are to the nearest of {numbers["n_reals"]}, without the path\'s own two. A path off the manifold '
         f'should be farther from them in its middle half than at its ends; how far these features tell that is seen '
-        f'from the cross-fade, which is off it. ± is the standard error over pairs. Paths in z are '
+        f'from the cross-fade, which is off it. ± is the standard error over pairs. Arcs in z are '
         f'{longer} {"longer" if gap["mean"] > 0 else "shorter"} than in {space}, '
         f'and longer for {gap["pairs_greater"]:.0%} of the pairs.'
     )

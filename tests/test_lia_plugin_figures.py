@@ -275,6 +275,16 @@ def test_paths_of_both_spaces_have_the_reconstructions_for_ends(G: Any, data: st
     torch.testing.assert_close(faded.images[:, 2], (ends[[0, 5]] + ends[[3, 1]]) / 2)
 
 
+@pytest.mark.parametrize('plus', [False, True])
+def test_the_control_is_straight_in_z(data: str, plus: bool) -> None:
+    show = exhibit(deep_generator() if plus else make_generator(channels=1), data)
+    ends = show.reals.code[[0, 3]]
+    path = figure_paths.straight_in_z(show.G, ends, None, 5)
+    torch.testing.assert_close(path.code[[0, 4]], ends, rtol=1e-4, atol=1e-4)
+    z = torch.stack([show.G.mapping.y_to_z(code if plus else code[None]) for code in path.code])
+    torch.testing.assert_close(z[2], (z[0] + z[4]) / 2, rtol=1e-3, atol=1e-3)
+
+
 def test_a_cross_fade_of_pixels_is_straight(G: Any, data: str) -> None:
     show = exhibit(G, data)
     pairs = [(0, 3), (5, 1)]
@@ -545,7 +555,7 @@ def test_one_pair_has_no_standard_error(network: str, tmp_path: Path) -> None:
     assert run(out, f'--network={network}', f'--data={folder}', '--only=paths,lengths', *SMALL) == 0
     text = words(out)
     assert re.search(r'\bnan\b', text.split('<h2>1.')[1]) is None
-    assert re.search(r'Paths in z are \d+\.\d% (longer|shorter) than in y', text)
+    assert re.search(r'Arcs in z are \d+\.\d% (longer|shorter) than in y', text)
 
 
 def test_what_is_said_of_lengths_is_what_was_measured(G: Any, data: str) -> None:
