@@ -16,6 +16,8 @@ import PIL.ImageDraw
 import PIL.ImageFont
 import torch
 
+from lia_plugin.images import from_pil
+
 Array = npt.NDArray[np.float64]
 Colour = str
 
@@ -169,7 +171,7 @@ class Panel:
         """uint8 [3, height, width]."""
         size = (self.canvas.width // SCALE, self.canvas.height // SCALE)
         small = self.canvas.resize(size, PIL.Image.Resampling.BOX)
-        return torch.from_numpy(np.asarray(small).transpose(2, 0, 1).copy())
+        return from_pil(small)
 
 
 def beside(pictures: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -12,6 +12,8 @@ import PIL.ImageDraw
 import PIL.ImageFont
 import torch
 
+from lia_plugin.images import from_pil
+
 WIDTH, HEIGHT = 420, 260
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 26, 40  # Margins.
 COLOURS = ('#1f62a8', '#c0392b', '#6fa8dc', '#e6a79f', '#2e8b57', '#8e6bbf', '#b8860b', '#555555')
@@ -47,7 +49,7 @@ def lines(curves: Sequence[Line], title: str, x_label: str) -> torch.Tensor:
             draw.line(list(zip(across.tolist(), up.tolist())), fill=colour, width=2)
         draw.rectangle([LEFT, HEIGHT + 16 * i, LEFT + 10, HEIGHT + 16 * i + 10], fill=colour)
         draw.text((LEFT + 16, HEIGHT + 16 * i - 2), line.name, fill=TEXT, font=font)
-    return torch.from_numpy(np.asarray(picture).transpose(2, 0, 1).copy())
+    return from_pil(picture)
 
 
 def _frame(draw: PIL.ImageDraw.ImageDraw, title: str, x_label: str, right: float, top: float, font: Font) -> None:
@@ -78,7 +80,7 @@ def heat_map(values: npt.NDArray[np.float64], rows: Sequence[str], columns: Sequ
         for k, value in enumerate(values[i]):
             if np.isfinite(value):
                 _cell(draw, LABEL_WIDTH + CELL_WIDTH * k, above, float(value), float(value) / top, font)
-    return torch.from_numpy(np.asarray(picture).transpose(2, 0, 1).copy())
+    return from_pil(picture)
 
 
 def _cell(
