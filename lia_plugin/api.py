@@ -12,7 +12,6 @@ are taken as codes there. All images of a call are in memory at once: for whole 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 from collections.abc import Sequence
@@ -36,7 +35,7 @@ from lia_plugin.api_base import Latents, seed_list
 from lia_plugin.api_images import Array, Range, give_images, give_latents
 from lia_plugin.api_learning import Learner
 from lia_plugin.calibration import Calibration
-from lia_plugin.codes import Codes
+from lia_plugin.codes import Codes, made_codes
 from lia_plugin.images import to_float
 from lia_plugin.invert_options import InvertOptions
 from lia_plugin.inverter import Inverter
@@ -166,9 +165,7 @@ class Lia(Learner):
             batch = inverter(given.img[rows].to(self.device), own, given.names[rows])
             code = self._code_of(batch, inverter.space)
             maps = [{name: value[i] for name, value in (batch.noise or {}).items()} for i in range(len(code))]
-            none = (None,) * len(code)
-            parts.append(Codes(given.names[rows], code, own, none, tuple(maps), given.placements[rows],
-                               given.names[rows]))  # fmt: skip
+            parts.append(made_codes(given.names[rows], code, own, maps, given.placements[rows]))
             figures.append(batch.figures)
         together = {name: np.concatenate([part[name] for part in figures]) for name in figures[0]}
         lead = () if given.single else (len(given.img),)
@@ -273,7 +270,7 @@ class Lia(Learner):
         way = editing.interpolate(self.G, keys.code, keys.c, space, steps, path, loop)
         noise = editing.NoisePath(self.G, keys.noise, steps, loop)
         names = [f'frame{i:04d}' for i in range(len(way.code))]
-        made = dataclasses.replace(self._wrap(way.code, way.c, names), noise=tuple(noise[:]))
+        made = made_codes(names, way.code, way.c, noise[:])
         return self.give(made, read[0][1], (len(way.code),), out)
 
     def mix(self, coarse: Any, fine: Any, layers: Sequence[int], c: Any = None, out: str | None = None) -> Any:
