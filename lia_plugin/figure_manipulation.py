@@ -30,6 +30,7 @@ MAX_DIRECTIONS = 6
 MAX_CLASSES = 12  # Columns of more values are names, not attributes.
 ROWS = 3  # Images a direction.
 HELD_OUT = 0.25
+JUDGES = 3  # Images held out of each kind; where there are fewer, one right answer would be 100 %.
 UNLABELLED = 3  # Of SeFa and of PCA each.
 
 
@@ -85,15 +86,23 @@ def from_labels(exhibit: Exhibit, table: str) -> Found:
     if not learned:
         raise CannotDraw(f'--labels={table}: no column has values that {len(rows)} images could teach; --num=… encodes '
                          'more')  # fmt: skip
-    learned.sort(key=lambda one: -one.figures['y']['balanced_accuracy'])
-    text = (f'Directions in y from {table}, of codes of {len(rows)} real images, best held-out ones first. Images move '
-            'from the mean of those without a label to that of those with it, as by edit directions --fit=means, which '
-            'takes along what goes with the label. How well codes tell the label is judged on a quarter of them, held '
-            'out: by the plane of logistic regression in y and in z, and by the direction that is shown.'
+    learned.sort(key=_order)
+    text = (f'Directions in y from {table}, of codes of {len(rows)} real images; those that tell their label best come '
+            'first. Images move from the mean of those without a label to that of those with it, as by edit directions '
+            '--fit=means, which takes along what goes with the label. How well codes tell the label is judged on a '
+            'quarter of them, held out: by the plane of logistic regression in y and in z, and by the direction that '
+            f'is shown; labels that fewer than {JUDGES} images of a kind judge come last.'
             + (f' {known.note}.' if known.note else '')
             + ''.join(f' Not learned: {name}: {reason}.' for name, reason in skipped.items()))  # fmt: skip
     accuracies = [dict(name=one.edit.direction.name, **one.figures) for one in learned]
     return Found([one.edit for one in learned], accuracies, text)
+
+
+def _order(one: Learned) -> tuple[bool, float]:
+    """The directions that tell their label best first, behind all others those that next to no image judges."""
+    judged = one.figures['means']
+    few = min(judged['n_positive'], judged['n'] - judged['n_positive']) < JUDGES
+    return few, -judged['balanced_accuracy']
 
 
 class Learned(NamedTuple):

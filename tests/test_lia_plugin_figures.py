@@ -494,6 +494,17 @@ def test_images_go_from_mean_to_mean_and_what_teaches_nothing_is_told(G: Any, tm
     assert all(len(row) == len(header) for row in table) and set(found.accuracies[0]) == {'name', 'y', 'z', 'means'}
 
 
+def test_what_one_image_judges_comes_last() -> None:
+    def learned(name: str, positive: int, accuracy: float) -> figure_manipulation.Learned:
+        edit = figure_manipulation.plain(make_direction(name, torch.ones(2), 'y', scale=1.0))
+        judged: dict[str, float] = dict(n=20, n_positive=positive, balanced_accuracy=accuracy)
+        return figure_manipulation.Learned(edit, dict(means=judged))
+
+    many = [learned('lucky', 1, 1.0), learned('poor', 8, 0.5), learned('good', 8, 0.9), learned('rest', 19, 1.0)]
+    order = [one.edit.direction.name for one in sorted(many, key=figure_manipulation._order)]
+    assert order == ['good', 'poor', 'lucky', 'rest']
+
+
 def test_a_table_of_two_sets_needs_its_split(
     network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
