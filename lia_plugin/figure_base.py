@@ -39,6 +39,8 @@ class Options:
     vgg16: str | None = None  # Path or URL.
     compare: str | None = None
     directions: str | None = None
+    direction_space: str | None = None  # Of a file that doesn't tell.
+    force: bool = False  # Take directions of another network.
     labels: str | None = None
     split: str | None = None  # Of the labels, in their column `split`.
     roll_steps: int = 2500

@@ -48,11 +48,26 @@ class Found(NamedTuple):
     text: str
 
 
+def check(exhibit: Exhibit) -> None:
+    """UserError for directions or labels that can't be used: before long work."""
+    if exhibit.options.directions is not None:
+        read_directions(exhibit, exhibit.options.directions)
+    if exhibit.options.labels is not None and exhibit.has_encoder and exhibit.items:
+        direction_learning.check_installed()
+        read_labels(exhibit)
+
+
+def read_directions(exhibit: Exhibit, path: str) -> list[Direction]:
+    options = exhibit.options
+    return exhibit.once('directions', lambda: directions.load_directions(
+        path, exhibit.G, options.direction_space, options.force))  # fmt: skip
+
+
 def find(exhibit: Exhibit) -> Found:
     """The directions that were asked for, or those that can be had."""
-    options, G = exhibit.options, exhibit.G
+    options = exhibit.options
     if options.directions is not None:
-        given = directions.load_directions(options.directions, G)
+        given = read_directions(exhibit, options.directions)
         return Found([plain(direction) for direction in given], [], f'Directions of {options.directions}.')
     if options.labels is not None:
         return from_labels(exhibit, options.labels)

@@ -206,6 +206,11 @@ def bad_calls(folder: Path, network: str, data: str) -> Iterator[tuple[list[str]
     yield [*given, '--labels=none.csv'], '--labels=none.csv: no such file'
     yield [*given, '--directions=none.npz'], '--directions=none.npz: no such file'
     yield [*given, '--labels=a', '--directions=b'], 'not both'
+    yield [*given, '--force'], '--force: only with --directions'
+    yield [*given, '--direction-space=z'], '--direction-space: only with --directions'
+    foreign = make_direction('other', torch.ones(16), 'y', network_hash='0-0')
+    save_directions(folder / 'foreign.npz', [foreign])
+    yield [*given, f'--directions={folder / "foreign.npz"}'], 'with another network, whose codes mean other things'
     yield [*given, '--split=val'], '--split: only with --labels'
     yield [*given, '--only=manipulation', f'--labels={folder / "text.csv"}', *SMALL], '--labels='
     yield [*given, '--percep=disc', '--only=paths', *SMALL], '--percep=disc: this pickle holds no discriminator'

@@ -27,6 +27,9 @@ POSITIVE = click.IntRange(min=1)
 @click.option('--split', metavar='NAME',
               help="What the labels' column `split` calls --data, if it has one, as train or val  [default: all rows]")
 @click.option('--directions', metavar='FILE', help='Directions to move along, as edit directions writes them')
+@click.option('--direction-space', type=click.Choice(['y', 'z', 'w']),
+              help='Of --directions, if they do not tell  [default: as in edit manipulate]')
+@click.option('--force', is_flag=True, help='Take directions that were found with another network')
 @click.option('--compare', metavar='DIR', help="A comparison's folder (python -m lia_plugin compare), to show with it")
 @click.option('--percep', type=click.Choice(['disc', 'vgg16', 'none']),
               help='Features that images are compared by; none = pixels  [default: vgg16 if it was downloaded before, '
@@ -76,8 +79,8 @@ def figures(
     elif network is not None or data is not None:
         raise click.UsageError(f'--{"network" if network else "data"}: {", ".join(names)} needs none; leave it out')
     exhibit = Exhibit(options, session, items, everything)
-    if options.labels is not None and items and 'manipulation' in names:
-        figure_manipulation.read_labels(exhibit)  # What is wrong with it is told before long work.
+    if 'manipulation' in names:
+        figure_manipulation.check(exhibit)
     facts = dict(network=network, data=data, **facts_of(exhibit, session))
     outcome = work.draw_all(exhibit, names, lambda found: work.save(outdir, found, facts, len(exhibit.failures)))
     return finish(exhibit, outcome, outdir)
@@ -95,6 +98,8 @@ def check_files(options: Any) -> None:
         raise click.UsageError('--labels, --directions: learn directions or take given ones, not both')
     if options.split is not None and options.labels is None:
         raise click.UsageError('--split: only with --labels, whose rows it chooses')
+    if options.directions is None and (options.force or options.direction_space is not None):
+        raise click.UsageError(f'--{"force" if options.force else "direction-space"}: only with --directions')
     if options.vgg16 is not None and options.percep not in (None, 'vgg16'):
         raise click.UsageError(f'--lpips: --percep={options.percep} takes no such file; leave one of them out')
     for option, path in (('--labels', options.labels), ('--directions', options.directions)):
