@@ -297,7 +297,7 @@ def text_of(numbers: dict[str, Any], count: int) -> str:
     return (
         f'Between the reconstructions of {count} pairs of real images: a straight line in {space}, an arc in z '
         f'(spherical interpolation, with the length interpolated), and for comparison a straight line in z, whose '
-        f'middle is shorter than its ends as that of the line in {space} mostly is, and a cross-fade of pixels. '
+        f'middle is shorter than its ends (|z|²/d tells how long each path\'s codes are), and a cross-fade of pixels. '
         f'Perceptual length is the sum of the distances of neighbours among {numbers["points"]} points '
         f'({numbers["features"]}); '
         f'straightness is the distance of the ends over it, evenness the mean step over the largest. Distances to real '
