@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from lia_plugin import (
     directions,
     images,
     manipulation,
+    sheets,
     spaces,
 )
 from lia_plugin.direction_learning import Split, Task
@@ -202,7 +204,7 @@ def draw(exhibit: Exhibit, advance: Advance) -> Figure:
     pictures, told = {}, []
     for i, (direction, unit, what) in enumerate(shown):
         caption = f'{direction.name}: −{REACH:g} to {REACH:g} times {what}'
-        pictures[str(i + 1)] = (strips(exhibit, code, c, direction, reach * unit), caption)
+        pictures[str(i + 1)] = (strips(exhibit, code, c, names, direction, reach * unit), caption)
         told.append(dict(name=direction.name, space=direction.space, unit=unit, meaning=direction.meaning,
                          amounts=(reach * unit).tolist()))  # fmt: skip
         advance(0.5 + 0.5 * (i + 1) / len(shown))
@@ -216,7 +218,8 @@ def draw(exhibit: Exhibit, advance: Advance) -> Figure:
 
 
 def strips(
-    exhibit: Exhibit, code: torch.Tensor, c: torch.Tensor | None, direction: Direction, amounts: torch.Tensor
+    exhibit: Exhibit, code: torch.Tensor, c: torch.Tensor | None, names: Sequence[str], direction: Direction,
+    amounts: torch.Tensor,
 ) -> torch.Tensor:
     """A row for each code, a column for each amount."""
     rows = []
@@ -224,8 +227,8 @@ def strips(
         many = code[[i] * len(amounts)]
         labels = rows_of(c, [i] * len(amounts))
         moved = manipulation.shift(exhibit.G, many, labels, direction, amounts.to(code.device))
-        rows.append(exhibit.draw(moved, labels))
-    return images.interpolation_strips(rows)
+        rows.append(list(images.to_uint8(exhibit.draw(moved, labels))))
+    return sheets.sheet(rows, captions=names)
 
 
 def accuracy_table(accuracies: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:

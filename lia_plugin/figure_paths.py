@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lia_plugin import canvas, editing, embedding, images, paths, prior, spaces
+from lia_plugin import canvas, editing, embedding, images, paths, prior, sheets, spaces
 from lia_plugin.canvas import Key, Panel
 from lia_plugin.figure_base import (
     Advance,
@@ -63,17 +63,16 @@ def draw_pairs(labels: torch.Tensor | None, count: int, seed: int, total: int) -
     return found[:count]
 
 
-def walk(exhibit: Exhibit, pairs: Sequence[tuple[int, int]], space: str, points: int, advance: Advance) -> Ways:
+def walk(exhibit: Exhibit, pairs: Sequence[tuple[int, int]], space: str, points: int) -> Ways:
     """The pairs' paths in 'y', 'y+' or 'z', or straight in z."""
     reals, found = exhibit.reals, []
-    for i, pair in enumerate(pairs):
+    for pair in pairs:
         ends, c = reals.code[list(pair)], rows_of(reals.c, pair)
         if space == LINE_IN_Z:
             path = straight_in_z(exhibit.G, ends, c, points)
         else:
             path = editing.interpolate(exhibit.G, ends, c, space, points - 1)
         found.append((exhibit.draw(path.code, path.c), *code_figures(exhibit.G, path)))
-        advance((i + 1) / len(pairs))
     img, log_p, z_norm2 = zip(*found)
     return Ways(torch.stack(img), np.stack(log_p), np.stack(z_norm2))
 
@@ -136,6 +135,45 @@ def measure(
     return Measured(figures, profiles, rows.reshape(count, points, -1))
 
 
+def measure_all(
+    exhibit: Exhibit, pairs: Sequence[tuple[int, int]], own: str, points: int, space: FeatureSpace,
+    real_rows: npt.NDArray[np.float32], advance: Advance,
+) -> tuple[dict[str, Measured], list[dict[str, torch.Tensor]]]:
+    """All kinds of paths, measured over all pairs; and of those shown the strips, uint8 [steps, C, H, W] by kind.
+
+    Pair by pair: the images of all would not fit into memory where they are large.
+    """
+    parts: dict[str, list[Measured]] = {}
+    shown: list[dict[str, torch.Tensor]] = []
+    for i, pair in enumerate(pairs):
+        ways = {kind: walk(exhibit, [pair], kind, points) for kind in (own, 'z', LINE_IN_Z)}
+        ways[CROSS_FADE] = cross_fade(ways[own])
+        for kind, way in ways.items():
+            parts.setdefault(kind, []).append(measure(way, space, real_rows, [pair]))
+        if i < exhibit.options.shown:
+            shown.append({kind: images.to_uint8(way.images[0, ::FINENESS]) for kind, way in ways.items()
+                          if kind not in MEASURED_ALONE})  # fmt: skip
+        advance((i + 1) / len(pairs))
+    return {kind: together(found) for kind, found in parts.items()}, shown
+
+
+def together(parts: Sequence[Measured]) -> Measured:
+    """What was measured of several pairs, as if of all at once."""
+    first = parts[0]
+    return Measured(
+        {name: np.concatenate([part.figures[name] for part in parts]) for name in first.figures},
+        {name: np.concatenate([part.profiles[name] for part in parts]) for name in first.profiles},
+        np.concatenate([part.rows for part in parts]),
+    )
+
+
+def embed_reals(exhibit: Exhibit, space: FeatureSpace) -> npt.NDArray[np.float32]:
+    """All real images in feature space, [N, D]."""
+    count, size = len(exhibit.reals), exhibit.session.batch
+    blocks = [range(start, min(start + size, count)) for start in range(0, count, size)]
+    return np.concatenate([space.embed(exhibit.originals(rows)) for rows in blocks])
+
+
 def summary(figures: dict[str, Array]) -> dict[str, dict[str, float]]:
     """Mean over pairs and its standard error."""
     return {name: mean_and_error(values) for name, values in figures.items()}
@@ -157,14 +195,10 @@ def draw(exhibit: Exhibit, advance: Advance) -> Figure:
     pairs = draw_pairs(reals.c, options.pairs, options.seed, len(reals))
     points = FINENESS * (options.steps - 1) + 1
     percep, feature_name = exhibit.percep
-    ways = {kind: walk(exhibit, pairs, kind, points, lambda s, k=k: advance(0.14 * (k + s)))
-            for k, kind in enumerate((own, 'z', LINE_IN_Z))}  # fmt: skip
-    ways[CROSS_FADE] = cross_fade(ways[own])
     space = FeatureSpace(percep, exhibit.session.device, exhibit.session.batch, options.seed)
-    real_rows = space.embed(exhibit.originals)
-    measured = {kind: measure(way, space, real_rows, pairs) for kind, way in ways.items()}
-    advance(0.55)
-    pictures = {'': (strips(ways, options.steps, options.shown), f'{min(len(pairs), options.shown)} of {len(pairs)} '
+    real_rows = embed_reals(exhibit, space)
+    measured, shown = measure_all(exhibit, pairs, own, points, space, real_rows, lambda s: advance(0.55 * s))
+    pictures = {'': (strips(shown), f'{min(len(pairs), options.shown)} of {len(pairs)} '
                      f'pairs of real images, first and last column: their reconstructions.')}  # fmt: skip
     pictures['profiles'] = (profile_panels(measured), 'Along the paths: mean over all pairs.')
     numbers: dict[str, Any] = dict(
@@ -188,16 +222,10 @@ def draw(exhibit: Exhibit, advance: Advance) -> Figure:
 # Pictures
 
 
-def strips(ways: dict[str, Ways], steps: int, shown: int) -> torch.Tensor:
-    """A strip for each pair and kind of path, kinds of one pair together."""
-    rows, captions = [], []
-    for i in range(min(shown, len(next(iter(ways.values())).images))):
-        for kind in (kind for kind in ways if kind not in MEASURED_ALONE):
-            way = ways[kind]
-            rows.append(way.images[i, ::FINENESS])
-            captions.append(f'pair {i + 1}: {LABELS[kind]}')
-    assert rows[0].shape[0] == steps, 'measured points are FINENESS a step'
-    return images.interpolation_strips(rows, captions)
+def strips(shown: Sequence[dict[str, torch.Tensor]]) -> torch.Tensor:
+    """A strip [T, C, H, W] for each pair and kind of path, kinds of one pair together."""
+    rows = [list(strip) for kinds in shown for strip in kinds.values()]
+    return sheets.sheet(rows, captions=[f'{i}: {LABELS[kind]}' for i, kinds in enumerate(shown, 1) for kind in kinds])
 
 
 def profile_panels(measured: dict[str, Measured]) -> torch.Tensor:

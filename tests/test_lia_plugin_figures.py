@@ -265,7 +265,7 @@ def test_paths_of_both_spaces_have_the_reconstructions_for_ends(G: Any, data: st
     pairs, points = [(0, 3), (5, 1)], 5
     ends = show.draw(show.reals.code, None)
     for space in ('y', 'z'):
-        ways = figure_paths.walk(show, pairs, space, points, lambda share: None)
+        ways = figure_paths.walk(show, pairs, space, points)
         torch.testing.assert_close(ways.images[:, 0], ends[[0, 5]])
         torch.testing.assert_close(ways.images[:, -1], ends[[3, 1]])
         assert ways.log_p is not None and ways.z_norm2 is not None
@@ -293,19 +293,33 @@ def test_the_control_is_straight_in_z(data: str, plus: bool) -> None:
 def test_a_cross_fade_of_pixels_is_straight(G: Any, data: str) -> None:
     show = exhibit(G, data)
     pairs = [(0, 3), (5, 1)]
-    ways = figure_paths.cross_fade(figure_paths.walk(show, pairs, 'y', 5, lambda share: None))
+    ways = figure_paths.cross_fade(figure_paths.walk(show, pairs, 'y', 5))
     space = FeatureSpace(None)
-    found = figure_paths.measure(ways, space, space.embed(show.originals), pairs)
+    found = figure_paths.measure(ways, space, figure_paths.embed_reals(show, space), pairs)
     np.testing.assert_allclose(found.figures['straightness'], 1, rtol=1e-4)
     np.testing.assert_allclose(found.figures['evenness'], 1, rtol=1e-3)
     assert found.profiles['nearest'].shape == (2, 5) and 'log_p' not in found.figures
 
 
+def test_pair_by_pair_is_all_at_once(G: Any, data: str) -> None:
+    show, pairs, space = exhibit(G, data, shown=1), [(0, 3), (5, 1)], FeatureSpace(None)
+    reals = figure_paths.embed_reals(show, space)
+    measured, shown = figure_paths.measure_all(show, pairs, 'y', 7, space, reals, lambda share: None)
+    ways = figure_paths.walk(show, pairs, 'z', 7)
+    expected = figure_paths.measure(ways, space, reals, pairs)
+    for found, wanted in ((measured['z'].figures, expected.figures), (measured['z'].profiles, expected.profiles)):
+        assert set(found) == set(wanted)
+        for name, values in wanted.items():
+            np.testing.assert_allclose(found[name], values, rtol=1e-4, err_msg=name)
+    np.testing.assert_allclose(measured['z'].rows, expected.rows, atol=1e-5)
+    assert [list(kinds) for kinds in shown] == [['y', 'z', 'pixels']] and shown[0]['z'].shape[0] == 3
+
+
 def test_two_images_have_no_others_to_be_near_to(G: Any, data: str) -> None:
     show = exhibit(G, data)
-    ways = figure_paths.walk(show, [(0, 1)], 'y', 4, lambda share: None)
+    ways = figure_paths.walk(show, [(0, 1)], 'y', 4)
     space = FeatureSpace(None)
-    assert 'nearest' not in figure_paths.measure(ways, space, space.embed(show.originals[:2]), [(0, 1)]).figures
+    assert 'nearest' not in figure_paths.measure(ways, space, space.embed(show.originals([0, 1])), [(0, 1)]).figures
 
 
 def test_differences_go_pair_by_pair() -> None:
@@ -380,7 +394,7 @@ def test_reconstructions_are_measured_as_they_are_shown(G: Any, data: str) -> No
     rows = spread(len(show.reals), 3)
     assert rows == [0, 3, 6] and spread(2, 9) == [0, 1]
     torch.testing.assert_close(methods['encoder'].z, G.mapping.y_to_z(show.reals.code[rows]))
-    torch.testing.assert_close(sitters.img, show.originals[rows])
+    torch.testing.assert_close(sitters.img, show.originals(rows))
     assert found.pictures[''][0].shape[0] == 3
 
 
@@ -448,7 +462,8 @@ def strip_middle(show: Exhibit, code: torch.Tensor, amount: float, vector: torch
     caught: list[torch.Tensor] = []
     draw = show.draw
     show.draw = lambda code, c: caught.append(draw(code, c)) or caught[-1]  # type: ignore[method-assign,func-returns-value]
-    figure_manipulation.strips(show, code, None, make_direction('v', vector, 'y'), torch.tensor([-1.0, amount]))
+    direction = make_direction('v', vector, 'y')
+    figure_manipulation.strips(show, code, None, ['a', 'b', 'c'], direction, torch.tensor([-1.0, amount]))
     show.draw = draw  # type: ignore[method-assign]
     return torch.stack([row[1] for row in caught])
 
