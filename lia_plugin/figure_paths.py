@@ -198,12 +198,13 @@ def draw(exhibit: Exhibit, advance: Advance) -> Figure:
     space = FeatureSpace(percep, exhibit.session.device, exhibit.session.batch, options.seed)
     real_rows = embed_reals(exhibit, space)
     measured, shown = measure_all(exhibit, pairs, own, points, space, real_rows, lambda s: advance(0.55 * s))
-    pictures = {'': (strips(shown), f'{min(len(pairs), options.shown)} of {len(pairs)} '
-                     f'pairs of real images, first and last column: their reconstructions.')}  # fmt: skip
+    pictures = {'': (strips(shown, measured), f'{len(shown)} of {len(pairs)} pairs of real images, each path with '
+                     'its perceptual length; first and last column: their reconstructions.')}  # fmt: skip
     pictures['profiles'] = (profile_panels(measured), 'Along the paths: mean over all pairs.')
     numbers: dict[str, Any] = dict(
         space=own, features=feature_name, pairs=[[reals.sources[i], reals.sources[j]] for i, j in pairs],
         points=points, n_reals=len(reals), paths={kind: summary(m.figures) for kind, m in measured.items()},
+        per_pair={kind: {name: v.tolist() for name, v in m.figures.items()} for kind, m in measured.items()},
         z_minus_y=differences(measured[own].figures, measured['z'].figures),
         profiles={kind: {name: v.mean(axis=0).tolist() for name, v in m.profiles.items()}
                   for kind, m in measured.items()},
@@ -222,10 +223,11 @@ def draw(exhibit: Exhibit, advance: Advance) -> Figure:
 # Pictures
 
 
-def strips(shown: Sequence[dict[str, torch.Tensor]]) -> torch.Tensor:
-    """A strip [T, C, H, W] for each pair and kind of path, kinds of one pair together."""
+def strips(shown: Sequence[dict[str, torch.Tensor]], measured: dict[str, Measured]) -> torch.Tensor:
+    """A strip [T, C, H, W] for each pair and kind of path, kinds of one pair together, with the path's length."""
     rows = [list(strip) for kinds in shown for strip in kinds.values()]
-    return sheets.sheet(rows, captions=[f'{i}: {LABELS[kind]}' for i, kinds in enumerate(shown, 1) for kind in kinds])
+    return sheets.sheet(rows, captions=[f'{i + 1}: {LABELS[kind]}, {measured[kind].figures["length"][i]:.3f}'
+                                        for i, kinds in enumerate(shown) for kind in kinds])  # fmt: skip
 
 
 def profile_panels(measured: dict[str, Measured]) -> torch.Tensor:

@@ -54,7 +54,10 @@ def test_a_page_with_all_figures(network: str, data: str, tmp_path: Path, capsys
     assert len(files) == len(set(files)) and text.count('<img') == len(files)
     assert sorted(path.name for path in out.glob('*.png')) == sorted(files)
     assert 'src="http' not in text and re.search(r'[>\s+±]nan\b', text) is None
-    assert len(found['figures']['paths']['pairs']) == 2 and found['figures']['paths']['features'] == 'pixels'
+    measured = found['figures']['paths']
+    lengths = measured['per_pair']['z']['length']
+    assert len(lengths) == 2 and sum(lengths) / 2 == pytest.approx(measured['paths']['z']['length']['mean'])
+    assert len(measured['pairs']) == 2 and measured['features'] == 'pixels'
     assert set(found['figures']['reconstructions']['methods']) == {'encoder', 'refined', 'map', 'optimised'}
     assert 'index.html' in capsys.readouterr().out
 
@@ -169,6 +172,7 @@ def bad_calls(folder: Path, network: str, data: str) -> Iterator[tuple[list[str]
     yield [*given, '--percep=none', '--lpips=vgg16.pt'], '--lpips: --percep=none takes no such file'
     yield [*given, '--class=1', '--only=lengths', *SMALL], '--class: this network has no classes'
     yield [*given, '--num=0'], '--num'
+    yield [*given, '--samples=1000000000'], '--samples'
     yield [*given, f'--outdir={folder / "text.csv"}'], '--outdir: '
 
 
