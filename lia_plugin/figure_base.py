@@ -38,6 +38,7 @@ class Options:
     percep: str | None = None  # 'disc', 'vgg16' or 'none' (pixels). None = the best that is at hand.
     vgg16: str | None = None  # Path or URL.
     compare: str | None = None
+    group_column: str | None = None  # Images with one value there are held out together.
     directions: str | None = None
     direction_space: str | None = None  # Of a file that doesn't tell.
     force: bool = False  # Take directions of another network.

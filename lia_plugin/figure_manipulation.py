@@ -11,6 +11,7 @@ import torch
 
 from lia_plugin import (
     attribute_labels,
+    direction_data,
     direction_factors,
     direction_learning,
     directions,
@@ -25,7 +26,7 @@ from lia_plugin.figure_base import Advance, CannotDraw, Exhibit, Figure, rows_of
 from lia_plugin.host import UserError
 from lia_plugin.networks import base_code
 
-Array = npt.NDArray[np.float64]
+Array = npt.NDArray[Any]
 
 REACH = 3.0  # Units to both sides.
 MAX_DIRECTIONS = 6
@@ -56,7 +57,9 @@ def check(exhibit: Exhibit) -> None:
         read_directions(exhibit, exhibit.options.directions)
     if exhibit.options.labels is not None and exhibit.has_encoder and exhibit.items:
         direction_learning.check_installed()
-        read_labels(exhibit)
+        known = read_labels(exhibit)
+        if exhibit.options.group_column is not None:
+            known.column(exhibit.options.group_column)  # Says what is wrong with the name.
 
 
 def read_directions(exhibit: Exhibit, path: str) -> list[Direction]:
@@ -95,11 +98,13 @@ def from_labels(exhibit: Exhibit, table: str) -> Found:
     reals, known = exhibit.reals, read_labels(exhibit)
     place = {target.label: i for i, target in enumerate(exhibit.everything)}
     rows = [place[source] for source in reals.sources]
+    together = exhibit.options.group_column
+    groups = None if together is None else direction_data.group_numbers([known.column(together)[row] for row in rows])
     learned: list[Learned] = []
     skipped: dict[str, str] = {}
     for name, column in known.columns.items():
-        if name not in attribute_labels.SPLIT_COLUMNS:
-            learned += learn(exhibit, name, tuple(column[row] for row in rows), skipped)
+        if name not in (*attribute_labels.SPLIT_COLUMNS, together):
+            learned += learn(exhibit, name, tuple(column[row] for row in rows), groups, skipped)
     if not learned:
         raise CannotDraw(f'--labels={table}: no column has values that {len(rows)} images could teach; --num=… encodes '
                          'more')  # fmt: skip
@@ -107,8 +112,9 @@ def from_labels(exhibit: Exhibit, table: str) -> Found:
     text = (f'Directions in y from {table}, of codes of {len(rows)} real images; those that tell their label best come '
             'first. Images move from the mean of those without a label to that of those with it, as by edit directions '
             '--fit=means, which takes along what goes with the label. How well codes tell the label is judged on a '
-            'quarter of them, held out: by the plane of logistic regression in y and in z, and by the direction that '
-            f'is shown; labels that fewer than {JUDGES} images of a kind judge come last.'
+            'quarter of them, held out ' + ('at random' if together is None else f'in whole groups of {together}')
+            + ': by the plane of logistic regression in y and in z, and by the direction that is shown; labels that '
+            f'fewer than {JUDGES} images of a kind judge come last.'
             + (f' {known.note}.' if known.note else '')
             + ''.join(f' Not learned: {name}: {reason}.' for name, reason in skipped.items()))  # fmt: skip
     accuracies = [dict(name=one.edit.direction.name, **one.figures) for one in learned]
@@ -127,8 +133,13 @@ class Learned(NamedTuple):
     figures: dict[str, dict[str, float]]  # Held out, of the planes in 'y' and in 'z' and of the 'means' in y.
 
 
-def learn(exhibit: Exhibit, name: str, column: attribute_labels.Column, skipped: dict[str, str]) -> list[Learned]:
-    """The directions of one column; what it doesn't teach goes to `skipped`, with the reason."""
+def learn(
+    exhibit: Exhibit, name: str, column: attribute_labels.Column, groups: Array | None, skipped: dict[str, str]
+) -> list[Learned]:
+    """The directions of one column; what it doesn't teach goes to `skipped`, with the reason.
+
+    With `groups`, numbers [N], images of one group are held out together.
+    """
     rows = [i for i, value in enumerate(column) if value is not None]
     values = [str(column[i]) for i in rows]
     classes, numbers = np.unique(values, return_inverse=True)
@@ -136,7 +147,8 @@ def learn(exhibit: Exhibit, name: str, column: attribute_labels.Column, skipped:
         skipped[name] = f'{len(classes)} values, not 2 to {MAX_CLASSES}'
         return []
     try:
-        split = direction_learning.hold_out(numbers, HELD_OUT, seed=exhibit.options.seed)
+        own_groups = None if groups is None else groups[rows]
+        split = direction_learning.hold_out(numbers, HELD_OUT, own_groups, exhibit.options.seed)
         tasks = direction_learning.make_tasks(name, values)
     except UserError:
         skipped[name] = f'{len(classes)} values among {len(values)} images are too few of each'
@@ -146,18 +158,21 @@ def learn(exhibit: Exhibit, name: str, column: attribute_labels.Column, skipped:
     codes = dict(y=y.cpu().double().numpy(), z=z.cpu().double().numpy())
     found = []
     for task in tasks:
-        reason = direction_learning.why_not(task.positive, split)
+        reason = direction_learning.why_not(task.positive, split, own_groups)
         if reason is None:
-            found.append(learn_one(task, split, codes, exhibit.options.seed))
+            found.append(learn_one(task, split, codes, own_groups, exhibit.options.seed))
         else:
             skipped[task.name] = reason
     return found
 
 
-def learn_one(task: Task, split: Split, codes: dict[str, Array], seed: int) -> Learned:
+def learn_one(
+    task: Task, split: Split, codes: dict[str, Array], groups: Array | None, seed: int
+) -> Learned:
     """What is shown, the way between the means in y, and how well that and planes in y and z tell the label."""
     (train, held_out), label = split, task.positive
-    fits = {space: direction_learning.fit_boundary(code[train], label[train], seed=seed)
+    apart = None if groups is None else groups[train]
+    fits = {space: direction_learning.fit_boundary(code[train], label[train], apart, seed)
             for space, code in codes.items()}  # fmt: skip
     figures = {space: direction_learning.judge(fit, codes[space][held_out], label[held_out])
                for space, fit in fits.items()}  # fmt: skip

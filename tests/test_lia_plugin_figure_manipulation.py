@@ -95,6 +95,24 @@ def test_images_go_from_mean_to_mean_and_what_teaches_nothing_is_told(G: Any, tm
     assert all(len(row) == len(header) for row in table) and set(found.accuracies[0]) == {'name', 'y', 'z', 'means'}
 
 
+def test_images_of_one_group_are_held_out_together(
+    G: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(save_pictures(tmp_path / 'set', 40))
+    positive = labels_by_first(exhibit(G, folder))
+    rows = [f'{name},{int(yes)},{i // 2}' for i, (name, yes) in enumerate(positive.items())]
+    (tmp_path / 'labels.csv').write_text('\n'.join(['file,first,twins', *rows]))
+    splits = []
+    hold_out = direction_learning.hold_out
+    monkeypatch.setattr(direction_learning, 'hold_out', lambda *args: splits.append(hold_out(*args)) or splits[-1])
+    show = exhibit(G, folder, labels=str(tmp_path / 'labels.csv'), group_column='twins')
+    found = figure_manipulation.find(show)
+    assert [row['name'] for row in found.accuracies] == ['first=1'] and 'whole groups of twins' in found.text
+    place = {name: i for i, name in enumerate(positive)}
+    twins = np.array([place[target.stored_name] // 2 for target in show.items])
+    assert not set(twins[splits[0].train]) & set(twins[splits[0].held_out])
+
+
 def test_what_one_image_judges_comes_last() -> None:
     def learned(name: str, positive: int, accuracy: float) -> figure_manipulation.Learned:
         edit = figure_manipulation.plain(make_direction(name, torch.ones(2), 'y', scale=1.0))

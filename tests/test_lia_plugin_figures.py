@@ -167,6 +167,9 @@ def bad_calls(folder: Path, network: str, data: str) -> Iterator[tuple[list[str]
     save_directions(folder / 'foreign.npz', [foreign])
     yield [*given, f'--directions={folder / "foreign.npz"}'], 'with another network, whose codes mean other things'
     yield [*given, '--split=val'], '--split: only with --labels'
+    yield [*given, '--group-column=look'], '--group-column: only with --labels'
+    (folder / 'few.csv').write_text('file,smile\npicture0.png,1\n')
+    yield [*given, f'--labels={folder / "few.csv"}', '--group-column=look'], "no column 'look'; it has smile"
     yield [*given, '--only=manipulation', f'--labels={folder / "text.csv"}', *SMALL], '--labels='
     yield [*given, '--percep=disc', '--only=paths', *SMALL], '--percep=disc: this pickle holds no discriminator'
     yield [*given, '--percep=none', '--lpips=vgg16.pt'], '--lpips: --percep=none takes no such file'

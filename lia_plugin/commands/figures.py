@@ -26,6 +26,8 @@ POSITIVE = click.IntRange(min=1)
               help='Attributes of the images, for directions: CSV or dataset.json, as in edit directions')
 @click.option('--split', metavar='NAME',
               help="What the labels' column `split` calls --data, if it has one, as train or val  [default: all rows]")
+@click.option('--group-column', metavar='COLUMN',
+              help='Images with the same value there are held out together, as variants of one motif')
 @click.option('--directions', metavar='FILE', help='Directions to move along, as edit directions writes them')
 @click.option('--direction-space', type=click.Choice(['y', 'z', 'w']),
               help='Of --directions, if they do not tell  [default: as in edit manipulate]')
@@ -96,8 +98,9 @@ def check_files(options: Any) -> None:
 
     if options.labels is not None and options.directions is not None:
         raise click.UsageError('--labels, --directions: learn directions or take given ones, not both')
-    if options.split is not None and options.labels is None:
-        raise click.UsageError('--split: only with --labels, whose rows it chooses')
+    for option, value in (('--split', options.split), ('--group-column', options.group_column)):
+        if value is not None and options.labels is None:
+            raise click.UsageError(f'{option}: only with --labels, of which it is a part')
     if options.directions is None and (options.force or options.direction_space is not None):
         raise click.UsageError(f'--{"force" if options.force else "direction-space"}: only with --directions')
     if options.vgg16 is not None and options.percep not in (None, 'vgg16'):
