@@ -282,7 +282,8 @@ class Lia(Learner):
         rows, form, lead = self.read(coarse, c)
         columns, _form, lead_across = self.read(fine, c)
         below, above = (spaces.fit_code(self.G, found.code, True) for found in (rows, columns))
-        _check_classes(self.G, [rows.c, columns.c])
+        if editing.mixes_classes(self.G, [rows.c, columns.c]):
+            raise ValueError('mix: images of several classes, and this network makes styles of a code and one class')
         made = self.repeat(rows, len(columns)).with_code(editing.mix(below, above, layers).flatten(0, 1))
         return self.give(made, form, (*lead, *lead_across), out)
 
@@ -349,11 +350,3 @@ class Lia(Learner):
         made = pasting.paste(picture, crops[0], placement, crops[1], feather)
         form = form.choose(out)
         return give_images(to_float(made[None]) if form.floats else made[None], form, (), self.value_range)
-
-
-def _check_classes(G: Any, labels: Sequence[torch.Tensor | None]) -> None:
-    """ValueError for images of several classes where one code can't hold them."""
-    known = [c for c in labels if c is not None]
-    several = bool(known) and bool((torch.cat(known) != known[0][0]).any())
-    if several and spaces.has_prior(G) and G.mapping.base is not None:
-        raise ValueError('mix: images of several classes, and this network makes styles of a code and one class')
