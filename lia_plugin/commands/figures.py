@@ -21,7 +21,7 @@ POSITIVE = click.IntRange(min=1)
 @click.option('--pairs', type=POSITIVE, default=32, help='Pairs of real images to interpolate')
 @click.option('--samples', type=click.IntRange(4, 50_000), default=4000, help='Generated images on the map by t-SNE')
 @click.option('--steps', type=click.IntRange(2, 100), default=9, help='Images in a strip')
-@click.option('--shown', type=POSITIVE, default=6, help='Images or pairs in pictures')
+@click.option('--shown', type=click.IntRange(1, 50), default=6, help='Images or pairs in pictures')
 @click.option('--labels', metavar='FILE',
               help='Attributes of the images, for directions: CSV or dataset.json, as in edit directions')
 @click.option('--split', metavar='NAME',
