@@ -11,8 +11,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import PIL.Image
 import torch
 
+from lia_plugin.images import read_image, to_pil
 from lia_plugin.networks import base_code
 from lia_plugin.placement import Array, Placement, apply_affine, compose_affine, place
 from lia_plugin.resample import warp
@@ -25,6 +27,7 @@ EDGES_WEIGHT = 2.0
 CONTENT_WEIGHT = 1.0
 PRIOR_WEIGHT = 1.0
 OUTSIDE_WEIGHT = 2.0
+FINEST_SCALE = 2.0  # Pixels of the picture to one of its centre crop that are enough for crops half as large.
 FLAT = 1e-3  # Variance, images in [-1, 1], of a picture without contrast: a flat crop is no good fit.
 
 
@@ -83,11 +86,29 @@ def _edges(img: torch.Tensor) -> torch.Tensor:
     return img.diff(dim=3).square().mean(dim=(1, 2, 3)) + img.diff(dim=2).square().mean(dim=(1, 2, 3))
 
 
-class Judge:
-    """The misfit of one picture's crops, batch by batch, on the network's device."""
+def working_copy(full: torch.Tensor, base: Placement) -> tuple[torch.Tensor, Placement]:
+    """A picture uint8 [C, H, W] no finer than crops need of half the side of `base`, and `base` in it.
 
-    def __init__(self, G: Any, full: torch.Tensor, base: Placement, c: torch.Tensor | None, batch: int) -> None:
-        self.G, self.full, self.base, self.c, self.batch = G, full, base, c, batch
+    Hundreds of crops of a photograph of twelve megapixels would take minutes.
+    """
+    shrink = min(1.0, FINEST_SCALE / base.scale)
+    size = [max(1, round(length * shrink)) for length in base.size]
+    if shrink == 1:
+        return full, base
+    small = read_image(to_pil(full).resize((size[0], size[1]), PIL.Image.Resampling.BICUBIC, reducing_gap=3)).pixels
+    matrix = base.array * (np.array(size) / np.array(base.size))[:, None]
+    return small, place(matrix, size, base.resolution, base.source, base.member)
+
+
+class Judge:
+    """The misfit of one picture's crops, batch by batch, on the network's device; `told` hears of each batch's size."""
+
+    def __init__(
+        self, G: Any, full: torch.Tensor, base: Placement, c: torch.Tensor | None, batch: int,
+        told: Callable[[int], object] | None = None,
+    ) -> None:
+        self.full, self.base = working_copy(full, base)
+        self.G, self.c, self.batch, self.told = G, c, batch, told
 
     def __call__(self, motions: Sequence[Motion]) -> Array:
         """float64 [K]."""
@@ -96,6 +117,8 @@ class Judge:
             img = crops(self.full, self.base, motions[start : start + self.batch])
             labels = None if self.c is None else self.c.expand(len(img), -1)
             parts.append(misfit(self.G, img.to(self.G.mapping.w_avg.device), labels).cpu())
+            if self.told is not None:
+                self.told(len(img))
         outside = np.array([outside_share(moved(self.base, motion)) for motion in motions])
         return torch.cat(parts).double().numpy() + OUTSIDE_WEIGHT * outside
 
@@ -160,7 +183,11 @@ def find(
 
     `base` is where to start, c [1, c_dim] its label.
     """
-    motion, gain = search(Judge(G, full, base, c, batch))
+    from tqdm import tqdm
+
+    total = 1 + len(coarse_motions()) + len(ROUNDS) * PER_ROUND
+    with tqdm(total=total, desc='Searching', unit='crop', leave=False, disable=None) as bar:
+        motion, gain = search(Judge(G, full, base, c, batch, bar.update))
     return moved(base, motion), gain
 
 

@@ -5,7 +5,7 @@ Also whether the centre crop looks as if it were far from what the network was t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import click
@@ -95,29 +95,41 @@ MOST_AT_ONCE = 64
 PIXELS_AT_ONCE = 2**22
 
 
+MOST_CHECKED = 50  # The check of an image costs as much as fifteen inversions: of many images it takes a sample.
+
+
 def open_cropper(
-    G: Any, labels: Mapping[str, torch.Tensor] | None, align: str | None, check: bool, batch: int
+    G: Any, labels: Mapping[str, torch.Tensor] | None, align: str | None, check: bool, batch: int,
+    items: Sequence[Target],
 ) -> Cropper:
-    """The cropper of `--align` and `--check-alignment`; raises UserError as `open_aligner` does."""
+    """The cropper of `--align` and `--check-alignment` for these items; raises UserError as `open_aligner` does."""
     at_once = max(batch, min(MOST_AT_ONCE, PIXELS_AT_ONCE // G.img_resolution**2))
-    return Cropper(G, labels, open_aligner(align, G, labels, at_once), check, at_once)
+    checked = sample_names(items) if check else ()
+    return Cropper(G, labels, open_aligner(align, G, labels, at_once), checked, at_once)
+
+
+def sample_names(items: Sequence[Target], most: int = MOST_CHECKED) -> frozenset[str]:
+    """Names of all items, or of `most` that are spread evenly over them."""
+    count = min(most, len(items))
+    return frozenset(items[i * len(items) // count].name for i in range(count))
 
 
 class Cropper:
-    """Reads targets, as `Target.read` does, by an aligner if there is one; looks at centre crops if it is to `check`.
+    """Reads targets, as `Target.read` does, by an aligner if there is one; else looks at the centre crops `checked`.
 
     `gains` then holds what a moved crop would gain, by the target's name; see `alignment_search.moved_gain`.
     """
 
     def __init__(
-        self, G: Any, labels: Mapping[str, torch.Tensor] | None, aligner: Aligner | None, check: bool, batch: int
+        self, G: Any, labels: Mapping[str, torch.Tensor] | None, aligner: Aligner | None, checked: Collection[str],
+        batch: int,
     ) -> None:
-        self.G, self.labels, self.aligner, self.check, self.batch = G, labels, aligner, check, batch
+        self.G, self.labels, self.aligner, self.checked, self.batch = G, labels, aligner, checked, batch
         self.gains: dict[str, float] = {}
 
     def __call__(self, target: Target) -> LoadedImage:
         resolution, channels = self.G.img_resolution, self.G.img_channels
-        if self.aligner is None and not self.check:
+        if self.aligner is None and target.name not in self.checked:
             return target.read(resolution, channels)
         found = target.read_full()
         full = with_channels(found.pixels, channels)
@@ -136,7 +148,7 @@ class Cropper:
         Entries get `moved_gain`, where it was measured.
         """
         found = {}
-        for entry in entries if self.check else ():
+        for entry in entries if self.checked else ():
             gain = self.gains.get(entry['image'])
             if gain is not None:
                 entry['moved_gain'] = gain
@@ -167,10 +179,15 @@ def _notes(placement: Placement) -> list[str]:
 MAX_TOLD = 5
 
 
-def tell_far(far: Mapping[str, str]) -> None:
-    """One line on stderr for each image that is far from the training alignment (label -> why), and what would help."""
+def tell_far(far: Mapping[str, str], checked: int, total: int) -> None:
+    """One line on stderr for each image that is far from the training alignment (label -> why), and what would help.
+
+    How many were looked at is told where these are not all.
+    """
     for label, why in list(far.items())[:MAX_TOLD]:
         click.echo(f'{label}: looks far from what the network was trained on ({why}); --align=search may help, and '
                    'for faces as FFHQ has them --align=detect or a file of landmarks', err=True)  # fmt: skip
     if len(far) > MAX_TOLD:
         click.echo(f'… and {len(far) - MAX_TOLD} more, far_from_alignment in results.json', err=True)
+    if far and checked < total:
+        click.echo(f'Of {total} images {checked}, spread over all, were looked at for this', err=True)

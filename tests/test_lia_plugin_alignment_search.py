@@ -94,6 +94,19 @@ def test_the_search_ends_at_the_least_value_and_never_above_the_start() -> None:
     assert (motion, gain) == (Motion(), 0)
 
 
+def test_a_photograph_is_judged_by_a_smaller_copy() -> None:
+    full = torch.nn.functional.interpolate(scene()[None], size=[1200, 1600], mode='nearest')[0]
+    base = placement.centre_crop((1600, 1200), 12)
+    small, there = alignment_search.working_copy(full, base)
+    assert small.shape == (1, 24, 32) and there.scale == pytest.approx(2, rel=1e-6) and there.size == (32, 24)
+    motions = [Motion(), Motion(0.6, 0.2, 0.1, -0.1), Motion(1.2)]
+    fine, coarse = alignment_search.crops(full, base, motions), alignment_search.crops(small, there, motions)
+    assert (fine - coarse).abs().mean() < 0.04
+    assert (fine - coarse.roll(1, dims=3)).abs().mean() > 0.1, 'the test can fail'
+    exact = placement.centre_crop((1600, 1200), 1200)
+    assert alignment_search.working_copy(full, exact) == (full, exact)
+
+
 def test_what_lies_outside_counts_against_a_crop() -> None:
     base = placement.centre_crop((32, 32), 8)
     assert alignment_search.outside_share(base) == 0
