@@ -51,10 +51,16 @@ class DetectingAligner:
 
 
 def _face(target: Target, points: Any, full: torch.Tensor, resolution: int) -> Placement:
+    size = (full.shape[2], full.shape[1])
     try:
-        return alignment.face_placement(points, (full.shape[2], full.shape[1]), resolution)
+        placement = alignment.face_placement(points, size, resolution)
     except ValueError as error:
         raise UserError(f'{target.label}: {error}') from None
+    x, y = placement.corners.mean(axis=0)
+    if not (0 <= x <= size[0] and 0 <= y <= size[1]):
+        raise UserError(f'{target.label}: its landmarks lie outside of it, about ({x:.0f}, {y:.0f}); the picture, upright, '
+                        f'has {size[0]}x{size[1]} pixels')
+    return placement
 
 
 class SearchingAligner:

@@ -58,7 +58,7 @@ def test_68_landmarks_are_eyes_and_mouth_corners_of_dlib() -> None:
 
 
 @pytest.mark.parametrize('points, complaint', [
-    (np.zeros([5, 2]), 'one point'), (FACE[:4], 'expected 68 points or 5 points'), (FACE * np.nan, 'finite'),
+    (np.zeros([5, 2]), 'hardly a pixel apart'), (FACE / 100, 'must be in pixels'), (FACE[:4], 'expected 68 points or 5 points'), (FACE * np.nan, 'finite'),
     (np.zeros([5, 3]), 'expected'),
 ])
 def test_refuses_what_is_no_face(points: np.ndarray, complaint: str) -> None:

@@ -66,6 +66,17 @@ def test_an_image_without_landmarks_is_told_and_the_rest_goes_on(
     assert 'b.png: --align=' in capsys.readouterr().err
 
 
+def test_landmarks_of_another_size_of_the_picture_are_refused(
+    folder: Path, network: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    marks = {'a': (np.array(MARKS) * 4).tolist(), 'b': (np.array(MARKS) / 64).tolist()}
+    (folder / 'marks.json').write_text(json.dumps(marks))
+    assert invert(folder, network, f'--align={folder / "marks.json"}', code=2) is None
+    told = capsys.readouterr().err
+    assert 'a.png: its landmarks lie outside of it, about (136, 83' in told and 'has 64x48 pixels' in told
+    assert 'b.png: landmarks: hardly a pixel apart; they must be in pixels' in told
+
+
 def test_detected_faces(folder: Path, network: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The detector sees the picture enlarged by ten; of the first one it finds a face, of the second none."""
     calls = []
