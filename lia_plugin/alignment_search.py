@@ -26,6 +26,7 @@ from lia_plugin.spaces import surprise
 EDGES_WEIGHT = 2.0
 CONTENT_WEIGHT = 1.0
 PRIOR_WEIGHT = 1.0
+FARTHEST = 2.0  # ‖z‖²/2 per dimension, of which the prior expects 0.5; beyond, how much farther says nothing any more.
 OUTSIDE_WEIGHT = 2.0
 FINEST_SCALE = 2.0  # Pixels of the picture to one of its centre crop that are enough for crops half as large.
 FLAT = 1e-3  # Variance, images in [-1, 1], of a picture without contrast: a flat crop is no good fit.
@@ -69,7 +70,8 @@ def misfit(G: Any, img: torch.Tensor, c: torch.Tensor | None = None) -> torch.Te
     """How badly a network with an encoder draws images NCHW in [-1, 1] -> [N]; comparable between crops of a picture.
 
     The log of the unexplained share of the variance, twice that of the squared differences between neighbours, less the
-    log of these differences themselves, plus -log p(y) per dimension.
+    log of these differences themselves, plus -log p(y) per dimension. Of a z that is absurdly far out, as a φ that was
+    fitted to another mapping gives for real images, only so much counts as `FARTHEST` says: pictures decide then.
     """
     y = G.encode(img, c)
     error = G.decode(y, c, noise_mode='const').to(torch.float32).clamp(-1, 1) - img
@@ -78,7 +80,13 @@ def misfit(G: Any, img: torch.Tensor, c: torch.Tensor | None = None) -> torch.Te
     content = _edges(img) + FLAT
     edges = _edges(error) / content
     fit = (unexplained + 1e-6).log() + EDGES_WEIGHT * (edges + 1e-6).log() - CONTENT_WEIGHT * content.log()
-    return fit + PRIOR_WEIGHT * surprise(G, base_code(y), c, 'y')
+    return fit + PRIOR_WEIGHT * _unlikely(G, base_code(y), c)
+
+
+def _unlikely(G: Any, y: torch.Tensor, c: torch.Tensor | None) -> torch.Tensor:
+    """-log p(y) in nats per dimension, [N], with an end to what ‖z‖² adds."""
+    distance = surprise(G, G.mapping.y_to_z(y, c), c, 'z')
+    return surprise(G, y, c, 'y') - (distance - FARTHEST).clamp(min=0)
 
 
 def _edges(img: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,8 @@ class KnowsOnePicture(torch.nn.Module):
         super().__init__()
         self.picture = picture
         self.img_resolution, self.img_channels = picture.shape[1], picture.shape[0]
-        self.mapping = SimpleNamespace(phi=True, w_avg=torch.zeros(1), log_prob=lambda y, c: y[:, 0] * 0 - nats)
+        self.mapping = SimpleNamespace(phi=True, w_avg=torch.zeros(1), log_prob=lambda y, c: y[:, 0] * 0 - nats,
+                                       y_to_z=lambda y, c: y)
 
     def encode(self, img: torch.Tensor, c: Any = None) -> torch.Tensor:
         return (img * self.picture).sum(dim=(1, 2, 3))[:, None] / self.picture.square().sum()
@@ -59,6 +60,19 @@ def test_misfit_in_closed_form() -> None:
                 + 2 * math.log(edges / (edges + flat) + 1e-6) - math.log(edges + flat) + 3.0)  # fmt: skip
     known, unknown = alignment_search.misfit(G, torch.stack([picture, other])).tolist()
     assert unknown == pytest.approx(expected, rel=1e-4) and known < unknown - 10
+
+
+def test_an_absurd_z_does_not_outweigh_the_picture() -> None:
+    picture = torch.randn([1, 8, 8], generator=torch.Generator().manual_seed(0)) / 4
+    for z, expected in ((1.0, 50.0), (2.0, 50.0), (10.0, 50.0 - (50 - alignment_search.FARTHEST))):
+        G = KnowsOnePicture(picture)
+        G.mapping = SimpleNamespace(phi=True, log_prob=lambda y, c: y[:, 0] * 0 - 50.0,
+                                    y_to_z=lambda y, c, z=z: y * 0 + z)  # fmt: skip
+        plain = KnowsOnePicture(picture)
+        plain.mapping.log_prob = lambda y, c: y[:, 0] * 0
+        plain.mapping.y_to_z = lambda y, c: y * 0
+        gained = alignment_search.misfit(G, picture[None]) - alignment_search.misfit(plain, picture[None])
+        assert float(gained) == pytest.approx(expected, abs=1e-3)
 
 
 def test_a_known_motion_is_found_by_the_network_alone() -> None:
