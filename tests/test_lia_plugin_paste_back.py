@@ -116,6 +116,33 @@ def test_seeds_have_no_picture(network: str, tmp_path: Path) -> None:
         paste_back.CodePaster(session, session.read(['7']))
 
 
+def test_edits_of_one_name_in_two_folders_belong_to_the_same_picture(inverted: Path) -> None:
+    """Results take their folders' names; b/a_bright.png is still an edit of a."""
+    edit = save_edit(inverted, 'a_same', 0)
+    copies = [inverted / folder / edit.name for folder in 'bc']
+    for copy in copies:
+        copy.parent.mkdir()
+        copy.write_bytes(edit.read_bytes())
+    assert paste(inverted, *(f'--edited={copy}' for copy in copies), f'--latents={inverted}/inv/latents.npz') == 0
+    for folder in ('b', 'c'):
+        result = pixels(inverted / 'out' / f'{folder}_a_same_pasted.png')
+        assert torch.equal(result, pixels(inverted / 'in' / 'a.png'))
+
+
+def test_sixteen_bits_that_become_eight_are_told_once(
+    network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / 'in').mkdir()
+    deep = np.random.RandomState(0).randint(0, 2**16, [RESOLUTION, 40]).astype(np.uint16)
+    PIL.Image.fromarray(deep).save(tmp_path / 'in' / 'a.png')
+    args = ['--device=cpu', f'--network={network}', f'--target={tmp_path / "in"}', f'--outdir={tmp_path / "inv"}']
+    assert cli.run(cli.load_command('invert'), args) == 0
+    capsys.readouterr()
+    edits = [save_edit(tmp_path, name, 9) for name in ('a_1', 'a_2')]
+    assert paste(tmp_path, *(f'--edited={edit}' for edit in edits), f'--latents={tmp_path}/inv/projected_w.npz') == 0
+    assert capsys.readouterr().err.count('a.png: 16 bits reduced to 8') == 1
+
+
 def test_names_match_whole_words() -> None:
     known: Any = {'a': 1, 'a_1': 2, 'a10': 3}
     assert [paste_back.match(stem, known, 'x')[1] for stem in ('a', 'a_old', 'a_1_old', 'a10.x')] == [1, 1, 2, 3]
