@@ -58,8 +58,8 @@ def _face(target: Target, points: Any, full: torch.Tensor, resolution: int) -> P
         raise UserError(f'{target.label}: {error}') from None
     x, y = placement.corners.mean(axis=0)
     if not (0 <= x <= size[0] and 0 <= y <= size[1]):
-        raise UserError(f'{target.label}: its landmarks lie outside of it, about ({x:.0f}, {y:.0f}); the picture, upright, '
-                        f'has {size[0]}x{size[1]} pixels')
+        raise UserError(f'{target.label}: its landmarks lie outside of it, about ({x:.0f}, {y:.0f}); the picture, '
+                        f'upright, has {size[0]}x{size[1]} pixels')
     return placement
 
 
@@ -159,7 +159,8 @@ class Cropper:
             if gain is not None:
                 entry['moved_gain'] = gain
             if gain is not None and gain > alignment_search.FAR_GAIN:
-                found[entry['source']] = f'a moved crop fits better, by {gain:.2f}'
+                usual = alignment_search.FAR_GAIN
+                found[entry['source']] = f'a moved crop fits better, by {gain:.2f} nats; up to {usual} is usual'
             elif entry.get('p_distance', 1) < TINY_P:
                 found[entry['source']] = f'its z is as far out as p = {entry["p_distance"]:.2g} of the calibration'
         return found
