@@ -16,6 +16,8 @@ import os
 import sys
 from typing import Any
 
+import PIL.Image
+
 Notebook = dict[str, Any]
 
 
@@ -75,8 +77,15 @@ def _shown(value: Any) -> dict[str, Any]:
     """MIME type -> what a notebook shows of a value."""
     data: dict[str, Any] = {'text/plain': _lines(repr(value))}
     if hasattr(value, '_repr_png_'):
-        data['image/png'] = base64.b64encode(value._repr_png_()).decode()
+        data['image/jpeg'] = base64.b64encode(_jpeg(value._repr_png_())).decode()
     return data
+
+
+def _jpeg(png: bytes) -> bytes:
+    """A fifth of the size: notebooks are kept with the code."""
+    made = io.BytesIO()
+    PIL.Image.open(io.BytesIO(png)).convert('RGB').save(made, 'JPEG', quality=80)
+    return made.getvalue()
 
 
 def _lines(text: str) -> list[str]:

@@ -12,7 +12,6 @@ are taken as codes there. All images of a call are in memory at once: for whole 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 from collections.abc import Sequence
@@ -36,7 +35,7 @@ from lia_plugin.api_base import Latents, seed_list
 from lia_plugin.api_images import Array, Range, give_images, give_latents
 from lia_plugin.api_learning import Learner
 from lia_plugin.calibration import Calibration
-from lia_plugin.codes import Codes
+from lia_plugin.codes import Codes, made_codes
 from lia_plugin.images import to_float
 from lia_plugin.invert_options import InvertOptions
 from lia_plugin.inverter import Inverter
@@ -79,7 +78,23 @@ def load(
 
 
 class Lia(Learner):
-    """A network and everything that can be done with images through it. Made by `load`."""
+    """A network and everything that can be done with images through it. Made by `load`.
+
+    >>> y, z = lia.invert(photo)  # A PIL picture, a file name, an array …
+    >>> y.shape == z.shape == (1, lia.dim)
+    True
+    >>> lia.reconstruct(photo).size == (lia.resolution, lia.resolution)
+    True
+    >>> path = lia.interpolate(photo, 7, steps=8, space='z')  # To the image of seed 7.
+    >>> len(path), type(path[0]) is type(lia.reconstruct(photo))
+    (9, True)
+    >>> lia.variations(y, num=4).shape == (1, 4, lia.resolution, lia.resolution, lia.channels)  # NumPy in, NumPy out.
+    True
+    >>> direction = lia.pca(1, samples=100)['pc0']
+    >>> moved = lia.manipulate(photo, direction, [-1, 0, 1], out='latents')
+    >>> lia.typicality(moved).p.shape
+    (3,)
+    """
 
     # -----------------------------------------------------------------------------------------------------------------
     # Images <-> codes
@@ -150,9 +165,7 @@ class Lia(Learner):
             batch = inverter(given.img[rows].to(self.device), own, given.names[rows])
             code = self._code_of(batch, inverter.space)
             maps = [{name: value[i] for name, value in (batch.noise or {}).items()} for i in range(len(code))]
-            none = (None,) * len(code)
-            parts.append(Codes(given.names[rows], code, own, none, tuple(maps), given.placements[rows],
-                               given.names[rows]))  # fmt: skip
+            parts.append(made_codes(given.names[rows], code, own, maps, given.placements[rows]))
             figures.append(batch.figures)
         together = {name: np.concatenate([part[name] for part in figures]) for name in figures[0]}
         lead = () if given.single else (len(given.img),)
@@ -257,7 +270,7 @@ class Lia(Learner):
         way = editing.interpolate(self.G, keys.code, keys.c, space, steps, path, loop)
         noise = editing.NoisePath(self.G, keys.noise, steps, loop)
         names = [f'frame{i:04d}' for i in range(len(way.code))]
-        made = dataclasses.replace(self._wrap(way.code, way.c, names), noise=tuple(noise[:]))
+        made = made_codes(names, way.code, way.c, noise[:])
         return self.give(made, read[0][1], (len(way.code),), out)
 
     def mix(self, coarse: Any, fine: Any, layers: Sequence[int], c: Any = None, out: str | None = None) -> Any:
@@ -269,7 +282,8 @@ class Lia(Learner):
         rows, form, lead = self.read(coarse, c)
         columns, _form, lead_across = self.read(fine, c)
         below, above = (spaces.fit_code(self.G, found.code, True) for found in (rows, columns))
-        _check_classes(self.G, [rows.c, columns.c])
+        if editing.mixes_classes(self.G, [rows.c, columns.c]):
+            raise ValueError('mix: images of several classes, and this network makes styles of a code and one class')
         made = self.repeat(rows, len(columns)).with_code(editing.mix(below, above, layers).flatten(0, 1))
         return self.give(made, form, (*lead, *lead_across), out)
 
@@ -336,11 +350,3 @@ class Lia(Learner):
         made = pasting.paste(picture, crops[0], placement, crops[1], feather)
         form = form.choose(out)
         return give_images(to_float(made[None]) if form.floats else made[None], form, (), self.value_range)
-
-
-def _check_classes(G: Any, labels: Sequence[torch.Tensor | None]) -> None:
-    """ValueError for images of several classes where one code can't hold them."""
-    known = [c for c in labels if c is not None]
-    several = bool(known) and bool((torch.cat(known) != known[0][0]).any())
-    if several and spaces.has_prior(G) and G.mapping.base is not None:
-        raise ValueError('mix: images of several classes, and this network makes styles of a code and one class')

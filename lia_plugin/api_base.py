@@ -12,7 +12,7 @@ import torch
 
 from lia_plugin import api_images, codes, inversion, paths, spaces
 from lia_plugin.api_images import Array, Form, Given, Range, give_images, give_latents, is_array, read_images
-from lia_plugin.codes import Codes
+from lia_plugin.codes import Codes, made_codes, unique_names
 from lia_plugin.networks import base_code
 
 LATENTS = 'latents'  # As `out`: codes in place of pictures.
@@ -86,7 +86,8 @@ class Latents:
         kind = 'y+' if self.codes.code.ndim == 3 else 'y' if self._z is not None else 'w'
         told = ', '.join(f'{name} {value.mean():.4g}' for name, value in self.figures.items()
                          if name in ('mse', 'typicality'))  # fmt: skip
-        return f'<Latents: {kind} {list(self.codes.code.shape)} of {self.count} images{told and "; mean " + told}>'
+        images = f'{self.count} image{"s" * (self.count != 1)}'
+        return f'<Latents: {kind} {list(self.codes.code.shape)} of {images}{told and "; mean " + told}>'
 
 
 class Network:
@@ -241,13 +242,7 @@ class Network:
             raise ValueError('code: holds numbers that are not finite')
         count = len(tensor)
         kind = Form('torch', floats=True, device=code.device) if isinstance(code, torch.Tensor) else Form('numpy')
-        return self._wrap(tensor, self.labels(c, count), [f'code{i}' for i in range(count)]), kind, (count,)
-
-    def _wrap(self, code: torch.Tensor, c: torch.Tensor | None, names: Sequence[str],
-              placements: Sequence[Any] = ()) -> Codes:  # fmt: skip
-        none = (None,) * len(code)
-        made = Codes(tuple(names), code, c, none, ({},) * len(code), tuple(placements) or none, tuple(names))
-        return codes.concatenate(self.G, [made])  # Which makes names unique.
+        return made_codes([f'code{i}' for i in range(count)], tensor, self.labels(c, count)), kind, (count,)
 
     @torch.no_grad()
     def encode_images(self, images: Any, c: Any = None) -> tuple[Codes, Given]:
@@ -257,7 +252,8 @@ class Network:
         labels = self.labels(c, len(given.img), given)
         parts = [self.G.encode(given.img[rows].to(self.device), None if labels is None else labels[rows])
                  for rows in self.batches(len(given.img))]  # fmt: skip
-        return self._wrap(torch.cat(parts), labels, given.names, given.placements), given
+        names = unique_names(given.names)
+        return made_codes(names, torch.cat(parts), labels, placements=given.placements), given
 
     def check_encoder(self) -> None:
         """ValueError unless images can be encoded."""

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from lia_plugin import codes, manipulation, results, retargeting
 from lia_plugin import directions as direction_store
+from lia_plugin import manipulation, results, retargeting
 from lia_plugin.api_base import Network
 from lia_plugin.api_images import Array, is_array
-from lia_plugin.codes import Codes
+from lia_plugin.codes import Codes, unique_names
 from lia_plugin.directions import Direction, make_direction, with_scale
 from lia_plugin.manipulation_run import FLAT, ManipulateOptions, Move
 
@@ -190,8 +191,8 @@ class Directed(Network):
 
     def repeat(self, found: Codes, num: int) -> Codes:
         """Codes [N·num, …], `num` of each image, with the labels, noise and placements of that."""
-        made = found[[i for i in range(len(found)) for _ in range(num)]]
-        return codes.concatenate(self.G, [made])  # Which makes names unique.
+        many = found[[i for i in range(len(found)) for _ in range(num)]]
+        return replace(many, names=unique_names(many.names))
 
 
 def _listed(given: Any) -> list[Any]:

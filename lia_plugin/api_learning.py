@@ -31,6 +31,7 @@ class Learner(Directed):
         attribute: str | Sequence[str] = (),
         *,
         values: Sequence[str] = (),
+        split: str | None = None,
         val: str | os.PathLike[str] | None = None,
         group_column: str | None = None,
         fit: str = 'plane',
@@ -50,7 +51,8 @@ class Learner(Directed):
             labels: N values; several attributes by name; or the file of a table, which calls images by their names.
             attribute: Which columns of the table, or what to call the labels. () = all.
             values: Only images with one of these; of two the direction leads from the first to the second.
-            val: Images of the table to judge by, as the command's --val.
+            split: Only rows of the table whose column `split` says so, if it has one.
+            val: Images of the table to judge by, as the command's --val; their `split` is 'val'.
             group_column: Images of the table with one value there are held out together.
             fit: 'plane', by logistic regression, or 'means', from the mean of the others to that of the label's.
             holdout: Share of images held out to judge by.
@@ -65,12 +67,14 @@ class Learner(Directed):
             holdout=None if val is not None else holdout, layers=self._layers(layers),
         )  # fmt: skip
         if isinstance(labels, str | os.PathLike):
-            asked = replace(asked, data=_path(images), labels=os.fspath(labels), group_column=group_column,
-                            val=None if val is None else os.fspath(val))  # fmt: skip
+            asked = replace(
+                asked, data=_path(images), labels=os.fspath(labels), group_column=group_column,
+                splits=() if split is None else (split,), val=None if val is None else os.fspath(val),
+            )  # fmt: skip
             asked.check()
             return _by_name(Search(self._session(seed, c), asked, []).found)
-        if val is not None or group_column is not None:
-            raise ValueError('val, group_column: only with the file of a table as labels')
+        if (split, val, group_column) != (None, None, None):
+            raise ValueError('split, val, group_column: only with the file of a table as labels')
         found = self.read(images, c)[0]
         columns = labels if isinstance(labels, Mapping) else {names[0] if names else 'label': labels}
         table = {name: _column(name, column, len(found)) for name, column in columns.items()}
@@ -91,11 +95,11 @@ class Learner(Directed):
     ) -> Directions:
         """The direction from one set of images to another, under `name`."""
         sets = [self.read(images, c)[0] for images in (negative, positive)]
-        table: dict[str, list[str | None]] = {name: ['-'] * len(sets[0]) + ['+'] * len(sets[1])}
+        sides = _column(name, ['-'] * len(sets[0]) + ['+'] * len(sets[1]), len(sets[0]) + len(sets[1]))
         asked = SearchOptions('labels', space, values=('-', '+'), attributes=(name,), holdout=holdout,
                               fit=fit, layers=self._layers(layers))  # fmt: skip
         words = f'{len(sets[0])} images (-) and {len(sets[1])} (+)'
-        (found,) = self._learn(codes.concatenate(self.G, sets), table, asked, seed, words).values()
+        (found,) = self._learn(codes.concatenate(self.G, sets), {name: sides}, asked, seed, words).values()
         meaning = f'{name}: from the second set (-) to the first (+)'
         return _by_name([replace(found, name=name, meaning=meaning)])
 

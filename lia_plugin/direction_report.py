@@ -61,7 +61,7 @@ def save_all(session: Session, found: Sequence[Direction], shown: Codes, extent:
 
 def amounts(extent: float) -> torch.Tensor:
     """From - to +, in standard deviations."""
-    return torch.linspace(-extent, extent, COLUMNS)
+    return manipulation.even_steps(-extent, extent, COLUMNS)
 
 
 def draw(session: Session, found: Sequence[Direction], shown: Codes, extent: float) -> list[torch.Tensor]:

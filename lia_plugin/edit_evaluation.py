@@ -175,10 +175,12 @@ def measure(
     region: Array,
     amounts: Sequence[float],
     progress: Callable[[int], None] = lambda done: None,
+    enough: float = float('inf'),
 ) -> Measured:
     """Moves images `items` along an edit's direction by each amount, and looks at the pictures.
 
-    `region` bool [H, W]: what may change. Figures don't depend on the batch size, but for rounding.
+    `region` bool [H, W]: what may change. `enough`: a share of success after which no further amount is tried.
+    Figures don't depend on the batch size, but for rounding.
     """
     codes = held.codes[[int(item) for item in items]]
     rows = [_unedited(session, edit, held, items, judges, codes)]
@@ -190,8 +192,11 @@ def measure(
             parts.append(_edited(session, edit, held, items[part], codes[part], judges, region, unedited, amount))
             progress(len(items[part]))
         rows.append({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+        if rows[-1]['success'].mean() >= enough:
+            break
+    progress(len(items) * (len(amounts) + 1 - len(rows)))  # What was not needed.
     values = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    return Measured(edit, items, np.array([0.0, *amounts]), values.pop('success'), values)
+    return Measured(edit, items, np.array([0.0, *amounts])[: len(rows)], values.pop('success'), values)
 
 
 def edited_codes(session: Session, edit: Edit, codes: Codes, amount: float) -> torch.Tensor:

@@ -31,7 +31,7 @@ class EvaluateOptions:
     attributes: str | None = None
     directions: tuple[str, ...] = ()
     aims: tuple[tuple[str, str], ...] = ()
-    shifts: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+    shifts: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 9.0, 14.0, 20.0, 30.0)
     levels: tuple[float, ...] = (0.5,)
     num: int | None = 500
     num_train: int | None = 10000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import click
@@ -21,7 +21,7 @@ from lia_plugin import (
     manipulation,
     spaces,
 )
-from lia_plugin.codes import Codes, image_codes
+from lia_plugin.codes import Codes, concatenate, image_codes
 from lia_plugin.directions import Direction
 from lia_plugin.edit_evaluation import Edit, HeldOut, Measured
 from lia_plugin.edit_evaluation_inputs import (
@@ -41,8 +41,8 @@ from lia_plugin.targets import Target
 
 Array = npt.NDArray[Any]
 
-MOST_ASIDE = 1000  # Training pictures whose reconstructions help to choose judges.
-READ_AT_ONCE = 64
+MOST_ASIDE = 1000  # Training images that choose among judges.
+BEYOND, ALMOST_ALL = 0.25, 0.95
 VAL_PER_EDIT = 4  # So many held-out images are read for each that an edit is tried on, as most are of other classes.
 
 
@@ -67,54 +67,41 @@ def learn(
 ) -> Learned:
     """Judges and regions of real pictures; codes, if directions are to be learned from them."""
     labels = label_numbers(attributes, split.table)
-    aside = set(edit_judges.set_aside(labels, MOST_ASIDE).tolist())
+    aside = edit_judges.set_aside(labels, MOST_ASIDE)
     moments = Moments([len(attribute.classes) for attribute in attributes])
     real: list[dict[str, Array]] = []
     recon: list[dict[str, Array]] = []
+    parts: list[Codes] = []
     items: list[int] = []
-    for places, img in _read(session, split.targets, failures):
+    for places, codes in _encode(session, split.targets, failures):
+        img = to_float(torch.stack([pixels for pixels in codes.originals if pixels is not None]))
         moments.add(labels[places], img)
         real.append(edit_judges.extract(img))
-        chosen = [i for i, place in enumerate(places) if place in aside]
-        if chosen:
-            recon.append(edit_judges.extract(_reconstruct(session, [split.targets[places[i]] for i in chosen])))
+        recon.append(edit_judges.extract(to_float(session.render(codes.code, codes.c))))
+        parts.append(replace(codes, originals=(None,) * len(codes)))
         items += places
     if not items:
         raise UserError(f'--data: none of its {len(split.targets)} images can be read: {failures[-1][1]}')
-    kept = np.flatnonzero([item in aside for item in items])
-    material = Material(_join(real), _join(recon) if recon else {k: v[:0] for k, v in _join(real).items()}, kept)
+    kept = np.flatnonzero(np.isin(items, aside))
     click.echo('Learning to judge …', err=True)
-    judges = edit_judges.fit_judges(attributes, labels[items], material, session.seed)
-    if not want_codes:
-        return Learned(judges, moments, None, labels[:0])
-    readable = [split.targets[item] for item in items]
-    codes = image_codes(session.G, session.network, readable, session.class_idx, session.batch, originals=False)
-    return Learned(judges, moments, codes, labels[items])
+    judges = edit_judges.fit_judges(attributes, labels[items], Material(_join(real), _join(recon), kept), session.seed)
+    return Learned(judges, moments, concatenate(session.G, parts) if want_codes else None, labels[items])
 
 
-def _read(
+def _encode(
     session: Session, targets: Sequence[Target], failures: Failures
-) -> Iterator[tuple[list[int], torch.Tensor]]:
-    """(places, images NCHW in [-1, 1]) of what can be read."""
+) -> Iterator[tuple[list[int], Codes]]:
+    """(places, their codes) of what can be read, batch by batch."""
     from tqdm import tqdm
 
+    place = {target.name: k for k, target in enumerate(targets)}
     with tqdm(total=len(targets), desc='Training images', unit='image', disable=None) as bar:
-        for start in range(0, len(targets), READ_AT_ONCE):
-            read = []
-            for place in range(start, min(start + READ_AT_ONCE, len(targets))):
-                try:
-                    read.append((place, targets[place].read(session.G.img_resolution, session.G.img_channels).pixels))
-                except UserError as error:
-                    failures.append((targets[place].label, str(error)))
-                bar.update(1)
-            if read:
-                yield [place for place, _ in read], to_float(torch.stack([pixels for _, pixels in read]))
-
-
-def _reconstruct(session: Session, targets: Sequence[Target]) -> torch.Tensor:
-    codes = image_codes(session.G, session.network, targets, session.class_idx, len(targets))
-    assert codes is not None, 'they were read a moment ago'
-    return to_float(session.render(codes.code, codes.c, codes.noise))
+        for start in range(0, len(targets), session.batch):
+            group = targets[start : start + session.batch]
+            codes = image_codes(session.G, session.network, group, session.class_idx, session.batch, failures)
+            bar.update(len(group))
+            if codes is not None:
+                yield [place[name] for name in codes.names], codes
 
 
 def _join(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
@@ -275,7 +262,9 @@ def _measure_all(
     if not plan:
         raise UserError('--val: no edit can be tried: no held-out image is of another class, by its label and by what '
                         'the judge says of its reconstruction')
+    # A little further than the highest level, for bootstrap samples reach it later.
+    enough = min(max(options.levels) + BEYOND, ALMOST_ALL)
     total = sum(len(items) for _, items in plan) * len(options.shifts)
     with tqdm(total=total, desc='Editing', unit='picture', disable=None) as bar:
         return [edit_evaluation.measure(session, edit, held, items, judges, regions[edit.aim], options.shifts,
-                                        bar.update) for edit, items in plan], skipped  # fmt: skip
+                                        bar.update, enough) for edit, items in plan], skipped  # fmt: skip

@@ -1,9 +1,10 @@
 """Judges of attributes: classifiers that see pictures alone, and say what class an edited picture is of.
 
 Whether an edit along a direction succeeds is not for the direction to say, nor for anything in its space: a judge is
-learned from real training pictures and their labels, on features that no network made, and sees pictures, not codes. It
-will be shown reconstructions, and its probabilities will be compared: so of several judges the one is taken whose
-probabilities are best for both real pictures and reconstructions, of training images that it was not fitted to.
+learned from training images and their labels, on features that no network made, and sees pictures, not codes. It will
+be shown what a generator draws, which is never as crisp as a photograph: so it learns from the real pictures and from
+their reconstructions alike. Its probabilities will be compared: so of several judges the one is taken whose
+probabilities are best for both, of training images that it was not fitted to.
 """
 
 from __future__ import annotations
@@ -142,23 +143,22 @@ def ask(judges: Sequence[Judge], img: torch.Tensor) -> dict[str, Array]:
 
 
 class Material(NamedTuple):
-    """What judges are learned from: features by kind, [n, features] each, and those of some reconstructions."""
+    """What judges are learned from: features by kind, [n, features] each, of n images."""
 
     real: dict[str, Array]
-    recon: dict[str, Array]
-    recon_items: Array  # int64: which of the n pictures the reconstructions are of.
+    recon: dict[str, Array]  # Of their reconstructions.
+    aside: Array  # int64: which of the n choose among judges.
 
 
 def fit_judges(attributes: Sequence[Attribute], labels: Array, material: Material, seed: int = 0) -> list[Judge]:
     """A judge for each attribute; labels int [n, attributes], −1 = not known.
 
-    Pictures that the reconstructions are of choose among kinds of features and strengths; then all fit the judge.
+    Images set aside choose among kinds of features and strengths; then all fit the judge.
     """
-    bases = {kind: _fit_basis(features, seed) for kind, features in material.real.items()}
-    small = {kind: bases[kind].transform(features) for kind, features in material.real.items()}
-    recon = {kind: bases[kind].transform(features) for kind, features in material.recon.items()}
-    return [_fit_judge(attribute, labels[:, k], bases, small, recon, material.recon_items)
-            for k, attribute in enumerate(attributes)]
+    both = {kind: np.stack([material.real[kind], material.recon[kind]]) for kind in material.real}  # [2, n, features]
+    bases = {kind: _fit_basis(pair.reshape(-1, pair.shape[-1]), seed) for kind, pair in both.items()}
+    small = {kind: np.stack([bases[kind].transform(x) for x in pair]) for kind, pair in both.items()}
+    return [_fit_judge(attribute, labels[:, k], bases, small, material.aside) for k, attribute in enumerate(attributes)]
 
 
 def _fit_basis(features: Array, seed: int) -> Any:
@@ -170,31 +170,30 @@ def _fit_basis(features: Array, seed: int) -> Any:
     return make_pipeline(StandardScaler(), PCA(components, random_state=seed)).fit(features)
 
 
-def _fit_model(x: Array, labels: Array, strength: float) -> Any:
+def _fit_model(pair: Array, labels: Array, strength: float) -> Any:
+    """From real pictures and reconstructions together, [2, n, features]; labels [n]."""
     from sklearn.linear_model import LogisticRegression
 
     # Classes weigh the same however rare, or a rare one would never be seen in an edited picture.
-    return LogisticRegression(C=strength, class_weight='balanced', max_iter=300).fit(x, labels)
+    return LogisticRegression(C=strength, class_weight='balanced', max_iter=300).fit(
+        pair.reshape(-1, pair.shape[-1]), np.tile(labels, 2))
 
 
 def _fit_judge(
-    attribute: Attribute, labels: Array, bases: dict[str, Any], real: dict[str, Array], recon: dict[str, Array],
-    aside: Array,
+    attribute: Attribute, labels: Array, bases: dict[str, Any], pairs: dict[str, Array], aside: Array
 ) -> Judge:
-    fitted = np.setdiff1d(np.flatnonzero(labels >= 0), aside)
-    choosing = labels[aside] >= 0
+    known = np.flatnonzero(labels >= 0)
+    fitted, choosing = np.setdiff1d(known, aside), np.intersect1d(known, aside)
     if len(np.unique(labels[fitted])) < len(attribute.classes):  # Too few to choose with.
-        fitted, choosing = np.flatnonzero(labels >= 0), np.zeros(len(aside), bool)
+        fitted, choosing = known, known[:0]
     losses: dict[tuple[str, float], float] = {}
-    for kind in real:
+    for kind, pair in pairs.items():
         for strength in STRENGTHS:
-            model = _fit_model(real[kind][fitted], labels[fitted], strength)
-            shown = (real[kind][aside][choosing], recon[kind][choosing])
-            losses[kind, strength] = sum(log_loss(model.predict_proba(x), labels[aside][choosing]) for x in shown
-                                         if choosing.any())  # fmt: skip
+            model = _fit_model(pair[:, fitted], labels[fitted], strength)
+            losses[kind, strength] = sum(log_loss(model.predict_proba(x[choosing]), labels[choosing]) for x in pair
+                                         if len(choosing))  # fmt: skip
     kind, strength = min(losses, key=lambda key: losses[key])
-    known = labels >= 0
-    return Judge(attribute, kind, strength, bases[kind], _fit_model(real[kind][known], labels[known], strength))
+    return Judge(attribute, kind, strength, bases[kind], _fit_model(pairs[kind][:, known], labels[known], strength))
 
 
 def log_loss(said: Array, labels: Array) -> float:

@@ -19,8 +19,8 @@ Array = npt.NDArray[np.float64]
 BINS = 40
 BARS_FROM = 50  # With fewer codes than that a histogram says less than their places.
 COLOURS = (canvas.BLUE, canvas.GREEN, canvas.ORANGE, canvas.PURPLE)
-NAMES = {'encoder': 'encoded', 'refined': 'refined', 'optimised': 'optimised from the mean',
-         'prior': 'drawn from the prior'}  # fmt: skip
+NAMES = {'encoder': 'encoded', 'refined': 'refined', 'map': 'refined with the prior',
+         'optimised': 'optimised from the mean', 'prior': 'drawn from the prior'}  # fmt: skip
 
 
 @torch.no_grad()
@@ -31,7 +31,7 @@ def all_lengths(exhibit: Exhibit, advance: Advance) -> dict[str, Array]:
         reals = exhibit.reals
         found['encoder'] = _squares(exhibit.G.mapping.y_to_z(base_code(reals.code), reals.c))
     _sitters, methods = figure_reconstruction.attempts(exhibit, advance)
-    found |= {name: _squares(methods[name].z) for name in ('refined', 'optimised') if name in methods}
+    found |= {name: _squares(methods[name].z) for name in ('refined', 'map', 'optimised') if name in methods}
     stream = torch.Generator().manual_seed(exhibit.options.seed)
     found['prior'] = _squares(torch.randn([exhibit.options.num, exhibit.G.z_dim], generator=stream))
     return found

@@ -66,7 +66,8 @@ def pattern(direction: Direction, codes: torch.Tensor) -> Edit:
     cancels what they share: along it codes hardly differ, and images hardly change (Haufe et al. 2014, "On the
     interpretation of weight vectors of linear models in multivariate neuroimaging").
     """
-    centred = codes.double().cpu() - codes.double().cpu().mean(dim=0)
+    codes = codes.cpu().double()  # In this order: MPS has no float64.
+    centred = codes - codes.mean(dim=0)
     distances = centred @ direction.vector.double()
     along = centred.t() @ distances / distances.square().sum()
     spread = float(distances.std())

@@ -39,8 +39,9 @@ def _attempts(exhibit: Exhibit, advance: Advance) -> tuple[Sitters, dict[str, At
         if is_deep:
             found['encoder-y'] = _finish(exhibit, sitters, base_code(sitters.code), 'base code y',
                                          'its base code alone, for all layers')  # fmt: skip
-        found['refined'] = optimise(exhibit, sitters, sitters.code, lambda s: advance(0.5 * s))
-    start = 0.5 if 'refined' in found else 0.0
+        found['refined'] = optimise(exhibit, sitters, sitters.code, lambda s: advance(s / 3))
+        found['map'] = optimise(exhibit, sitters, sitters.code, lambda s: advance((1 + s) / 3), compare.MAP_WEIGHT)
+    start = 2 / 3 if 'map' in found else 0.0
     found['optimised'] = optimise(exhibit, sitters, None, lambda s: advance(start + (1 - start) * s))
     return sitters, found
 
@@ -53,11 +54,14 @@ def _finish(
     return Attempt(caption, about, recon, exhibit.G.mapping.y_to_z(base_code(code), sitters.c).cpu())
 
 
-def optimise(exhibit: Exhibit, sitters: Sitters, code: torch.Tensor | None, advance: Advance) -> Attempt:
-    """Towards the pixels, by L-BFGS, from the codes given or from the mean."""
+def optimise(
+    exhibit: Exhibit, sitters: Sitters, code: torch.Tensor | None, advance: Advance, prior_weight: float = 0
+) -> Attempt:
+    """Towards the pixels (and the exact prior), by L-BFGS, from the codes given or from the mean."""
     steps = exhibit.options.refine
     space = 'y' if code is None or code.ndim == 2 else 'y+'
-    settings = refinement.Settings(steps=steps, space=space).resolved(given=code is not None)
+    settings = refinement.Settings(steps=steps, space=space, prior_weight=prior_weight)
+    settings = settings.resolved(given=code is not None)
     statistics = exhibit.once('statistics', lambda: spaces.code_statistics(exhibit.G))
     size, parts = exhibit.session.batch, []
     for start in range(0, len(sitters.img), size):
@@ -72,9 +76,12 @@ def optimise(exhibit: Exhibit, sitters: Sitters, code: torch.Tensor | None, adva
         ))  # fmt: skip
     recon = torch.cat([part.recon for part in parts]).clamp(-1, 1).cpu()
     found = torch.cat([part.code for part in parts])
-    caption = f'from mean +{steps}' if code is None else f'{space} +{steps} steps'
+    caption = f'from mean +{steps}' if code is None else f'{space} +{steps}' + (', prior' if prior_weight else '')
     source = 'the mean of y, without the encoder' if code is None else "the encoder's code"
-    return _finish(exhibit, sitters, found, caption, f'{steps} steps of L-BFGS in {space} from {source}', recon)
+    about = f'{steps} steps of L-BFGS in {space} from {source}'
+    if prior_weight:
+        about += f', with −log p(y) per dimension at {prior_weight:g}'
+    return _finish(exhibit, sitters, found, caption, about, recon)
 
 
 def draw(exhibit: Exhibit, advance: Advance) -> Figure:
@@ -91,8 +98,8 @@ def draw(exhibit: Exhibit, advance: Advance) -> Figure:
     numbers: dict[str, Any] = dict(n=len(original), steps=exhibit.options.refine, methods={
         name: dict(about=methods[name].about, **row) for name, row in means.items()})
     tables = [table_of(numbers['methods'])]
-    text = (f'MSE of images in [-1, 1], means over {len(original)} images of --data ± standard error. All '
-            'optimisations go towards the pixels alone.')  # fmt: skip
+    text = (f'MSE of images in [-1, 1], means over {len(original)} images of --data ± standard error. '
+            'Optimisations go towards the pixels; one of them keeps the code likely by the exact prior.')  # fmt: skip
     if exhibit.options.compare is not None:
         content, grid = read_comparison(exhibit.options.compare)
         numbers['comparison'] = content['summary']

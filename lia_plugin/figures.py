@@ -34,7 +34,7 @@ CONTENTS = {
     'paths': Entry('figure_paths', 'real images interpolated in y and in z, with a t-SNE of samples',
                    lambda o: 5 * o.samples + 15 * o.pairs * o.steps),
     'reconstructions': Entry('figure_reconstruction', 'reconstructions by each method',
-                             lambda o: 6 * o.opt_num * o.refine),
+                             lambda o: 9 * o.opt_num * o.refine),
     'manipulation': Entry('figure_manipulation', 'images moved along directions', lambda o: 50 * o.steps),
     'lengths': Entry('figure_lengths', '‖z‖² of real images against χ²', lambda o: o.num),
 }  # fmt: skip

@@ -55,6 +55,14 @@ def shift(
     return result
 
 
+def even_steps(start: float, stop: float, count: int) -> torch.Tensor:
+    """`count` values from one to the other, both exact, and 0 between equal opposites too; float64 [count]."""
+    if count == 1:
+        return torch.tensor([start], dtype=torch.float64)
+    k = torch.arange(count, dtype=torch.float64)
+    return start * ((count - 1 - k) / (count - 1)) + stop * (k / (count - 1))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Conditions
 

@@ -70,7 +70,7 @@ class ManipulateOptions:
 
     def values(self, steps: int) -> torch.Tensor:
         """float64 [steps], from --from to --to."""
-        return torch.linspace(self.start, self.stop, steps, dtype=torch.float64)
+        return manipulation.even_steps(self.start, self.stop, steps)
 
 
 @dataclass(frozen=True)

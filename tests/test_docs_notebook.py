@@ -1,6 +1,8 @@
 """The notebook in docs/ runs from top to bottom on any network, says what is missing, and holds no machine's paths."""
 
+import base64
 import importlib.util
+import io
 import json
 import os
 import re
@@ -28,7 +30,7 @@ def load_runner() -> Any:
 @pytest.fixture
 def runner(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(ROOT / 'docs')  # Where Jupyter starts.
-    for name in ('NETWORK', 'IMAGES', 'LABELLED', 'LABELS', 'ATTRIBUTE', 'OUTDIR'):
+    for name in ('NETWORK', 'IMAGES', 'LABELLED', 'LABELS', 'SPLIT', 'ATTRIBUTE', 'OUTDIR'):
         monkeypatch.delenv(f'LIA_{name}', raising=False)
     return load_runner()
 
@@ -54,8 +56,10 @@ def test_it_runs_from_top_to_bottom(runner: Any, tmp_path: Path, monkeypatch: py
     assert PIL.Image.open(tmp_path / 'out' / 'people.gif').n_frames > 1 and (tmp_path / 'out' / 'pasted.png').exists()
     cells = [cell for cell in done['cells'] if cell['cell_type'] == 'code']
     assert [cell['execution_count'] for cell in cells] == list(range(1, len(cells) + 1))
-    pictures = [output for cell in cells for output in cell['outputs'] if 'image/png' in output.get('data', {})]
+    pictures = [output for cell in cells for output in cell['outputs'] if 'image/jpeg' in output.get('data', {})]
     assert len(pictures) >= 9
+    shown = PIL.Image.open(io.BytesIO(base64.b64decode(pictures[0]['data']['image/jpeg'])))
+    assert shown.width > 12 * 64 and 2 * 64 < shown.height < 3 * 64, 'originals over reconstructions'
     printed = ''.join(''.join(output.get('text', [])) for cell in cells for output in cell['outputs'])
     assert 'largest error of y -> z -> y' in printed and str(tmp_path) not in json.dumps(done)
 
@@ -81,7 +85,7 @@ def test_it_is_clean(runner: Any) -> None:
     assert (notebook['nbformat'], set(notebook['metadata'])) == (4, {'kernelspec', 'language_info'})
     assert all(cell['metadata'] == {} for cell in notebook['cells'])
     assert len({cell['id'] for cell in notebook['cells']}) == len(notebook['cells'])
-    shown = re.sub(r'"image/png": "[^"]*"', '', text)
+    shown = re.sub(r'"image/jpeg": "[^"]*"', '', text)
     assert not re.search(r'(?<![\w*.])/(?:home|root|tmp|work|Users)/|[A-Z]:\\\\', shown)
     assert not any(output['output_type'] == 'error' for cell in notebook['cells'] for output in cell.get('outputs', []))
     source = '\n'.join(''.join(cell['source']) for cell in notebook['cells'])

@@ -1,5 +1,6 @@
 """The Python API: kinds in are kinds out, all kinds give the same numbers, the commands' numbers, and bad inputs."""
 
+import doctest
 import json
 import subprocess
 import sys
@@ -426,6 +427,13 @@ def test_settings_that_cannot_be(lia: Lia, network: str, tmp_path: Path) -> None
 
 
 # Around it
+
+
+def test_the_examples_are_true(lia: Lia, folder: Path) -> None:
+    photo = PIL.Image.open(folder / 'picture0.png')
+    (example,) = [one for one in doctest.DocTestFinder().find(Lia, globs=dict(lia=lia, photo=photo)) if one.examples]
+    assert doctest.DocTestRunner().run(example).failed == 0
+    photo.close()
 
 
 def test_show_and_save_video(lia: Lia, folder: Path, tmp_path: Path) -> None:

@@ -175,6 +175,11 @@ def test_a_table_of_files(lia: Lia, tmp_path: Path) -> None:
     same = lia.directions_from_labels(pictures, ['right' if sides[i] else 'left' for i in order], 'side', seed=3)
     assert list(found) == list(same) == ['side=right']
     np.testing.assert_allclose(found['side=right'].vector, same['side=right'].vector, atol=1e-4)
+    rows = [f'{split},{row}' for split in ('train', 'test') for row in table.splitlines()]
+    (tmp_path / 'splits.csv').write_text('\n'.join(['split,file,side', *rows]))
+    with pytest.raises(ValueError, match='two rows'):
+        lia.directions_from_labels(pictures, tmp_path / 'splits.csv', 'side', fit='means')
+    assert list(lia.directions_from_labels(pictures, tmp_path / 'splits.csv', 'side', split='train', fit='means'))
 
 
 def test_without_labels(lia: Lia) -> None:

@@ -90,7 +90,8 @@ def draw(folder: Path, n: int, seed: int) -> list[list[str]]:
     rows = []
     for i in range(n):
         upper, lower = i % 2, i // 2 % 2  # As often together as apart.
-        w = [(-0.5, 0.5)[upper] + rng.normal(0, 0.05), (-0.5, 0.5)[lower] + rng.normal(0, 0.05), rng.uniform(-0.3, 0.3)]
+        rest = 0.6 * (i // 4 * 4) / n - 0.3  # The same for all four kinds.
+        w = [(-0.5, 0.5)[upper] + rng.normal(0, 0.05), (-0.5, 0.5)[lower] + rng.normal(0, 0.05), rest]
         img = Synthesis()(torch.tensor([[[*w, 0.0]]]).float())[0, 0].clamp(-1, 1)
         PIL.Image.fromarray(((img.numpy() + 1) * 127.5).round().astype(np.uint8)).save(folder / f'{i}.png')
         rows.append([f'{i}.png', ('dark', 'bright')[upper], ('low', 'high')[lower]])
@@ -156,7 +157,7 @@ def test_figures_do_not_depend_on_the_batch(evaluated: Any) -> None:
     measured = evaluated.measured[0]
     again = edit_evaluation.measure(
         session(Path(evaluated.session.outdir), batch=64), measured.edit, evaluated.held, measured.items,
-        evaluated.judges, evaluated.regions[measured.edit.aim], evaluated.options.shifts)
+        evaluated.judges, evaluated.regions[measured.edit.aim], measured.amounts[1:].tolist())
     for name, values in measured.values.items():
         np.testing.assert_allclose(again.values[name], values, atol=1e-5, err_msg=name)
 
@@ -177,6 +178,15 @@ def test_the_attributes_own_direction_changes_nothing_else(evaluated: Any) -> No
     assert measured.success[-1].mean() == 1 and measured.values['leakage'][-1].max() < 0.05
     assert not measured.values['outside'].any()  # To the pixel.
     np.testing.assert_allclose(measured.values['mse'][-1], 16 / SIDE**2, rtol=0.02)  # 16 pixels, brighter by 1.
+
+
+def test_no_further_amount_is_tried_when_success_is_enough(evaluated: Any) -> None:
+    measured, done = evaluated.measured[0], []
+    again = edit_evaluation.measure(
+        evaluated.session, measured.edit, evaluated.held, measured.items, evaluated.judges,
+        evaluated.regions[measured.edit.aim], (0.01, 3.0, 4.0, 5.0), done.append, enough=0.8)
+    assert again.amounts.tolist() == [0, 0.01, 3] and again.success.shape == (3, len(measured.items))
+    assert sum(done) == 4 * len(measured.items)  # A bar comes to its end all the same.
 
 
 def test_a_direction_that_moves_both_attributes_leaks_and_is_not_local(evaluated: Any) -> None:
@@ -298,8 +308,8 @@ def test_the_command_with_a_share_and_a_broken_image(
     code = run('--network', network, '--data', str(tmp_path / 'set'), '--val', '0.3', '--labels',
                str(tmp_path / 'labels.tsv'), '--outdir', str(tmp_path / 'out'), '--shift', '2,4', '--device', 'cpu')
     out, err = capsys.readouterr()
-    # A network that was never trained draws pictures that all are of one class: nothing can be tried that leads there.
-    assert code == 1 and '## Judges' in out and 'Not measured: upper=' in out
+    # A network that was never trained has no edit that succeeds.
+    assert code == 1 and '## Judges' in out and '| — | — |' in out
     assert '7.png' in err and (tmp_path / 'out' / 'index.html').exists()
 
 

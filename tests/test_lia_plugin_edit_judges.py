@@ -79,7 +79,7 @@ def judges():
     img, labels = drawn(200, 0)
     aside = ej.set_aside(labels, 100)
     attributes = [Attribute('upper', ('no', 'yes')), Attribute('lower', ('no', 'yes'))]
-    return ej.fit_judges(attributes, labels, Material(ej.extract(img), ej.extract(img[aside]), aside))
+    return ej.fit_judges(attributes, labels, Material(ej.extract(img), ej.extract(img), aside))
 
 
 def test_judges_read_held_out_pictures(judges):
@@ -102,9 +102,20 @@ def test_the_judge_is_chosen_by_reconstructions_too():
     """Reconstructions without any edge leave pixels alone to judge by."""
     img, labels = drawn(200, 0)
     aside = ej.set_aside(labels, 100)
-    blank = {kind: values[aside] * (kind == 'pixels') for kind, values in ej.extract(img).items()}
+    blank = {kind: values * (kind == 'pixels') for kind, values in ej.extract(img).items()}
     chosen = ej.fit_judges([Attribute('upper', ('no', 'yes'))], labels[:, :1], Material(ej.extract(img), blank, aside))
     assert isinstance(chosen[0], Judge) and chosen[0].kind == 'pixels'
+
+
+def test_judges_read_what_generators_draw():
+    """Half the contrast and a grey veil: a judge of crisp pictures alone would call all of it one class."""
+    img, labels = drawn(200, 0)
+    attributes, aside = [Attribute('upper', ('no', 'yes'))], ej.set_aside(labels, 100)
+    veiled = img * 0.3 - 0.6
+    judges = ej.fit_judges(attributes, labels[:, :1], Material(ej.extract(img), ej.extract(veiled), aside))
+    held, truth = drawn(100, 1)
+    crisp, dull = (ej.ask(judges, x)['upper'].argmax(axis=1) for x in (held, held * 0.3 - 0.6))
+    assert (crisp == truth[:, 0]).mean() > 0.95 and (dull == truth[:, 0]).mean() > 0.9
 
 
 def test_log_loss_of_certain_even_and_rare_classes():

@@ -87,7 +87,7 @@ def test_a_page_with_all_figures(network: str, data: str, tmp_path: Path, capsys
     assert sorted(path.name for path in out.glob('*.png')) == sorted(files)
     assert 'src="http' not in text and re.search(r'[>\s+±]nan\b', text) is None
     assert len(found['figures']['paths']['pairs']) == 2 and found['figures']['paths']['features'] == 'pixels'
-    assert set(found['figures']['reconstructions']['methods']) == {'encoder', 'refined', 'optimised'}
+    assert set(found['figures']['reconstructions']['methods']) == {'encoder', 'refined', 'map', 'optimised'}
     assert 'index.html' in capsys.readouterr().out
 
 
@@ -143,7 +143,7 @@ def test_codes_of_layers_and_grey_images(data: str, tmp_path: Path) -> None:
     assert run(out, f'--network={network}', f'--data={data}', f'--only={",".join(REALS)}', *SMALL) == 0
     found = read(out)['figures']
     assert found['paths']['space'] == 'y+'
-    assert set(found['reconstructions']['methods']) == {'encoder', 'encoder-y', 'refined', 'optimised'}
+    assert set(found['reconstructions']['methods']) == {'encoder', 'encoder-y', 'refined', 'map', 'optimised'}
 
 
 def test_a_conditional_network(tmp_path: Path) -> None:
@@ -352,6 +352,9 @@ def test_reconstructions_are_measured_as_they_are_shown(G: Any, data: str) -> No
     for name, row in found.numbers['methods'].items():
         assert row['mse']['mean'] == pytest.approx(float(mse[name].mean()), rel=1e-4)
     assert (mse['refined'] <= mse['encoder'] + 1e-6).all()
+    # The prior takes some of the picture's likeness and gives likelihood for it.
+    log_p = {name: G.mapping.log_prob(G.mapping.z_to_y(methods[name].z)).sum() for name in ('refined', 'map')}
+    assert log_p['map'] > log_p['refined']
     rows = spread(len(show.reals), 3)
     assert rows == [0, 3, 6] and spread(2, 9) == [0, 1]
     torch.testing.assert_close(methods['encoder'].z, G.mapping.y_to_z(show.reals.code[rows]))

@@ -9,7 +9,7 @@ import torch
 from test_lia_plugin_inversion import make_generator
 from test_lia_plugin_refinement import make_stock
 
-from lia_plugin import prior, spaces, typical_limits
+from lia_plugin import manipulation, prior, spaces, typical_limits
 from lia_plugin.directions import Direction, make_direction
 from lia_plugin.manipulation import distance, pace, project_out, shift
 
@@ -86,6 +86,15 @@ def test_classes_and_stock_networks() -> None:
     w = draw(2, stock.w_dim)
     along = make_direction('w', draw(stock.w_dim), 'w')
     torch.testing.assert_close(shift(stock, w, None, along, 2.0), w + 2 * along.vector)
+
+
+@pytest.mark.parametrize('count', range(3, 60, 2))
+def test_steps_pass_through_nought_exactly(count: int) -> None:
+    for end in (4.0, 0.1, 3.3):
+        steps = manipulation.even_steps(-end, end, count)
+        assert steps[count // 2] == 0 and steps[0] == -end and steps[-1] == end
+        torch.testing.assert_close(steps, torch.linspace(-end, end, count, dtype=torch.float64))
+    assert manipulation.even_steps(2.0, 2.0, 1).tolist() == [2.0]
 
 
 # Conditions

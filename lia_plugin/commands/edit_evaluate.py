@@ -38,14 +38,15 @@ class Amounts(click.ParamType):
                    '[default: learned from --data, in y and in z]')
 @click.option('--aim', 'aims', nargs=2, multiple=True, metavar='NAME COLUMN=VALUE',
               help='What a direction of another name leads to')
-@click.option('--shift', 'shifts', type=Amounts(), default='0.5,1,1.5,2,3,4,6', metavar='LIST',
-              help="Amounts, in standard deviations of a direction's coordinate")
+@click.option('--shift', 'shifts', type=Amounts(), default='0.5,1,1.5,2,3,4,6,9,14,20,30', metavar='LIST',
+              help="Amounts, in standard deviations of a direction's coordinate, until success is enough")
 @click.option('--success', 'levels', type=FiniteRange(min=0, max=1, min_open=True), multiple=True, default=(0.5,),
               metavar='SHARE', help='Compare where so many images have come to the wanted class; several times for '
                                     'several levels')
 @click.option('--conditional/--no-conditional', default=True,
               help="Also measure each edit with other attributes' directions projected out")
-@click.option('--num', type=click.IntRange(min=2), default=500, metavar='INT', help='Try an edit on at most so many images, and judge at most four times as many')
+@click.option('--num', type=click.IntRange(min=2), default=500, metavar='INT',
+              help='Try an edit on at most so many images, and judge at most four times as many')
 @click.option('--num-train', type=click.IntRange(min=20), default=10000, metavar='INT',
               help='Learn from at most so many of --data')
 @click.option('--force', is_flag=True, help="Take directions of another network")
