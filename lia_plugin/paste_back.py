@@ -45,7 +45,7 @@ def read_picture(placement: Placement, moved: str | None = None) -> LoadedImage:
         raise UserError('--picture: the crop is not of a file; say which picture it belongs to')
     target = targets.of_placement(placement) if moved is None else targets.Target(moved, None, '')
     if not os.path.exists(target.path):
-        hint = '' if moved else '; --picture=FILE says where it is now'
+        hint = '' if moved else f'{_from_where(target.path)}; --picture=FILE says where it is now'
         raise UserError(f'{target.label}: no such file{hint}')
     found = target.read_full(alpha=True)
     size = (found.pixels.shape[2], found.pixels.shape[1])
@@ -55,6 +55,11 @@ def read_picture(placement: Placement, moved: str | None = None) -> LoadedImage:
     if found.notes:
         click.echo(f'{target.label}: {"; ".join(found.notes)}', err=True)
     return found
+
+
+def _from_where(path: str) -> str:
+    """A relative path is as it was given to invert.py."""
+    return '' if os.path.isabs(path) else ', seen from this folder; be where invert.py was run'
 
 
 Reader = Callable[[Placement, str | None], LoadedImage]
@@ -74,7 +79,8 @@ class CodePaster:
                 raise UserError(f'--paste: {source}: is not cut out of a picture; --paste is for images, and for .npz '
                                 'files of invert.py')
             if not os.path.exists(placement.source):
-                raise UserError(f'--paste: {source}: its picture {placement.label} is not there any more')
+                raise UserError(f'--paste: {source}: its picture {placement.label} is not there'
+                                f'{_from_where(placement.source)}')
         self._last: tuple[int, LoadedImage, torch.Tensor | None] | None = None
 
     def __call__(self, row: int, edited: torch.Tensor) -> torch.Tensor:

@@ -87,6 +87,26 @@ def test_a_picture_that_has_moved_and_one_that_lies_on_its_side(inverted: Path, 
     assert torch.equal(upright, pixels(inverted / 'out' / 'a_bright_pasted.png'))
 
 
+def test_relative_paths_are_those_of_the_folder_where_invert_was_run(
+    network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / 'in').mkdir()
+    save_wide(tmp_path / 'in' / 'a.png', 0)
+    monkeypatch.chdir(tmp_path)
+    args = ['--device=cpu', f'--network={network}', '--target=in/a.png', '--outdir=inv']
+    assert cli.run(cli.load_command('invert'), args) == 0
+    edit = save_edit(tmp_path, 'a_same', 0)
+    call = (f'--edited={edit}', f'--latents={tmp_path}/inv/projected_w.npz')
+    monkeypatch.chdir(tmp_path / 'in')
+    assert paste(tmp_path, *call) == 2
+    assert 'in/a.png: no such file, seen from this folder; be where invert.py was run' in capsys.readouterr().err
+    session = Session.open(network, str(tmp_path / 'x'), 'cpu')
+    with pytest.raises(UserError, match='its picture in/a.png is not there, seen from this folder'):
+        paste_back.CodePaster(session, session.read([f'{tmp_path}/inv/projected_w.npz']))
+    monkeypatch.chdir(tmp_path)
+    assert paste(tmp_path, *call) == 0
+
+
 def test_colour_profiles_go_on(network: str, tmp_path: Path) -> None:
     from PIL import ImageCms
 
