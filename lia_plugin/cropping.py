@@ -101,7 +101,7 @@ MOST_AT_ONCE = 64
 PIXELS_AT_ONCE = 2**22
 
 
-MOST_CHECKED = 50  # The check of an image costs as much as fifteen inversions: of many images it takes a sample.
+MOST_CHECKED = 50  # The check of an image costs as much as twenty inversions: of many images it takes a sample.
 
 
 def open_cropper(
