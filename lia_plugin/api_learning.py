@@ -34,14 +34,14 @@ class Learner(Directed):
         split: str | None = None,
         val: str | os.PathLike[str] | None = None,
         group_column: str | None = None,
-        fit: str = 'plane',
+        fit: str = 'means',
         holdout: float = 0.2,
         space: str = 'y',
         layers: Sequence[int] | None = None,
         seed: int = 0,
         c: Any = None,
     ) -> Directions:
-        """Normals of the planes that best tell labels from codes; `figures` tells how well, on images held out.
+        """Directions towards labels; `figures` tells how well they and logistic regression tell images held out.
 
         An attribute of two values gives one direction, ATTRIBUTE=VALUE, from the first to the second in the alphabet;
         one of more gives one for each value, against all others.
@@ -54,7 +54,8 @@ class Learner(Directed):
             split: Only rows of the table whose column `split` says so, if it has one.
             val: Images of the table to judge by, as the command's --val; their `split` is 'val'.
             group_column: Images of the table with one value there are held out together.
-            fit: 'plane', by logistic regression, or 'means', from the mean of the others to that of the label's.
+            fit: 'means', from the mean of the others to that of the label's, or 'plane', across that of logistic
+                regression, which tells labels best and changes pictures less.
             holdout: Share of images held out to judge by.
             space: 'y' or 'z'.
 
@@ -86,7 +87,7 @@ class Learner(Directed):
         negative: Any,
         name: str = 'direction',
         *,
-        fit: str = 'plane',
+        fit: str = 'means',
         holdout: float = 0.2,
         space: str = 'y',
         layers: Sequence[int] | None = None,
@@ -134,8 +135,6 @@ class Learner(Directed):
     def _learn(
         self, found: Codes, table: dict[str, list[str | None]], asked: SearchOptions, seed: int, source: str
     ) -> Directions:
-        if asked.fit not in ('plane', 'means'):
-            raise ValueError(f"fit: expected 'plane' or 'means', got {asked.fit!r}")
         replace(asked, data='images').check()
         points = direction_data.points(self.G, found, asked.space)
         labelled = Labelled(found, points, table, None, None, f'a random share of {asked.holdout:g}')

@@ -14,7 +14,7 @@ import torch
 from lia_plugin import direction_data, direction_factors, direction_learning, spaces
 from lia_plugin.codes import Codes
 from lia_plugin.direction_data import DataOptions, Failures, Labelled
-from lia_plugin.direction_learning import Boundary, Split, Task
+from lia_plugin.direction_learning import FITS, Split, Task
 from lia_plugin.directions import Direction, code_space, generator_hash, make_direction, with_scale
 from lia_plugin.edit_session import Session
 from lia_plugin.host import UserError
@@ -55,6 +55,8 @@ class SearchOptions:
 
     def check(self) -> None:
         """UserError, one line, for options that don't go together whatever the network."""
+        if self.fit not in (None, *FITS):
+            raise UserError(f"fit: expected 'means' or 'plane', got {self.fit!r}")
         for name, methods in ONLY.items():
             if getattr(self, name) not in (None, ()) and self.method not in methods:
                 option = {'attributes': 'attribute'}.get(name, name.replace('_', '-'))
@@ -120,7 +122,7 @@ class Search:
         assert asked.data is not None, 'check() has seen to it'
         options = DataOptions(asked.data, asked.labels, asked.val, asked.splits, asked.group_column, self._share)
         labelled = options.read(self.session, asked.space, self.failures)
-        self.shown = _spread(labelled.shown)
+        self.shown = _ordinary(labelled.shown)
         jobs = list(self._jobs(labelled))
         source = f'labels of {asked.labels or asked.data}, images of {asked.data}'
         return self._learn(labelled, jobs, source)
@@ -132,7 +134,7 @@ class Search:
     def _jobs(self, labelled: Labelled) -> Iterator[tuple[Task, Any, Split]]:
         """(task, rows of the table, split of these rows) of each direction that can be learned."""
         asked = self.asked
-        for name in asked.attributes or tuple(labelled.table):
+        for name in dict.fromkeys(asked.attributes) or tuple(labelled.table):
             if name not in labelled.table:
                 raise UserError(f'--attribute={name}: no such column; there are {", ".join(labelled.table)}')
             column = labelled.table[name]
@@ -156,7 +158,7 @@ class Search:
         asked, G = self.asked, self.session.G
         parts = [direction_data.read_codes(self.session, sources, option, self.failures)[0]
                  for option, sources in (('--negative', asked.negative), ('--positive', asked.positive))]  # fmt: skip
-        self.shown = _spread(parts[0])
+        self.shown = _ordinary(parts[0])
         inside = np.concatenate([direction_data.points(G, part, asked.space) for part in parts])
         positive = np.arange(len(inside)) >= len(parts[0])
         name = asked.name or _stem(asked.positive[0])
@@ -179,33 +181,40 @@ class Search:
                 found.append(self._learn_one(task, labelled.points[rows], split, groups, labelled.held_out_by, source))
             else:
                 self.skipped[task.name] = reason
-        for name, reason in self.skipped.items():
-            click.echo(f'Not learned: {name}: {reason}', err=True)
+        left_out = '; '.join(f'{", ".join(names)} ({reason})' for reason, names in self._left_out().items())
         if not found:
-            raise UserError(f'--method={self.asked.method}: nothing could be learned; '
-                            f'{next(iter(self.skipped.values()), "there are no labels")}')  # fmt: skip
+            raise UserError(f'--method={self.asked.method}: nothing could be learned: {left_out or "no labels"}')
+        if left_out:
+            click.echo(f'Not learned: {left_out}', err=True)
+        return found
+
+    def _left_out(self) -> dict[str, list[str]]:
+        """Reason -> names of what could not be learned."""
+        found: dict[str, list[str]] = {}
+        for name, reason in self.skipped.items():
+            found.setdefault(reason.removeprefix(f'--attribute={name}: '), []).append(name)
         return found
 
     def _learn_one(
         self, task: Task, inside: Any, split: Split, groups: Any, held_out_by: str, source: str
     ) -> Direction:
         train, held_out = split
-        boundary = self._fit(inside[train], task.positive[train], None if groups is None else groups[train])
+        fit = self.asked.fit or FITS[0]
+        plane = direction_learning.fit_boundary(
+            inside[train], task.positive[train], None if groups is None else groups[train], self.session.seed)
+        boundary = plane if fit == 'plane' else direction_learning.fit_means(inside[train], task.positive[train])
         judged = direction_learning.judge(boundary, inside[held_out], task.positive[held_out])
+        best = direction_learning.judge(plane, inside[held_out], task.positive[held_out])
         own = direction_learning.judge(boundary, inside[train], task.positive[train])
         figures = dict(
-            judged, fit=self.asked.fit or 'plane', train_n=own['n'], train_n_positive=own['n_positive'],
-            train_accuracy=own['accuracy'], inverse_penalty=boundary.strength, held_out_by=held_out_by,
+            judged, fit=fit, train_n=own['n'], train_n_positive=own['n_positive'],
+            train_accuracy=own['accuracy'], held_out_by=held_out_by, inverse_penalty=plane.strength,
+            **{f'plane_{key}': best[key] for key in ('accuracy', 'balanced_accuracy', 'auc')},
         )  # fmt: skip
         return self._make(
             task.name, boundary.vector, bias=boundary.bias, scale=float((inside[train] @ boundary.vector).std()),
             meaning=task.meaning, source=source, figures=figures,
         )  # fmt: skip
-
-    def _fit(self, inside: Any, positive: Any, groups: Any) -> Boundary:
-        if self.asked.fit == 'means':
-            return direction_learning.fit_means(inside, positive)
-        return direction_learning.fit_boundary(inside, positive, groups, self.session.seed)
 
     # Without labels
 
@@ -226,7 +235,7 @@ class Search:
             source = f'PCA of {len(inside)} codes of the prior'
         else:
             read, _names = direction_data.read_codes(self.session, [asked.data], '--data', self.failures)
-            self.shown = _spread(read)
+            self.shown = _ordinary(read)
             inside = torch.from_numpy(direction_data.points(G, read, asked.space))
             source = f'PCA of {len(inside)} codes of {asked.data}'
         return [
@@ -236,10 +245,15 @@ class Search:
         ]  # fmt: skip
 
 
-def _spread(found: Codes) -> Codes:
-    """A few codes, evenly from first to last."""
+def _ordinary(found: Codes) -> Codes:
+    """A few codes: of each of so many equal parts of the list the one that is nearest to the mean of all.
+
+    The first ones of a data set are often of a kind, and an odd one tells little of what a direction does to others.
+    """
     count = min(IMAGES_SHOWN, len(found))
-    return found[[i * len(found) // count for i in range(count)]]
+    away = (found.code - found.code.mean(dim=0)).flatten(1).norm(dim=1).cpu()
+    parts = torch.arange(len(found)).tensor_split(count)
+    return found[[int(part[away[part].argmin()]) for part in parts]]
 
 
 def _stem(text: str) -> str:

@@ -27,7 +27,7 @@ VIDEO_FRAMES = 48  # From one end to the other; then back.
 FLAT = 1e-3  # A direction that gets nearer to the boundary by less than this per unit never gets there.
 MAX_LISTED = 50
 UNITS = {
-    'value': 'what was asked for: with --move=by the shift, with --move=to the signed distance, in --unit',
+    'value': 'what was asked for: with --mode=shift the shift, with --mode=distance the signed distance, in --unit',
     'shift': 'how far the code was moved, in units of the space',
     'distance': 'signed distance to the boundary (without one: code . vector), in units of the space',
     'stopped': 'whether --stay-typical ended the way before its goal',
@@ -47,7 +47,7 @@ class ManipulateOptions:
     start: float = -3.0
     stop: float = 3.0
     steps: int = 7
-    move: str = 'by'
+    mode: str = 'shift'
     unit: str = 'std'
     layers: tuple[int, ...] | None = None
     stay_typical: float | None = None
@@ -97,7 +97,7 @@ class Move:
         return gone, gone != wanted
 
     def _wanted(self, images: Codes, goals: torch.Tensor) -> torch.Tensor:
-        if self.asked.move == 'by':
+        if self.asked.mode == 'shift':
             return goals.expand(len(images), -1)
         here = manipulation.distance(self.G, images.code, images.c, self.direction).cpu().double()
         return (goals - here[:, None]) / self.pace
@@ -145,11 +145,11 @@ def _one(found: Sequence[Direction], spec: str) -> Direction:
 
 def _check_move(move: Move) -> None:
     asked = move.asked
-    if asked.move == 'to' and move.direction.bias is None:
-        raise UserError(f'--move=to: {move.direction.name} has no boundary to be at a distance from; --move=by')
-    if asked.move == 'to' and abs(move.pace) < FLAT:
-        raise UserError(f'--move=to: {move.direction.name} does not lead to its boundary once --conditions or '
-                        '--layers have taken their part; --move=by')  # fmt: skip
+    if asked.mode == 'distance' and move.direction.bias is None:
+        raise UserError(f'--mode=distance: {move.direction.name} has no boundary to be at a distance from; take shift')
+    if asked.mode == 'distance' and abs(move.pace) < FLAT:
+        raise UserError(f'--mode=distance: {move.direction.name} does not lead to its boundary once --conditions or '
+                        '--layers have taken their part; take shift')  # fmt: skip
     if asked.stay_typical is not None:
         if not spaces.has_prior(move.G):
             raise UserError('--stay-typical: this network has no φ, hence no prior to judge by')
@@ -172,20 +172,32 @@ class Manipulation:
         session, asked = self.session, self.asked
         os.makedirs(session.outdir, exist_ok=True)
         before = session.render(self.images.code, self.images.c, self.images.noise)
-        after = session.render(self.codes.code, self.codes.c, self.codes.noise, desc='Drawing')
-        save_png(self._strip(before, after), self._path('strip.png'))
         names = unique_names([f'{name}_{k:02d}' for name in self.images.names for k in range(asked.steps)])
-        for k, (name, img) in enumerate(zip(names, after)):
-            if asked.images:
-                save_png(img, self._path(f'{name}.png'))
-            if self.paster is not None:
-                self.paster.save(k // asked.steps, img, self._path(f'{name}_pasted.png'))
+        most = sheets.most_shown('strip.png', len(before), asked.steps + 2, before.shape[-1], asked.tile)
+        shown: list[torch.Tensor] = []
+        mse: list[float] = []
+        for batch in session.render_batches(self.codes.code, self.codes.c, self.codes.noise, desc='Drawing'):
+            first = len(mse)
+            own = before[[k // asked.steps for k in range(first, first + len(batch))]]
+            mse += similarity.mse(to_float(batch), to_float(own)).tolist()
+            self._write(batch, first, names)
+            if first < most * asked.steps:
+                shown += self._tiles(batch[: most * asked.steps - first], first)
+        save_png(self._strip(before[:most], shown), self._path('strip.png'))
         code_output.save_codes(self._path('edited.npz'), session.G, dataclasses.replace(self.codes, names=names))
         if asked.video is not None:
             save_video(self._path(f'video.{asked.video}'), self._frames(), asked.fps)
-        told = self._told(before, after)
+        told = self._told(mse)
         results.save_json(self._path('results.json'), self._report(told))
         click.echo('\n'.join(results.aligned(_table(told))))
+
+    def _write(self, images: torch.Tensor, first: int, names: Sequence[str]) -> None:
+        """Files of the pictures from number `first` on; full pictures, too, where they are asked for."""
+        for k, img in enumerate(images, first):
+            if self.asked.images:
+                save_png(img, self._path(f'{names[k]}.png'))
+            if self.paster is not None:
+                self.paster.save(k // self.asked.steps, img, self._path(f'{names[k]}_pasted.png'))
 
     def _path(self, name: str) -> str:
         return os.path.join(self.session.outdir, name)
@@ -195,25 +207,28 @@ class Manipulation:
     def caption(self, value: float) -> str:
         """'+1.5 sd', 'at -2'."""
         if value == 0:
-            return 'as it is' if self.asked.move == 'by' else 'boundary'
+            return 'as it is' if self.asked.mode == 'shift' else 'boundary'
         unit = ' sd' if self.asked.unit == 'std' else ''
-        return f'{"at " if self.asked.move == "to" else ""}{value:+.3g}{unit}'
+        return f'{"at " if self.asked.mode == "distance" else ""}{value:+.3g}{unit}'
 
-    def _strip(self, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-        """A row for each image: original, as it is, and each step; frames round those that were stopped."""
-        stopped = self.stopped.flatten().tolist()
-        steps = self.asked.steps
-        tiles = [marked(img) if stop else img for img, stop in zip(_comparable(after, any(stopped)), stopped)]
-        rows: list[list[sheets.Cell]] = [list(tiles[i * steps : (i + 1) * steps]) for i in range(len(before))]
+    def _tiles(self, images: torch.Tensor, first: int) -> list[torch.Tensor]:
+        """Pictures from number `first` on as the strip shows them: frames round those that were stopped."""
+        stopped = self.stopped.flatten()[first : first + len(images)].tolist()
+        return [marked(img) if stop else img for img, stop in zip(self._shown(images), stopped, strict=True)]
+
+    def _shown(self, images: torch.Tensor) -> torch.Tensor:
+        return sheets.shrunk(_comparable(images, bool(self.stopped.any())), self.asked.tile)
+
+    def _strip(self, before: torch.Tensor, tiles: Sequence[torch.Tensor]) -> torch.Tensor:
+        """A row for each image: original, as it is, and the tiles of its steps."""
+        steps, count = self.asked.steps, len(before)
+        rows: list[list[sheets.Cell]] = [list(tiles[i * steps : (i + 1) * steps]) for i in range(count)]
         columns = [self.caption(value) for value in self.values.tolist()]
-        if self.asked.move == 'to' or 0 not in self.values.tolist():
-            rows = [[img, *row] for img, row in zip(_comparable(before, any(stopped)), rows)]
-            columns.insert(0, 'as it is')
-        if any(img is not None for img in self.images.originals):
-            first = [None if img is None else _comparable(img[None], any(stopped))[0] for img in self.images.originals]
-            rows = [[img, *row] for img, row in zip(first, rows)]
-            columns.insert(0, 'original')
-        return sheets.sheet(rows, columns, self.images.names, side=self.asked.tile)
+        if self.asked.mode == 'distance' or 0 not in self.values.tolist():
+            rows, columns = sheets.led_by(list(self._shown(before)), 'as it is', rows, columns)
+        first = [None if img is None else self._shown(img[None])[0] for img in self.images.originals[:count]]
+        rows, columns = sheets.led_by(first, 'original', rows, columns)
+        return sheets.sheet(rows, columns, self.images.names[:count], side=self.asked.tile)
 
     def _frames(self) -> Iterator[torch.Tensor]:
         """All images together, from one end to the other and back."""
@@ -232,14 +247,14 @@ class Manipulation:
 
     # Figures
 
-    def _told(self, before: torch.Tensor, after: torch.Tensor) -> list[dict[str, Any]]:
-        """For JSON, one entry for each image."""
+    def _told(self, mse: list[float]) -> list[dict[str, Any]]:
+        """For JSON, one entry for each image; `mse` of all steps of all images."""
         G, steps = self.session.G, self.asked.steps
         figures: dict[str, list[Any]] = {
             'shift': self.shifts.flatten().tolist(),
             'distance': manipulation.distance(G, self.codes.code, self.codes.c, self.move.direction).tolist(),
             'stopped': self.stopped.flatten().tolist(),
-            'mse': similarity.mse(to_float(after), to_float(before.repeat_interleave(steps, dim=0))).tolist(),
+            'mse': mse,
             **code_output.prior_figures(G, self.codes.code, self.codes.c),
         }
         start = manipulation.distance(G, self.images.code, self.images.c, self.move.direction).tolist()
@@ -257,7 +272,7 @@ class Manipulation:
         return {
             'network': self.session.network, 'direction': asked.direction, 'meaning': direction.meaning,
             'space': direction.space, 'boundary': direction.bias is not None, 'scale': direction.scale,
-            'conditions': list(asked.conditions), 'pace': self.move.pace, 'move': asked.move, 'unit': asked.unit,
+            'conditions': list(asked.conditions), 'pace': self.move.pace, 'mode': asked.mode, 'unit': asked.unit,
             'layers': None if self.move.layers is None else list(self.move.layers),
             'stay_typical': asked.stay_typical, 'units': UNITS, 'images': list(told),
         }  # fmt: skip

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import click
 import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
@@ -77,6 +78,18 @@ def sheet(
     return made
 
 
+def led_by(
+    first: Sequence[Cell], heading: str, rows: Sequence[Sequence[Cell]], columns: Sequence[str]
+) -> tuple[list[list[Cell]], list[str]]:
+    """Rows, and what stands above their columns, with a further picture in front of each; as they are if there is none.
+
+    For what the rows begin with: the originals of real images, which seeds have not.
+    """
+    if all(cell is None for cell in first):
+        return [list(row) for row in rows], list(columns)
+    return [[cell, *row] for cell, row in zip(first, rows, strict=True)], [heading, *columns]
+
+
 def shrunk(pixels: torch.Tensor, side: int | None = None) -> torch.Tensor:
     """uint8 (N)CHW as small as `sheet` shows them, for sheets of many; what it would magnify stays as it is."""
     height, width = _shown_size(pixels.shape[-2], pixels.shape[-1], side)
@@ -99,6 +112,14 @@ def most_rows(columns: int, resolution: int, side: int | None = None) -> int:
     """
     shown, _width = _shown_size(resolution, resolution, side)
     return MAX_PIXELS // ((columns * (shown + GAP) + MAX_CAPTION + 2 * MARGIN) * (shown + LINE + 3 * GAP))
+
+
+def most_shown(name: str, count: int, columns: int, resolution: int, side: int | None = None) -> int:
+    """How many of `count` rows a sheet called `name` has; told on stderr if it has not room for all."""
+    most = min(count, max(1, most_rows(columns, resolution, side)))
+    if most < count:
+        click.echo(f'{name}: has room for the first {most} of {count}', err=True)
+    return most
 
 
 def stack(parts: Sequence[torch.Tensor], gap: int = 3 * GAP) -> torch.Tensor:

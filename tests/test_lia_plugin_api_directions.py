@@ -76,7 +76,7 @@ def test_a_move_is_as_long_as_it_says(lia: Lia, axis: Direction, folder: Path, u
 
 def test_a_move_to_a_distance(lia: Lia, axis: Direction) -> None:
     for unit, length in (('std', 2.0), ('raw', 1.0)):
-        moved = lia.manipulate([1, 2], axis, [0, 1.5], unit, move='to', out='latents')
+        moved = lia.manipulate([1, 2], axis, [0, 1.5], unit, mode='distance', out='latents')
         np.testing.assert_allclose(lia.distance(moved, axis), [0, 1.5 * length] * 2, atol=1e-5)
 
 
@@ -136,7 +136,7 @@ def test_a_change_applied_where_it_was_learned(lia: Lia, space: str) -> None:
 
 def test_labels_at_hand(lia: Lia) -> None:
     y, positive = labelled(lia)
-    found = lia.directions_from_labels(y, positive, 'sum')
+    found = lia.directions_from_labels(y, positive, 'sum', fit='plane')
     assert list(found) == ['sum=True']
     one = found['sum=True']
     wanted = torch.zeros(DIM)
@@ -147,9 +147,9 @@ def test_labels_at_hand(lia: Lia) -> None:
     told = repr(found).splitlines()
     assert len(told) == 2 and f'{one.figures["balanced_accuracy"]:.3f}' in told[1]
     words = np.where(positive, 'b', 'a')
-    again = lia.directions_from_labels(y, {'sum': list(words)})
+    again = lia.directions_from_labels(y, {'sum': list(words)}, fit='plane')
     np.testing.assert_array_equal(again['sum=b'].vector, one.vector)
-    turned = lia.directions_from_labels(y, words, 'sum', values=['b', 'a'])
+    turned = lia.directions_from_labels(y, words, 'sum', values=['b', 'a'], fit='plane')
     np.testing.assert_allclose(turned['sum=a'].vector, -one.vector, atol=1e-3)
     three = [None if i == 0 else 'abc'[i % 3] for i in range(COUNT)]
     assert list(lia.directions_from_labels(y, three, 'third', fit='means')) == ['third=a', 'third=b', 'third=c']
@@ -236,8 +236,8 @@ def test_what_cannot_be_is_named(lia: Lia, axis: Direction, tmp_path: Path) -> N
         (lambda: lia.manipulate(1, axis, [[1]]), 'amounts: expected'),
         (lambda: lia.manipulate(1, axis, float('nan')), 'amounts: expected'),
         (lambda: lia.manipulate(1, axis, unit='mm'), "'mm'"),
-        (lambda: lia.manipulate(1, axis, move='at'), "'at'"),
-        (lambda: lia.manipulate(1, nowhere, move='to'), 'nowhere leads to no boundary'),
+        (lambda: lia.manipulate(1, axis, mode='at'), "'at'"),
+        (lambda: lia.manipulate(1, nowhere, mode='distance'), 'nowhere leads to no boundary'),
         (lambda: lia.manipulate(1, axis, layers=[9]), 'layers: expected some of 0 to 5'),
         (lambda: lia.manipulate(1, axis, layers=[2], stay_typical=0.1), 'layers: typicality'),
         (lambda: lia.manipulate(1, axis, stay_typical=2), 'stay_typical: a p-value'),

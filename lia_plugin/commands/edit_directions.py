@@ -11,8 +11,8 @@ from lia_plugin.params import FiniteRange, Numbers
 
 
 def parse_words(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
-    """'a,b' -> ('a', 'b')."""
-    words = tuple(word.strip() for word in (value or '').split(',') if word.strip())
+    """'a,b,a' -> ('a', 'b')."""
+    words = tuple(dict.fromkeys(word.strip() for word in (value or '').split(',') if word.strip()))
     if value is not None and not words:
         raise click.BadParameter('names nothing', ctx, param)
     return words
@@ -40,9 +40,9 @@ def parse_words(ctx: click.Context, param: click.Parameter, value: str | None) -
 @click.option('--group-column', metavar='COLUMN', help='Images with the same value are held out together')
 @click.option('--holdout', type=FiniteRange(min=0, max=0.5, min_open=True), metavar='SHARE',
               help='Share of images held out  [default: 0.2]')
-@click.option('--fit', type=click.Choice(['plane', 'means']),
-              help='plane: the normal of the plane that parts both kinds best; means: from the mean of one to that of '
-                   'the other, which takes along what goes with it, and changes more  [default: plane]')
+@click.option('--fit', type=click.Choice(['means', 'plane']),
+              help='means: from the mean of one kind to that of the other; plane: the normal of the plane that parts '
+                   'them best, which may hardly change a picture  [default: means]')
 # From two sets.
 @click.option('--positive', multiple=True, metavar='INPUT', help='Images that the direction leads to')
 @click.option('--negative', multiple=True, metavar='INPUT', help='Images that it leads away from')
@@ -52,17 +52,18 @@ def parse_words(ctx: click.Context, param: click.Parameter, value: str | None) -
 @click.option('--samples', type=click.IntRange(min=2), help='Codes of the prior that PCA is of  [default: 10000]')
 # The sheet.
 @click.option('--show', multiple=True, metavar='INPUT',
-              help='Images on the sheet  [default: three of --data or --negative, or seeds 0-2]')
+              help='Images on the sheet  [default: three ordinary ones of --data or --negative, or seeds 0-2]')
 @click.option('--extent', type=FiniteRange(min=0, min_open=True), default=3.0,
               help='The sheet goes so many standard deviations to either side')
 @common_options
 def edit_directions(**options: Any) -> int:
     """Find directions: by labels, by two sets of images, or without either.
 
-    With labels or sets it is the normal of the plane that logistic regression puts between the codes of two kinds of
-    images; an attribute with more than two values gives one direction for each, against the rest. Its accuracy on
-    images held out stands in the file, beside that of always naming the more frequent kind. The normal parts best,
-    but may hardly change a picture; --fit=means tells labels less well and shows more.
+    With labels or sets it leads from the mean code of one kind of images to that of the other; an attribute with more
+    than two values gives one direction for each, against the rest. Its accuracy on images held out stands in the file,
+    beside that of always naming the more frequent kind, and that of logistic regression, which tells how well codes
+    know the label. --fit=plane takes the normal of the latter's plane, as InterFaceGAN does: it tells labels best, and
+    changes pictures less.
 
     \b
     python edit.py directions --network=net.pkl --method=labels --data=train.zip --labels=labels.csv --attribute=hair
@@ -92,7 +93,7 @@ def edit_directions(**options: Any) -> int:
     search = direction_search.Search(session, asked, failures)
     shown = shown or search.shown
     assert shown is not None, 'a search in images has some to show'
-    direction_report.save_all(session, search.found, shown, extent, f'Directions by {asked.method}')
-    header, rows = direction_report.table(search.found)
+    found = direction_report.save_all(session, search.found, shown, extent, f'Directions by {asked.method}')
+    header, rows = direction_report.table(found)
     click.echo('\n'.join(results.aligned([header, *rows])))
     return report_failures(failures)
