@@ -18,7 +18,7 @@ from lia_plugin.codes import Codes, unique_names
 from lia_plugin.directions import Direction, make_direction, with_scale
 from lia_plugin.manipulation_run import FLAT, ManipulateOptions, Move
 
-UNITS, MOVES = ('std', 'raw'), ('by', 'to')
+UNITS, MODES = ('std', 'raw'), ('shift', 'distance')
 
 
 class Directions(dict[str, Direction]):
@@ -115,7 +115,7 @@ class Directed(Network):
         amounts: float | Sequence[float] | Array = (-2.0, -1.0, 0.0, 1.0, 2.0),
         unit: str = 'std',
         *,
-        move: str = 'by',
+        mode: str = 'shift',
         layers: Layers | None = None,
         conditions: Any = (),
         stay_typical: float | None = None,
@@ -130,24 +130,25 @@ class Directed(Network):
             direction: A Direction, FILE:NAME, or a vector [dim] or [num_ws, dim].
             amounts: How far, one number or [A]. The command's --from, --to, --steps are np.linspace(-2, 2, 5).
             unit: Of amounts: 'std', standard deviations of images along the direction, or 'raw', the space's own.
-            move: 'by' so much, or 'to' so much distance from the boundary: 0 is on it.
+            mode: What amounts are: 'shift', how far each image moves, or 'distance', where it ends, at that signed
+                distance from the boundary: 0 is on it.
             layers: Only these move, as [0, 3] or '0-3'; codes become y+. None = those the direction names, else all.
             conditions: Directions along which nothing is to move: a list, or what `directions` gives.
             stay_typical: p-value of ‖z‖² under the prior below which no image is to go: it stops before.
         """
         wanted = api_checks.numbers('amounts', amounts)
-        way = self._way(direction, unit, move, layers, _listed(conditions), stay_typical)
+        way = self._way(direction, unit, mode, layers, _listed(conditions), stay_typical)
         found, form, lead = self._read(what, c)
         moved = way.codes(found, way.shifts(found, torch.from_numpy(wanted.reshape(-1)))[0])
         return self._give(moved, form, (*lead, *wanted.shape), out)
 
     def _way(
-        self, direction: Any, unit: str, move: str, layers: Layers | None, conditions: Sequence[Any],
+        self, direction: Any, unit: str, mode: str, layers: Layers | None, conditions: Sequence[Any],
         stay_typical: float | None,
     ) -> Move:  # fmt: skip
         """ValueError for what doesn't go together, or not with this network."""
         api_checks.one_of('unit', unit, UNITS)
-        api_checks.one_of('move', move, MOVES)
+        api_checks.one_of('mode', mode, MODES)
         if stay_typical is not None:
             self._check_prior('stay_typical')
             if not 0 < stay_typical < 1:
@@ -156,10 +157,10 @@ class Directed(Network):
         moving = self._layers(layers) or target.layers
         along = target if not conditions else manipulation.project_out(
             target, [self.direction(condition) for condition in conditions], self.num_ws, moving)
-        asked = ManipulateOptions('', move=move, unit=unit, layers=moving, stay_typical=stay_typical)
+        asked = ManipulateOptions('', mode=mode, unit=unit, layers=moving, stay_typical=stay_typical)
         way = Move(self.G, target, along, asked)
-        if move == 'to' and (target.bias is None or abs(way.pace) < FLAT):
-            raise ValueError(f"move: {target.name} leads to no boundary to be at a distance from; take 'by'")
+        if mode == 'distance' and (target.bias is None or abs(way.pace) < FLAT):
+            raise ValueError(f"mode: {target.name} leads to no boundary to be at a distance from; take 'shift'")
         return way
 
     @torch.no_grad()

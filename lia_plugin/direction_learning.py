@@ -1,8 +1,9 @@
 """Directions from labels: the normal of the plane that best tells one kind of codes from another.
 
-Logistic regression on standardised codes, as InterFaceGAN's boundaries (Shen et al. 2020, arXiv 2005.09635, section
-2.2; there a linear SVM), with the strength of the L2 penalty chosen by cross-validation, and judged on codes that had
-no part in either.
+Logistic regression, as InterFaceGAN's boundaries (Shen et al. 2020, arXiv 2005.09635, section 2.2; there a linear SVM),
+with the strength of the L2 penalty chosen by cross-validation, and judged on codes that had no part in either. All
+dimensions of a code have one unit, in which shifts are measured too, and keep it: were each scaled to unit variance,
+the penalty would favour those that vary little, along which codes hardly move.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from lia_plugin.host import UserError
 
 Array = npt.NDArray[Any]
 
-STRENGTHS = tuple(10.0**k for k in range(-5, 3))  # Inverse penalties, on codes of unit variance.
+STRENGTHS = tuple(10.0**k for k in range(-5, 3))  # Inverse penalties, on codes whose mean variance is 1.
 FOLDS = 5
 MIN_EXAMPLES = 5  # Of each class, to learn from.
 MAX_CLASSES = 50
@@ -82,39 +83,52 @@ def make_tasks(name: str, values: Sequence[str], order: Sequence[str] = ()) -> l
 
 
 def sort_values(values: set[str]) -> list[str]:
-    """Numbers by size, texts by the alphabet."""
+    """Numbers by size, texts by the alphabet, as all are if any is no number: the same order in every run."""
+    texts = sorted(values)
     try:
-        return sorted(values, key=float)
+        numbers = {text: float(text) for text in texts}
     except ValueError:
-        return sorted(values)
+        return texts
+    return sorted(texts, key=numbers.__getitem__) if all(map(math.isfinite, numbers.values())) else texts
 
 
 def hold_out(labels: Array, share: float, groups: Array | None = None, seed: int = 0) -> Split:
     """A random share of each class [n], or, with `groups` [n], whole groups of about that share.
 
     Raises:
-        UserError: fewer than two groups, or classes too small to be shared out.
+        UserError: a single group.
     """
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-
-    parts = max(2, round(1 / share))
-    if groups is not None and len(np.unique(groups)) < parts:
-        raise UserError(f'--group-column: {len(np.unique(groups))} groups; a share of {share:g} takes {parts} or more')
-    if np.bincount(labels).max() < parts:
-        raise UserError(f'--holdout={share:g}: the largest class has {np.bincount(labels).max()} images; '
-                        f'{parts} are the least')  # fmt: skip
-    kind = StratifiedKFold if groups is None else StratifiedGroupKFold
-    folds = _quiet(lambda: next(iter(kind(parts, shuffle=True, random_state=seed).split(labels, labels, groups))))
-    return Split(np.sort(folds[0]), np.sort(folds[1]))
+    held = _share_of_each(labels, share, seed) if groups is None else _share_of_groups(labels, share, groups, seed)
+    return Split(np.flatnonzero(~held), np.flatnonzero(held))
 
 
-def _quiet(function: Any) -> Any:
-    """scikit-learn warns of classes smaller than the number of parts; those that matter are counted by `why_not`."""
-    import warnings
+def _share_of_each(labels: Array, share: float, seed: int) -> Array:
+    """bool [n]: held out, of each class the nearest number to its share."""
+    random = np.random.default_rng(seed)
+    held = np.zeros(len(labels), bool)
+    for kind in np.unique(labels):
+        items = random.permutation(np.flatnonzero(labels == kind))
+        held[items[: round(share * len(items))]] = True
+    return held
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', message='The least populated class', category=UserWarning)
-        return function()
+
+def _share_of_groups(labels: Array, share: float, groups: Array, seed: int) -> Array:
+    """bool [n]: held out. One group after another, in random order, that brings each class nearer to its share."""
+    _names, places = np.unique(groups, return_inverse=True)
+    counts = np.zeros([places.max() + 1, labels.max() + 1])
+    np.add.at(counts, (places, labels), 1)
+    if len(counts) < 2:
+        raise UserError('--group-column: all images are of one group; two are the least')
+    parts = counts / np.maximum(counts.sum(axis=0), 1)  # Of each class that each group has, [groups, classes].
+    gap = np.full(parts.shape[1], share)
+    held: list[int] = []
+    for group in np.random.default_rng(seed).permutation(len(parts)):
+        if np.linalg.norm(gap - parts[group]) < np.linalg.norm(gap):
+            held.append(int(group))
+            gap = gap - parts[group]
+    if not held:  # All are too large.
+        held = [int(np.linalg.norm(gap - parts, axis=1).argmin())]
+    return np.isin(places, held)
 
 
 def why_not(positive: Array, split: Split, groups: Array | None = None) -> str | None:
@@ -143,25 +157,25 @@ def fit_boundary(codes: Array, positive: Array, groups: Array | None = None, see
     With `groups` [n] cross-validation keeps each of them together.
     """
     codes = np.asarray(codes, np.float64)
-    mean, std = codes.mean(axis=0), codes.std(axis=0)
-    if not std.any():
+    mean, unit = codes.mean(axis=0), math.sqrt(codes.var(axis=0).mean())
+    if not unit:
         raise UserError('the codes are all alike: no plane parts them')
-    std = np.where(std > 1e-6 * std.max(), std, np.inf)  # A dimension that doesn't vary tells nothing.
-    standard = (codes - mean) / std
-    strength = _choose_strength(standard, positive, groups, seed)
-    machine = _classifier(strength).fit(standard, positive)
-    vector = machine.coef_[0] / std
-    bias = float(machine.intercept_[0] - vector @ mean)
+    scaled = (codes - mean) / unit
+    strength = _choose_strength(scaled, positive, groups, seed)
+    machine = _classifier(strength).fit(scaled, positive)
+    vector, offset = machine.coef_[0], unit * float(machine.intercept_[0])  # Of codes about their mean, times unit.
     size = float(np.linalg.norm(vector))
     assert math.isfinite(size) and size > 0, 'codes differ, so the penalised optimum is not 0 but for a miracle'
-    return Boundary(vector / size, bias / size, strength)
+    vector = vector / size
+    return Boundary(vector, offset / size - float(vector @ mean), strength)
 
 
 def fit_means(codes: Array, positive: Array) -> Boundary:
     """The plane midway between the means of both kinds, across the line that joins them.
 
     It parts them less well than `fit_boundary`'s, but a code that goes that way takes along all that goes with the
-    label: the way from one kind to the other, where that is the way to what tells them apart.
+    label: a normal is the filter that reads a label off a code, this the pattern that the label leaves in it (Haufe et
+    al. 2014, "On the interpretation of weight vectors of linear models").
     """
     codes = np.asarray(codes, np.float64)
     ends = codes[~positive].mean(axis=0), codes[positive].mean(axis=0)
@@ -181,9 +195,9 @@ def _classifier(strength: float) -> Any:
 def _choose_strength(codes: Array, positive: Array, groups: Array | None, seed: int) -> float:
     """The strongest penalty whose balanced accuracy over all folds is within one standard error of the best.
 
-    Weaker ones tell labels no better, but turn the normal towards dimensions that hardly vary, where a shift of the
-    code hardly shows. Not the log loss: it judges the vector's length, too. One standard error: Breiman et al. 1984,
-    section 3.4.3.
+    Weaker ones tell labels no better, but turn the normal from the line that joins both kinds' means towards
+    directions in which codes hardly vary, where a shift hardly shows. Not the log loss: it judges the vector's length,
+    too. One standard error: Breiman et al. 1984, section 3.4.3.
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_predict
 
@@ -203,8 +217,16 @@ def _choose_strength(codes: Array, positive: Array, groups: Array | None, seed: 
         scores.append(weights * (found == positive))
     means = np.mean(scores, axis=1)
     best = int(means.argmax())
-    within = means >= means[best] - scores[best].std() / math.sqrt(len(codes))
+    within = means >= means[best] - _standard_error(scores[best], groups)
     return STRENGTHS[int(within.argmax())]
+
+
+def _standard_error(scores: Array, groups: Array | None) -> float:
+    """Of the mean of scores [n]; those of one group stand or fall together."""
+    gaps = scores - scores.mean()
+    if groups is not None:
+        gaps = np.bincount(np.unique(groups, return_inverse=True)[1], weights=gaps)
+    return float(np.sqrt(np.square(gaps).sum())) / len(scores)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

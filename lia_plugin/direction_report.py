@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 
+import click
 import torch
 
 from lia_plugin import manipulation, page, results, sheets
 from lia_plugin.codes import Codes
 from lia_plugin.directions import UNITS, Direction, save_directions
 from lia_plugin.edit_session import Session
-from lia_plugin.images import save_png
+from lia_plugin.images import save_png, to_float
 
 COLUMNS = 7
+HARDLY = 5e-3  # MSE of pictures in [-1, 1]: a root mean square of nine of 256 levels.
 SHOWN = {  # Figure -> its heading in tables.
     'n': ('held out', 'd'),
     'n_positive': ('of it +', 'd'),
@@ -27,6 +30,7 @@ SHOWN = {  # Figure -> its heading in tables.
     'share': ('share', '.3f'),
     'variance': ('variance', '.4g'),
     'explained_variance': ('explained', '.3f'),
+    'change': ('change', '.4f'),
 }
 FIGURE_UNITS = {
     'accuracy': 'share of held-out images on the right side of the plane; 95 % interval by Wilson',
@@ -35,13 +39,22 @@ FIGURE_UNITS = {
     'auc': 'how often a held-out + lies further along than a held-out -; 0.5 is chance',
     'mean_positive': 'mean signed distance to the plane of held-out images of the + side, in units of the space',
     'scale': 'standard deviation of code . vector',
+    'change': 'mean squared difference that the ends of the strips make to the pictures shown, images in [-1, 1]',
     'share': 'of the sum of all eigenvalues',
     'explained_variance': 'of the sum of all variances',
 }
 
 
-def save_all(session: Session, found: Sequence[Direction], shown: Codes, extent: float, title: str) -> None:
-    """Writes directions.npz, directions.json, sheet.png and index.html into the session's folder."""
+def save_all(
+    session: Session, found: Sequence[Direction], shown: Codes, extent: float, title: str
+) -> list[Direction]:
+    """Writes directions.npz, directions.json, sheet.png and index.html into the session's folder.
+
+    Each direction gets the figure `change`; what hardly changes pictures is told of on stderr. Returns the directions.
+    """
+    drawn = draw(session, found, shown, extent)
+    found = [dataclasses.replace(one, figures={**one.figures, 'change': change(images), 'change_at': extent})
+             for one, images in zip(found, drawn)]  # fmt: skip
     outdir = session.outdir
     os.makedirs(outdir, exist_ok=True)
     save_directions(os.path.join(outdir, 'directions.npz'), found)
@@ -50,13 +63,28 @@ def save_all(session: Session, found: Sequence[Direction], shown: Codes, extent:
     content = dict(network=session.network, network_hash=found[0].network_hash, units=FIGURE_UNITS | dict(vector=UNITS),
                    directions=told)  # fmt: skip
     results.save_json(os.path.join(outdir, 'directions.json'), content)
-    drawn = draw(session, found, shown, extent)
     save_png(_overview(found, drawn, extent), os.path.join(outdir, 'sheet.png'))
     header, rows = table(found)
     sections = [page.Section('Figures', [page.table(header, rows), *map(page.paragraph, _explained(header))])]
     sections += [page.Section(one.name, [page.paragraph(_words(one)), page.figure(_strips(images, shown, extent))])
                  for one, images in zip(found, drawn)]  # fmt: skip
     page.save_page(os.path.join(outdir, 'index.html'), title, sections)
+    _tell_of_weak(found, extent)
+    return found
+
+
+def change(images: torch.Tensor) -> float:
+    """Mean squared difference between the ends of strips and their middles, of `draw`'s pixels of one direction."""
+    rows = to_float(images).unflatten(0, [-1, COLUMNS])
+    return float((rows[:, [0, -1]] - rows[:, [COLUMNS // 2]]).square().mean())
+
+
+def _tell_of_weak(found: Sequence[Direction], extent: float) -> None:
+    """A normal that tells labels well may lead where codes hardly vary, so that nothing is to be seen."""
+    weak = [one.name for one in found if one.figures['change'] < HARDLY]
+    if weak:
+        way = '; --fit=means changes more' if any(one.figures.get('fit') == 'plane' for one in found) else ''
+        click.echo(f'Hardly change pictures at {extent:g} sd: {", ".join(weak)}{way}', err=True)
 
 
 def amounts(extent: float) -> torch.Tensor:

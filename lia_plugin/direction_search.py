@@ -19,6 +19,7 @@ from lia_plugin.directions import Direction, code_space, generator_hash, make_di
 from lia_plugin.edit_session import Session
 from lia_plugin.host import UserError
 
+FITS = ('plane', 'means')
 METHODS = ('labels', 'sets', 'sefa', 'pca')
 SEEDS_SHOWN = '0-2'
 IMAGES_SHOWN = 3
@@ -55,6 +56,8 @@ class SearchOptions:
 
     def check(self) -> None:
         """UserError, one line, for options that don't go together whatever the network."""
+        if self.fit not in (None, *FITS):
+            raise UserError(f"fit: expected 'plane' or 'means', got {self.fit!r}")
         for name, methods in ONLY.items():
             if getattr(self, name) not in (None, ()) and self.method not in methods:
                 option = {'attributes': 'attribute'}.get(name, name.replace('_', '-'))
@@ -133,7 +136,7 @@ class Search:
         assert asked.data is not None, 'check() has seen to it'
         options = DataOptions(asked.data, asked.labels, asked.val, asked.splits, asked.group_column, self._share)
         labelled = options.read(self.session, asked.space, self.failures)
-        self.shown = _spread(labelled.shown)
+        self.shown = _ordinary(labelled.shown)
         jobs = list(self._jobs(labelled))
         source = f'labels of {asked.labels or asked.data}, images of {asked.data}'
         return self._learn(labelled, jobs, source)
@@ -145,7 +148,7 @@ class Search:
     def _jobs(self, labelled: Labelled) -> Iterator[tuple[Task, Any, Split]]:
         """(task, rows of the table, split of these rows) of each direction that can be learned."""
         asked = self.asked
-        for name in asked.attributes or tuple(labelled.table):
+        for name in dict.fromkeys(asked.attributes) or tuple(labelled.table):
             if name not in labelled.table:
                 raise UserError(f'--attribute={name}: no such column; there are {", ".join(labelled.table)}')
             column = labelled.table[name]
@@ -169,7 +172,7 @@ class Search:
         asked, G = self.asked, self.session.G
         parts = [direction_data.read_codes(self.session, sources, option, self.failures)[0]
                  for option, sources in (('--negative', asked.negative), ('--positive', asked.positive))]  # fmt: skip
-        self.shown = _spread(parts[0])
+        self.shown = _ordinary(parts[0])
         inside = np.concatenate([direction_data.points(G, part, asked.space) for part in parts])
         positive = np.arange(len(inside)) >= len(parts[0])
         name = asked.name or _stem(asked.positive[0])
@@ -192,11 +195,18 @@ class Search:
                 found.append(self._learn_one(task, labelled.points[rows], split, groups, labelled.held_out_by, source))
             else:
                 self.skipped[task.name] = reason
-        for name, reason in self.skipped.items():
-            click.echo(f'Not learned: {name}: {reason}', err=True)
+        left_out = '; '.join(f'{", ".join(names)} ({reason})' for reason, names in self._left_out().items())
         if not found:
-            raise UserError(f'--method={self.asked.method}: nothing could be learned; '
-                            f'{next(iter(self.skipped.values()), "there are no labels")}')  # fmt: skip
+            raise UserError(f'--method={self.asked.method}: nothing could be learned: {left_out or "no labels"}')
+        if left_out:
+            click.echo(f'Not learned: {left_out}', err=True)
+        return found
+
+    def _left_out(self) -> dict[str, list[str]]:
+        """Reason -> names of what could not be learned."""
+        found: dict[str, list[str]] = {}
+        for name, reason in self.skipped.items():
+            found.setdefault(reason.removeprefix(f'--attribute={name}: '), []).append(name)
         return found
 
     def _learn_one(
@@ -241,7 +251,7 @@ class Search:
             source = f'PCA of {len(inside)} codes of the prior'
         else:
             read, _names = direction_data.read_codes(self.session, [asked.data], '--data', self.failures)
-            self.shown = _spread(read)
+            self.shown = _ordinary(read)
             inside = torch.from_numpy(direction_data.points(G, read, asked.space))
             source = f'PCA of {len(inside)} codes of {asked.data}'
         return [
@@ -251,10 +261,15 @@ class Search:
         ]  # fmt: skip
 
 
-def _spread(found: Codes) -> Codes:
-    """A few codes, evenly from first to last."""
+def _ordinary(found: Codes) -> Codes:
+    """A few codes: of each of so many equal parts of the list the one that is nearest to the mean of all.
+
+    The first ones of a data set are often of a kind, and an odd one tells little of what a direction does to others.
+    """
     count = min(IMAGES_SHOWN, len(found))
-    return found[[i * len(found) // count for i in range(count)]]
+    away = (found.code - found.code.mean(dim=0)).flatten(1).norm(dim=1).cpu()
+    parts = torch.arange(len(found)).tensor_split(count)
+    return found[[int(part[away[part].argmin()]) for part in parts]]
 
 
 def _stem(text: str) -> str:

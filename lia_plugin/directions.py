@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ SPACES = ('y', 'z', 'w')
 UNITS = ('vectors have unit length: a shift by 1 moves a code by 1 in its space; distance = code . vector + bias; '
          'scale = standard deviation of code . vector')  # fmt: skip
 SCALE_SAMPLES = 4096
+NAMED = re.compile(rf'(.+?(?:{"|".join(map(re.escape, direction_files.EXTENSIONS))})):(.+)', re.IGNORECASE | re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -196,12 +198,12 @@ def load_directions(
 
 
 def split_name(spec: str) -> tuple[str, str | None]:
-    """FILE:NAME -> (FILE, NAME); a file of that whole name, or one without a name -> (FILE, None)."""
-    file, colon, name = spec.rpartition(':')
-    extension = os.path.splitext(file)[1].lower()
-    if os.path.exists(spec) or not colon or extension not in direction_files.EXTENSIONS:
-        return spec, None
-    return file, name
+    """FILE:NAME -> (FILE, NAME); a file of that whole name, or one without a name -> (FILE, None).
+
+    The name begins after the first colon behind an extension of such files, and may have colons itself.
+    """
+    match = None if os.path.exists(spec) else NAMED.fullmatch(spec)
+    return (match[1], match[2]) if match else (spec, None)
 
 
 def _own(path: str, arrays: Mapping[str, Any]) -> list[Direction]:

@@ -64,7 +64,7 @@ def attributes(opts: Any) -> list[separability.Attribute]:
     path = host.metric_option(opts, 'labels')
     dataset = host.open_data_set(**{**evaluation.evaluation_set(opts), 'use_labels': path is None})
     if path is not None:
-        return separability.from_csv(path, host.image_names(dataset))
+        return separability.from_table(path, host.image_names(dataset))
     if dataset.label_dim == 0:
         raise UserError(f'--metrics: ls needs labels, and {dataset.name} has none; --labels=FILE.csv names them')
     labels = np.stack([dataset.get_label(i) for i in range(len(dataset))])

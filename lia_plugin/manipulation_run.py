@@ -27,7 +27,7 @@ VIDEO_FRAMES = 48  # From one end to the other; then back.
 FLAT = 1e-3  # A direction that gets nearer to the boundary by less than this per unit never gets there.
 MAX_LISTED = 50
 UNITS = {
-    'value': 'what was asked for: with --move=by the shift, with --move=to the signed distance, in --unit',
+    'value': 'what was asked for: with --mode=shift the shift, with --mode=distance the signed distance, in --unit',
     'shift': 'how far the code was moved, in units of the space',
     'distance': 'signed distance to the boundary (without one: code . vector), in units of the space',
     'stopped': 'whether --stay-typical ended the way before its goal',
@@ -49,7 +49,7 @@ class ManipulateOptions:
     start: float = -3.0
     stop: float = 3.0
     steps: int = 7
-    move: str = 'by'
+    mode: str = 'shift'
     unit: str = 'std'
     layers: tuple[int, ...] | None = None
     stay_typical: float | None = None
@@ -99,7 +99,7 @@ class Move:
         return gone, gone != wanted
 
     def _wanted(self, images: Codes, goals: torch.Tensor) -> torch.Tensor:
-        if self.asked.move == 'by':
+        if self.asked.mode == 'shift':
             return goals.expand(len(images), -1)
         here = manipulation.distance(self.G, images.code, images.c, self.direction).cpu().double()
         return (goals - here[:, None]) / self.pace
@@ -147,11 +147,11 @@ def _one(found: Sequence[Direction], spec: str) -> Direction:
 
 def _check_move(move: Move) -> None:
     asked = move.asked
-    if asked.move == 'to' and move.direction.bias is None:
-        raise UserError(f'--move=to: {move.direction.name} has no boundary to be at a distance from; --move=by')
-    if asked.move == 'to' and abs(move.pace) < FLAT:
-        raise UserError(f'--move=to: {move.direction.name} does not lead to its boundary once --conditions or '
-                        '--layers have taken their part; --move=by')  # fmt: skip
+    if asked.mode == 'distance' and move.direction.bias is None:
+        raise UserError(f'--mode=distance: {move.direction.name} has no boundary to be at a distance from; take shift')
+    if asked.mode == 'distance' and abs(move.pace) < FLAT:
+        raise UserError(f'--mode=distance: {move.direction.name} does not lead to its boundary once --conditions or '
+                        '--layers have taken their part; take shift')  # fmt: skip
     if asked.stay_typical is not None:
         if not spaces.has_prior(move.G):
             raise UserError('--stay-typical: this network has no φ, hence no prior to judge by')
@@ -197,9 +197,9 @@ class Manipulation:
     def caption(self, value: float) -> str:
         """'+1.5 sd', 'at -2'."""
         if value == 0:
-            return 'as it is' if self.asked.move == 'by' else 'boundary'
+            return 'as it is' if self.asked.mode == 'shift' else 'boundary'
         unit = ' sd' if self.asked.unit == 'std' else ''
-        return f'{"at " if self.asked.move == "to" else ""}{value:+.3g}{unit}'
+        return f'{"at " if self.asked.mode == "distance" else ""}{value:+.3g}{unit}'
 
     def _strip(self, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
         """A row for each image: original, as it is, and each step; frames round those that were stopped."""
@@ -208,13 +208,10 @@ class Manipulation:
         tiles = [marked(img) if stop else img for img, stop in zip(_comparable(after, any(stopped)), stopped)]
         rows: list[list[sheets.Cell]] = [list(tiles[i * steps : (i + 1) * steps]) for i in range(len(before))]
         columns = [self.caption(value) for value in self.values.tolist()]
-        if self.asked.move == 'to' or 0 not in self.values.tolist():
-            rows = [[img, *row] for img, row in zip(_comparable(before, any(stopped)), rows)]
-            columns.insert(0, 'as it is')
-        if any(img is not None for img in self.images.originals):
-            first = [None if img is None else _comparable(img[None], any(stopped))[0] for img in self.images.originals]
-            rows = [[img, *row] for img, row in zip(first, rows)]
-            columns.insert(0, 'original')
+        if self.asked.mode == 'distance' or 0 not in self.values.tolist():
+            rows, columns = sheets.led_by(list(_comparable(before, any(stopped))), 'as it is', rows, columns)
+        first = [None if img is None else _comparable(img[None], any(stopped))[0] for img in self.images.originals]
+        rows, columns = sheets.led_by(first, 'original', rows, columns)
         return sheets.sheet(rows, columns, self.images.names, side=self.asked.tile)
 
     def _frames(self) -> Iterator[torch.Tensor]:
@@ -259,7 +256,7 @@ class Manipulation:
         return {
             'network': self.session.network, 'direction': asked.direction, 'meaning': direction.meaning,
             'space': direction.space, 'boundary': direction.bias is not None, 'scale': direction.scale,
-            'conditions': list(asked.conditions), 'pace': self.move.pace, 'move': asked.move, 'unit': asked.unit,
+            'conditions': list(asked.conditions), 'pace': self.move.pace, 'mode': asked.mode, 'unit': asked.unit,
             'layers': None if self.move.layers is None else list(self.move.layers),
             'stay_typical': asked.stay_typical, 'units': UNITS, 'images': list(told),
         }  # fmt: skip

@@ -87,11 +87,7 @@ class Retargeting:
         source = [session.render(end.code, end.c, end.noise)[0] for end in self.ends]
         before = session.render(self.targets.code, self.targets.c, self.targets.noise)
         after = session.render(self.codes.code, self.codes.c, self.codes.noise, desc='Drawing')
-        rows = [[before[i], *after[i * steps : (i + 1) * steps]] for i in range(len(before))]
-        headings = ['as it is', *(f'{strength:+.3g} x edit' for strength in asked.strengths)]
-        learned = sheets.sheet([source], ['before', 'after'], side=asked.tile)
-        applied = sheets.sheet(rows, headings, self.targets.names, side=asked.tile)
-        save_png(sheets.stack([learned, applied]), self._path('strip.png'))
+        save_png(self._strip(source, before, after), self._path('strip.png'))
         names = unique_names([name if steps == 1 else f'{name}_{k:02d}' for name in self.targets.names
                               for k in range(steps)])  # fmt: skip
         for k, (name, img) in enumerate(zip(names, after)):
@@ -103,6 +99,19 @@ class Retargeting:
         told = self._told(names, before, after)
         results.save_json(self._path('results.json'), self._report(told))
         click.echo('\n'.join(results.aligned(_table(told))))
+
+    def _strip(self, source: list[torch.Tensor], before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+        """The two images; beneath them a row for each of the others: original, as it is, and with the edit."""
+        strengths, tile = self.asked.strengths, self.asked.tile
+        ends: list[list[sheets.Cell]] = [[end.originals[0], img] for end, img in zip(self.ends, source)]
+        if all(original is None for original, _img in ends):
+            ends = [[img] for img in source]
+        rows: list[list[sheets.Cell]] = [
+            [img, *edited] for img, edited in zip(before, after.split(len(strengths)), strict=True)]
+        headings = ['as it is', *(f'{strength:+.3g} x edit' for strength in strengths)]
+        rows, headings = sheets.led_by(self.targets.originals, 'original', rows, headings)
+        learned = sheets.sheet(ends, ['original', 'as it is'][-len(ends[0]) :], ['before', 'after'], side=tile)
+        return sheets.stack([learned, sheets.sheet(rows, headings, self.targets.names, side=tile)])
 
     def _path(self, name: str) -> str:
         return os.path.join(self.session.outdir, name)

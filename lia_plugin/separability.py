@@ -10,15 +10,14 @@ dimensions, so that a plane would part them all: each image is judged by a class
 
 from __future__ import annotations
 
-import csv
-import io
-import os
 from collections.abc import Sequence
 from typing import Any
 
+import click
 import numpy as np
 import numpy.typing as npt
 
+from lia_plugin.attribute_labels import read_attributes
 from lia_plugin.host import UserError
 
 Array = npt.NDArray[Any]
@@ -111,51 +110,23 @@ def from_vectors(labels: Array, where: str) -> list[Attribute]:
     return _some([attribute for attribute in found if attribute is not None], where)
 
 
-def from_csv(path: str, names: Sequence[str]) -> list[Attribute]:
-    """Attributes out of a CSV file with a header: a column of file names, then one column each.
+def from_table(path: str, names: Sequence[str]) -> list[Attribute]:
+    """Attributes out of a CSV file or another table of labels, which calls the data set's images by their `names`.
 
-    Files are looked for among `names`, those of the data set, as they stand there or else by the last part alone.
-    Images that the file doesn't tell of, and empty fields, are left out.
+    Images that it doesn't tell of, and empty fields, are left out. See `attribute_labels.read_attributes`.
 
     Raises:
         UserError: no such file, no such columns, or none of its files is in the data set.
     """
-    header, rows = _read_csv(path)
-    places = {name: i for i, name in enumerate(names)}
-    short = {}
-    for i, name in enumerate(names):
-        last = os.path.basename(name)
-        short[last] = None if last in short else i  # Two of one name: which of them is meant, nobody knows.
-    table = []
-    for row in rows:
-        name = row[0].replace('\\', '/')
-        item = places.get(name, short.get(os.path.basename(name)))
-        if item is not None:
-            table.append((item, row))
-    if not table:
-        raise UserError(f'--labels: {path}: none of its files is in the data set, whose first is {names[0]}')
+    table = read_attributes(path, names)
+    if table.note:
+        click.echo(table.note, err=True)
     found = []
-    for k, name in enumerate(header[1:], start=1):
-        told = sorted((item, row[k]) for item, row in table if row[k].strip())
-        if told:
-            found.append(make_attribute(name, [item for item, _ in told], [v for _, v in told], f'--labels: {path}'))
-    return _some([attribute for attribute in found if attribute is not None], f'--labels: {path}')
-
-
-def _read_csv(path: str) -> tuple[list[str], list[list[str]]]:
-    try:
-        with open(path, encoding='utf-8-sig', newline='') as file:
-            lines = [row for row in csv.reader(io.StringIO(file.read())) if row]
-    except OSError as error:
-        raise UserError(f'--labels: {path}: cannot be read ({error.strerror})') from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f'--labels: {path}: not a CSV file ({error})') from None
-    if len(lines) < 2 or len(lines[0]) < 2:
-        raise UserError(f'--labels: {path}: expected a header, as "file,label", and a line for each image')
-    for number, row in enumerate(lines, start=1):
-        if len(row) != len(lines[0]):
-            raise UserError(f'--labels: {path}: line {number} has {len(row)} fields, the header {len(lines[0])}')
-    return lines[0], lines[1:]
+    for name, column in table.columns.items():
+        items = [item for item, value in enumerate(column) if value is not None]
+        if items:
+            found.append(make_attribute(name, items, [column[item] for item in items], table.where))
+    return _some([attribute for attribute in found if attribute is not None], table.where)
 
 
 def _some(attributes: list[Attribute], where: str) -> list[Attribute]:

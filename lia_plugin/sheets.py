@@ -77,6 +77,18 @@ def sheet(
     return made
 
 
+def led_by(
+    first: Sequence[Cell], heading: str, rows: Sequence[Sequence[Cell]], columns: Sequence[str]
+) -> tuple[list[list[Cell]], list[str]]:
+    """Rows, and what stands above their columns, with a further picture in front of each; as they are if there is none.
+
+    For what the rows begin with: the originals of real images, which seeds have not.
+    """
+    if all(cell is None for cell in first):
+        return [list(row) for row in rows], list(columns)
+    return [[cell, *row] for cell, row in zip(first, rows, strict=True)], [heading, *columns]
+
+
 def stack(parts: Sequence[torch.Tensor], gap: int = 3 * GAP) -> torch.Tensor:
     """Sheets beneath each other, [3, H, W] each, narrow ones filled up with white -> uint8 [3, H, W]."""
     width = max(part.shape[2] for part in parts)

@@ -72,8 +72,8 @@ def test_by_so_many_standard_deviations(files: Moved, tmp_path: Path, capsys: py
 
 @pytest.mark.parametrize('name', ['a', 'inz'])
 def test_to_a_distance_whatever_the_start(files: Moved, tmp_path: Path, name: str) -> None:
-    told = manipulate(files, tmp_path, '--direction', f'{files.file}:{name}', '--move=to', '--unit=raw', '--from=-2',
-                      '--to=1', '--steps=4', '--layers=0-5', '0-2')  # fmt: skip
+    told = manipulate(files, tmp_path, '--direction', f'{files.file}:{name}', '--mode=distance', '--unit=raw',
+                      '--from=-2', '--to=1', '--steps=4', '--layers=0-5', '0-2')  # fmt: skip
     for image in told['images']:
         assert [step['distance'] for step in image['steps']] == pytest.approx([-2, -1, 0, 1], abs=1e-4)
     assert told['boundary'] and told['space'] == ('z' if name == 'inz' else 'y')
@@ -81,7 +81,8 @@ def test_to_a_distance_whatever_the_start(files: Moved, tmp_path: Path, name: st
 
 def test_conditions_stay_while_the_goal_is_reached(files: Moved, tmp_path: Path) -> None:
     told = manipulate(files, tmp_path, '--direction', f'{files.file}:a', '--conditions', f'{files.file}:b',
-                      '--conditions', f'{files.file}:plain', '--move=to', '--from=-2', '--to=2', '--steps=2', '5,6')
+                      '--conditions', f'{files.file}:plain', '--mode=distance', '--from=-2', '--to=2',
+                      '--steps=2', '5,6')  # fmt: skip
     codes = torch.from_numpy(arrays(tmp_path / 'edited.npz')['y']).unflatten(0, [2, 2])
     for name in ('b', 'plain'):
         distances = codes @ (files.vectors[name] / files.vectors[name].norm())
@@ -144,8 +145,8 @@ def test_results_go_back_into_full_pictures(files: Moved, tmp_path: Path, capsys
 def test_published_boundaries_move_stock_networks(files: Moved, tmp_path: Path) -> None:
     dim = 8
     np.save(tmp_path / 'age_w_boundary.npy', draw(1, dim).numpy())
-    assert edit('manipulate', '--network', files.stock, '--direction', tmp_path / 'age_w_boundary.npy', '--move=to',
-                '--unit=raw', '--steps=3', '--outdir', tmp_path / 'out', '3') == 0  # fmt: skip
+    assert edit('manipulate', '--network', files.stock, '--direction', tmp_path / 'age_w_boundary.npy',
+                '--mode=distance', '--unit=raw', '--steps=3', '--outdir', tmp_path / 'out', '3') == 0  # fmt: skip
     w = arrays(tmp_path / 'out' / 'edited.npz')['w'][:, 0]
     unit = draw(dim).numpy() / np.linalg.norm(draw(dim).numpy())
     np.testing.assert_allclose(w @ unit, [-3, 0, 3], atol=1e-4)
@@ -155,7 +156,7 @@ def test_published_boundaries_move_stock_networks(files: Moved, tmp_path: Path) 
     (['--direction=FILE', '1'], 'has 5 directions; name one as'),
     (['--direction=FILE:c', '1'], 'has no direction c'),
     (['--direction=no.npz', '1'], 'no.npz: no such file'),
-    (['--direction=FILE:plain', '--move=to', '1'], '--move=to: plain has no boundary'),
+    (['--direction=FILE:plain', '--mode=distance', '1'], '--mode=distance: plain has no boundary'),
     (['--direction=FILE:a', '--conditions=FILE:a', '1'], '--conditions: a: nothing is left'),
     (['--direction=FILE:a', '--conditions=FILE:inz', '1'], '--conditions: inz: of z and 16'),
     (['--direction=FILE:a', '--layers=7', '1'], '--layers: this network has the layers 0 to 5, not 7'),

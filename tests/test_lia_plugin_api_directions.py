@@ -76,7 +76,7 @@ def test_a_move_is_as_long_as_it_says(lia: Lia, axis: Direction, folder: Path, u
 
 def test_a_move_to_a_distance(lia: Lia, axis: Direction) -> None:
     for unit, length in (('std', 2.0), ('raw', 1.0)):
-        moved = lia.manipulate([1, 2], axis, [0, 1.5], unit, move='to', out='latents')
+        moved = lia.manipulate([1, 2], axis, [0, 1.5], unit, mode='distance', out='latents')
         np.testing.assert_allclose(lia.distance(moved, axis), [0, 1.5 * length] * 2, atol=1e-5)
 
 
@@ -236,8 +236,8 @@ def test_what_cannot_be_is_named(lia: Lia, axis: Direction, tmp_path: Path) -> N
         (lambda: lia.manipulate(1, axis, [[1]]), 'amounts: expected'),
         (lambda: lia.manipulate(1, axis, float('nan')), 'amounts: expected'),
         (lambda: lia.manipulate(1, axis, unit='mm'), "'mm'"),
-        (lambda: lia.manipulate(1, axis, move='at'), "'at'"),
-        (lambda: lia.manipulate(1, nowhere, move='to'), 'nowhere leads to no boundary'),
+        (lambda: lia.manipulate(1, axis, mode='at'), "'at'"),
+        (lambda: lia.manipulate(1, nowhere, mode='distance'), 'nowhere leads to no boundary'),
         (lambda: lia.manipulate(1, axis, layers=[9]), 'layers: expected some of 0 to 5'),
         (lambda: lia.manipulate(1, axis, layers=[2], stay_typical=0.1), 'layers: typicality'),
         (lambda: lia.manipulate(1, axis, stay_typical=2), 'stay_typical: a p-value'),

@@ -48,7 +48,7 @@ def test_the_choice_is_the_strongest_penalty_that_is_as_good_as_the_best() -> No
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
     codes, positive = correlated(300)
-    standard = (codes - codes.mean(axis=0)) / codes.std(axis=0)
+    standard = (codes - codes.mean(axis=0)) / np.sqrt(codes.var(axis=0).mean())
     folds = StratifiedKFold(5, shuffle=True, random_state=0)
     scores, errors = [], []
     for strength in learning.STRENGTHS:
@@ -75,12 +75,28 @@ def test_rare_labels_weigh_as_much_as_others() -> None:
     assert -found.bias / found.vector[0] == pytest.approx(1, abs=0.25), 'unweighted it would be about 2.5'
 
 
-def test_units_of_dimensions_do_not_matter_and_constant_ones_are_ignored() -> None:
+def test_neither_unit_nor_axes_of_the_space_matter_and_constant_dimensions_are_ignored() -> None:
     codes, positive, _normal, _bias = plane(400, 0.2)
     plain = learning.fit_boundary(codes, positive)
+    turn = np.linalg.qr(np.random.default_rng(1).normal(size=[DIM, DIM]))[0]
+    turned = learning.fit_boundary(codes @ turn, positive)
+    assert turned.vector @ (plain.vector @ turn) > 0.9999 and turned.strength == plain.strength
     scaled = learning.fit_boundary(np.column_stack([codes * 1000, np.full(400, 7.0)]), positive)
-    assert scaled.vector[-1] == 0
-    assert scaled.vector[:-1] @ plain.vector > 0.9999 and scaled.strength == plain.strength
+    assert scaled.vector[-1] == 0 and scaled.vector[:-1] @ plain.vector > 0.999
+    far = (codes @ plain.vector + plain.bias) * 1000
+    np.testing.assert_allclose(1000 * codes @ scaled.vector[:-1] + scaled.bias, far, atol=0.1 * far.std())
+
+
+def test_where_means_tell_enough_the_normal_joins_them() -> None:
+    """Two Gaussians of unequal spreads along the axes: their means tell the kinds apart; a dimension of hardly any
+    spread tells them as well, but a code that is moved along it hardly changes."""
+    random = np.random.default_rng(0)
+    positive = np.arange(600) < 300
+    codes = random.normal(size=[600, DIM]) * np.geomspace(0.02, 2, DIM)
+    codes[positive] += 6 * np.r_[np.zeros(DIM - 1), 2]
+    codes[positive, 0] += 0.12
+    found, means = learning.fit_boundary(codes, positive), learning.fit_means(codes, positive)
+    assert found.vector @ means.vector > 0.99 and found.vector[-1] > 0.99
 
 
 def test_means_are_joined_and_the_plane_lies_midway() -> None:
@@ -127,6 +143,8 @@ def test_two_values_are_one_task_and_more_are_one_each() -> None:
     tasks = learning.make_tasks('n', ['10', '9', '2', '10'] * 5)
     assert [task.name for task in tasks] == ['n=2', 'n=9', 'n=10'], 'numbers go by size'
     assert tasks[2].positive[:4].tolist() == [True, False, False, True]
+    for values in ({'nan', '1', '-2'}, {'1', '1.0', '01'}):
+        assert learning.sort_values(values) == sorted(values), 'no order that differs from run to run'
     with pytest.raises(UserError, match='only the value a among 2 images'):
         learning.make_tasks('x', ['a', 'a'])
     with pytest.raises(UserError, match='60 values among 60 images'):
@@ -139,6 +157,8 @@ def test_a_share_of_each_class_is_held_out() -> None:
     assert np.bincount(labels[split.held_out]).tolist() == [12, 6, 2]
     assert sorted([*split.train, *split.held_out]) == list(range(100))
     assert not np.array_equal(learning.hold_out(labels, 0.2, seed=1).held_out, split.held_out)
+    assert np.bincount(labels[learning.hold_out(labels, 0.4).held_out]).tolist() == [24, 12, 4], 'of any size'
+    assert len(learning.hold_out(labels, 0.01).held_out) == 1, 'no more than the share, where that is little'
 
 
 def test_groups_stay_together() -> None:
@@ -147,17 +167,21 @@ def test_groups_stay_together() -> None:
     split = learning.hold_out(labels, 0.25, groups)
     assert not set(groups[split.train]) & set(groups[split.held_out])
     assert 20 <= len(split.held_out) <= 40
-    with pytest.raises(UserError, match='--group-column: 2 groups'):
-        learning.hold_out(labels, 0.25, groups % 2)
+    assert 40 <= len(learning.hold_out(labels, 0.4, groups).held_out) <= 60
+    large = learning.hold_out(labels, 0.01, groups)
+    assert len(np.unique(groups[large.held_out])) == 1, 'one at least'
+    with pytest.raises(UserError, match='--group-column: all images are of one group'):
+        learning.hold_out(labels, 0.25, groups * 0)
 
 
 def test_groups_that_tell_all_do_not_choose_the_penalty() -> None:
     """Every group has a code of its own and a random label: only folds that keep groups together see through that."""
-    random = np.random.default_rng(0)
     groups = np.repeat(np.arange(40), 10)
-    codes = random.normal(size=[40, 30])[groups] + 0.01 * random.normal(size=[400, 30])
-    positive = (random.permutation(40) < 20)[groups]
-    assert learning.fit_boundary(codes, positive).strength > learning.fit_boundary(codes, positive, groups).strength
+    for seed in range(4):
+        random = np.random.default_rng(seed)
+        codes = random.normal(size=[40, 30])[groups] + 0.01 * random.normal(size=[400, 30])
+        positive = (random.permutation(40) < 20)[groups]
+        assert learning.fit_boundary(codes, positive).strength > learning.fit_boundary(codes, positive, groups).strength
 
 
 @pytest.mark.parametrize('positive, reason', [

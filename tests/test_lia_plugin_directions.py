@@ -264,6 +264,8 @@ def test_names_of_files_and_directions(tmp_path: Path) -> None:
     assert directions.split_name('a.npz:smile') == ('a.npz', 'smile')
     assert directions.split_name('a.npz') == ('a.npz', None)
     assert directions.split_name('C:\\d\\a.npz') == ('C:\\d\\a.npz', None)
+    assert directions.split_name('C:\\d\\a.npz:hair=a:b.npz') == ('C:\\d\\a.npz', 'hair=a:b.npz')
+    assert directions.split_name('x.npz.d/b.PT:c:1') == ('x.npz.d/b.PT', 'c:1')
     odd = str(tmp_path / 'a.npz:b')
     Path(odd).write_bytes(b'')
     assert directions.split_name(odd) == (odd, None)

@@ -64,7 +64,12 @@ def test_the_command(files: Files, tmp_path: Path) -> None:
     assert all(row['mse'] > 0 and 'log_prob' in row for row in told['images'])
     for name, img in zip(found['names'], drawn(files.G, found['y'])):
         assert (picture(tmp_path / f'{name}.png').int() - img.int()).abs().max() <= 1
-    assert PIL.Image.open(tmp_path / 'strip.png').height > 3 * 128, 'the two images, and two targets'
+    with PIL.Image.open(tmp_path / 'strip.png') as strip:
+        assert strip.height > 4 * 128, 'a row for each of the two images, and of two targets'
+        assert 4 * 128 < strip.width < 5.5 * 128, 'original, as it is, and two strengths'
+    assert edit('retarget', '--network', files.network, '--before=1', '--after=2', '--outdir', tmp_path / 'b', 7) == 0
+    with PIL.Image.open(tmp_path / 'b' / 'strip.png') as strip:
+        assert 2 * 128 < strip.width < 3.5 * 128, 'seeds have no originals'
 
 
 def test_results_go_back_into_full_pictures(files: Files, tmp_path: Path) -> None:

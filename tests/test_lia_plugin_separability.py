@@ -82,32 +82,33 @@ def write(tmp_path, text):
 
 def test_csv_files_name_images_as_the_data_set_does_or_by_their_last_part(tmp_path):
     whole = 'file,smile\n' + ''.join(f'{name},{i % 2}\n' for i, name in enumerate(NAMES))
-    ((name, items, labels),) = separability.from_csv(write(tmp_path, whole), NAMES)
+    ((name, items, labels),) = separability.from_table(write(tmp_path, whole), NAMES)
     assert name == 'smile' and list(items) == list(range(16)) and list(labels) == [0, 1] * 8
     names = [f'00000/{i}.png' for i in range(12)]
     rows = [f'{i}.png,{"" if i == 3 else i % 2},{i // 5}\n' for i in range(12)]
     partly = 'file,smile,age\n\nother.png,1,2\n' + ''.join(rows)
-    smile, age = separability.from_csv(write(tmp_path, partly), names)
+    smile, age = separability.from_table(write(tmp_path, partly), names)
     assert list(smile[1]) == [0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11]
     assert list(age[1]) == list(range(10)), 'the third class has two images'
 
 
 @pytest.mark.parametrize('text, complaint', [
-    ('', 'expected a header, as "file,label"'),
-    ('file\na.png\n', 'expected a header'),
-    ('file,label\na.png,1,2\n', 'line 2 has 3 fields, the header 2'),
-    ('file,label\nimg0.png,1\n', 'none of its files is in the data set, whose first is 00000/img0.png'),
+    ('', 'expected a column of file names and one of labels, as "file,label"'),
+    ('file\na.png\n', 'expected a column of file names'),
+    ('file,label\na.png,1,2\n', 'row 2 has 3 fields, the first 2'),
+    ('file,label\nimg0.png,1\n', 'none of its rows names an image of the data set, whose first is 00000/img0.png'),
+    ('file,label\n00000/img0.png,1\n00000/img0.png,2\n', 'two rows for 00000/img0.png'),
     ('file,label\n00000/img0.png,1\n00000/img1.png,1\n', 'no attribute has two classes'),
 ])  # fmt: skip
 def test_csv_files_that_cannot_be_used(text, complaint, tmp_path):
     with pytest.raises(UserError, match=complaint) as caught:
-        separability.from_csv(write(tmp_path, text), NAMES)
+        separability.from_table(write(tmp_path, text), NAMES)
     assert 'labels.csv' in str(caught.value) and '\n' not in str(caught.value)
 
 
 def test_missing_and_binary_csv_files(tmp_path):
-    with pytest.raises(UserError, match='--labels: none.csv: cannot be read'):
-        separability.from_csv('none.csv', NAMES)
+    with pytest.raises(UserError, match='--labels=none.csv: cannot be read'):
+        separability.from_table('none.csv', NAMES)
     (tmp_path / 'binary.csv').write_bytes(b'\xff\x00\xfe' * 10)
-    with pytest.raises(UserError, match='not a CSV file'):
-        separability.from_csv(str(tmp_path / 'binary.csv'), NAMES)
+    with pytest.raises(UserError, match='not a text file'):
+        separability.from_table(str(tmp_path / 'binary.csv'), NAMES)

@@ -11,8 +11,8 @@ from lia_plugin.params import FiniteRange, Numbers
 
 
 def parse_words(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
-    """'a,b' -> ('a', 'b')."""
-    words = tuple(word.strip() for word in (value or '').split(',') if word.strip())
+    """'a,b,a' -> ('a', 'b')."""
+    words = tuple(dict.fromkeys(word.strip() for word in (value or '').split(',') if word.strip()))
     if value is not None and not words:
         raise click.BadParameter('names nothing', ctx, param)
     return words
@@ -52,7 +52,7 @@ def parse_words(ctx: click.Context, param: click.Parameter, value: str | None) -
 @click.option('--samples', type=click.IntRange(min=2), help='Codes of the prior that PCA is of  [default: 10000]')
 # The sheet.
 @click.option('--show', multiple=True, metavar='INPUT',
-              help='Images on the sheet  [default: three of --data or --negative, or seeds 0-2]')
+              help='Images on the sheet  [default: three ordinary ones of --data or --negative, or seeds 0-2]')
 @click.option('--extent', type=FiniteRange(min=0, min_open=True), default=3.0,
               help='The sheet goes so many standard deviations to either side')
 @common_options
@@ -92,7 +92,7 @@ def edit_directions(**options: Any) -> int:
     search = direction_search.Search(session, asked, failures)
     shown = shown or search.shown
     assert shown is not None, 'a search in images has some to show'
-    direction_report.save_all(session, search.found, shown, extent, f'Directions by {asked.method}')
-    header, rows = direction_report.table(search.found)
+    found = direction_report.save_all(session, search.found, shown, extent, f'Directions by {asked.method}')
+    header, rows = direction_report.table(found)
     click.echo('\n'.join(results.aligned([header, *rows])))
     return report_failures(failures)

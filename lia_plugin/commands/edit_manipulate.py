@@ -19,8 +19,9 @@ TYPICAL_P = 0.05
 @click.option('--from', 'start', type=FiniteRange(), default=-3.0, metavar='VALUE', help='First value')
 @click.option('--to', 'stop', type=FiniteRange(), default=3.0, metavar='VALUE', help='Last value')
 @click.option('--steps', type=click.IntRange(min=1, max=1000), default=7, help='So many values, both included')
-@click.option('--move', type=click.Choice(['by', 'to']), default='by',
-              help='by: each image is shifted by the value; to: to that signed distance from the boundary')
+@click.option('--mode', type=click.Choice(['shift', 'distance']), default='shift',
+              help='What values are. shift: how far each image moves; distance: where it ends, at that signed distance '
+                   'from the boundary')
 @click.option('--unit', type=click.Choice(['std', 'raw']), default='std',
               help="Of values: standard deviations of codes along the direction, or the space's own unit")
 @click.option('--layers', type=Numbers(), metavar='LIST',
@@ -46,7 +47,7 @@ def edit_manipulate(**options: Any) -> int:
 
     \b
     python edit.py manipulate --network=net.pkl --direction=directions.npz:smile anna.png ben.png
-    python edit.py manipulate --network=net.pkl --direction=d.npz:smile --move=to --from=0 --to=2 photos/
+    python edit.py manipulate --network=net.pkl --direction=d.npz:smile --mode=distance --from=0 --to=2 photos/
     python edit.py manipulate --network=net.pkl --direction=d.npz:old --conditions=d.npz:glasses --stay-typical=0.05 0-3
 
     \b

@@ -35,7 +35,7 @@ def edit_retarget(**options: Any) -> int:
 
     \b
     Writes
-      strip.png       the two images; then a row for each INPUT, a column for each strength
+      strip.png       the two images; then a row for each INPUT: original, as it is, a column for each strength
       edited.npz      codes, which other commands take as INPUT
       results.json    for each image: log p, typicality, difference from before
       NAME.png, NAME_pasted.png    with --images, --paste
