@@ -113,7 +113,8 @@ class Lia(Learner):
     def invert(self, images: Any, c: Any = None) -> Latents:
         """Images -> their latents, in one pass of the encoder: `y, z = lia.invert(images)`.
 
-        Latents.figures has what invert.py prints: mse, psnr, ssim of the reconstruction, z_norm2, typicality …
+        Latents.figures has what invert.py prints: mse, psnr, ssim of the reconstruction, z_norm2, typicality … Of a
+        y+ encoder, y is the first layer's code alone: the Latents, or their `code`, are what draws the image.
 
         Args:
             images: N of any kind, or one.
