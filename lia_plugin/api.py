@@ -18,7 +18,6 @@ All images of a call are in memory at once: for whole data sets there are the co
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -38,15 +37,13 @@ from lia_plugin import (
     paths,
     spaces,
 )
-from lia_plugin.api_base import Latents, Layers, seed_list
+from lia_plugin.api_base import Layers, seed_list
 from lia_plugin.api_checks import in_python
 from lia_plugin.api_images import Array, Range, give_images, give_latents
+from lia_plugin.api_inversion import Inverting
 from lia_plugin.api_learning import Learner
-from lia_plugin.calibration import Calibration
 from lia_plugin.codes import Codes, made_codes
 from lia_plugin.images import to_float
-from lia_plugin.invert_options import InvertOptions
-from lia_plugin.inverter import Inverter
 from lia_plugin.networks import base_code
 from lia_plugin.placement import Placement, centre_crop
 
@@ -88,7 +85,7 @@ def load(
     return Lia(contents, name, where, batch, value_range, noise_mode)
 
 
-class Lia(Learner):
+class Lia(Inverting, Learner):
     """A network and everything that can be done with images through it. Made by `load`.
 
     >>> y, z = lia.invert(photo)  # A PIL picture, a file name, an array …
@@ -109,90 +106,6 @@ class Lia(Learner):
 
     # -----------------------------------------------------------------------------------------------------------------
     # Images <-> codes
-
-    def invert(self, images: Any, c: Any = None) -> Latents:
-        """Images -> their latents, in one pass of the encoder: `y, z = lia.invert(images)`.
-
-        Latents.figures has what invert.py prints: mse, psnr, ssim of the reconstruction, z_norm2, typicality … Of a
-        y+ encoder, y is the first layer's code alone: the Latents, or their `code`, are what draws the image.
-
-        Args:
-            images: N of any kind, or one.
-            c: Their class, classes [N] or labels [N, c_dim], for a conditional network; files bring those of their
-                dataset.json.
-
-        Raises:
-            ValueError: the network has no encoder, or images or labels don't fit.
-        """
-        self._check_encoder()
-        return self._invert(images, c, Inverter(self.G, calibration=self.calibration, noise_mode=self.noise_mode))
-
-    @in_python
-    def refine(
-        self,
-        images: Any,
-        steps: int = 100,
-        space: str | None = None,
-        c: Any = None,
-        *,
-        prior_weight: float = 0.0,
-        consistency_weight: float = 0.0,
-        offset_weight: float = 0.0,
-        optimizer: str | None = None,
-        lr: float | None = None,
-        noise: bool = False,
-        percep: str | None = None,
-        percep_weight: float | None = None,
-    ) -> Latents:
-        """Latents improved by optimisation, as `invert.py --refine=N`; works without encoder, and for stock networks.
-
-        The arguments are the command's options: see `lia_plugin.refinement.Settings`. Figures get start_mse and the
-        like, of the codes before. Codes start from the encoder's, or from the mean if there is none.
-
-        Args:
-            space: 'y', 'y+' (a code for each layer) or 'z'. None = as the encoder gives codes.
-            percep: Features in the loss: 'disc', 'vgg16', 'vgg16-conv4_3' or 'none'. None = those of the pickle's D.
-        """
-        weights = dict(prior_weight=prior_weight, consistency_weight=consistency_weight, offset_weight=offset_weight,
-                       percep_weight=percep_weight)  # fmt: skip
-        for name, weight in weights.items():
-            if weight is not None:
-                api_checks.number(name, weight, least=0)
-        asked = InvertOptions(
-            self.network, (), refine=api_checks.whole('steps', steps, 0), space=space, percep=percep,
-            refine_optimizer=optimizer, refine_lr=lr, refine_noise=noise, **weights,  # type: ignore[arg-type]
-        )  # fmt: skip
-        asked.check_network(self.G)
-        start = asked.start(self.G)
-        extractor, name = invert_run.load_percep(asked, self.contents.get('D'), self.device)
-        settings = asked.refine_settings(space or asked.chosen_space(self.G), name, start)
-        inverter = Inverter(self.G, space, start, settings, extractor, calibration=self.calibration)
-        return self._invert(images, c, inverter)
-
-    @functools.cached_property
-    def calibration(self) -> Calibration | None:
-        """What audit found usual among a set's codes, if NAME.calibration.npz lies beside NAME.pkl."""
-        return invert_run.load_calibration(None, self.network, self.G)
-
-    def _invert(self, images: Any, c: Any, inverter: Inverter) -> Latents:
-        given = self._given(images)
-        labels = self._labels(c, len(given.img), given)
-        parts, figures = [], []
-        for rows in self._batches(len(given.img)):
-            own = None if labels is None else labels[rows]
-            batch = inverter(given.img[rows].to(self.device), own, given.names[rows])
-            code = self._code_of(batch, inverter.space)
-            maps = [{name: value[i] for name, value in (batch.noise or {}).items()} for i in range(len(code))]
-            parts.append(made_codes(given.names[rows], code, own, maps, given.placements[rows]))
-            figures.append(batch.figures)
-        together = {name: np.concatenate([part[name] for part in figures]) for name in figures[0]}
-        lead = () if given.single else (len(given.img),)
-        return self._latents(codes.concatenate(self.G, parts), given.form, lead, figures=together, notes=given.notes)
-
-    def _code_of(self, batch: inversion.InvertedBatch, space: str | None) -> torch.Tensor:
-        if batch.y is None:  # A stock network's, whose w is repeated unless w+ was looked for.
-            return spaces.fit_code(self.G, batch.ws, space == 'y+')
-        return batch.y if batch.y_plus is None else batch.y_plus
 
     def prepare(self, images: Any, out: str | None = None) -> Any:
         """Images as the network sees them: its size and channels. All methods do that by themselves; this shows it."""
@@ -314,7 +227,8 @@ class Lia(Learner):
         rows, form, lead = self._read(coarse, c)
         columns, _form, lead_across = self._read(fine, c)
         below, above = (spaces.fit_code(self.G, found.code, True) for found in (rows, columns))
-        _check_classes(self.G, [rows.c, columns.c])
+        if editing.mixes_classes(self.G, [rows.c, columns.c]):
+            raise ValueError('mix: images of several classes, and this network makes styles of a code and one class')
         made = self._repeat(rows, len(columns)).with_code(editing.mix(below, above, chosen).flatten(0, 1))
         return self._give(made, form, (*lead, *lead_across), out)
 
@@ -327,6 +241,7 @@ class Lia(Learner):
         share: float = 1.0,
         coords: Sequence[int] | None = None,
         layers: Layers | None = None,
+        each_layer: bool = False,
         seed: int = 0,
         c: Any = None,
         out: str | None = None,
@@ -337,12 +252,13 @@ class Lia(Learner):
             rho: 1 = the same, 0 = as if drawn anew.
             share: Share of the coordinates of z that change; `coords` = those it is taken from.
             layers: Only these layers change, as [0, 3] or '0-3'; codes become y+.
+            each_layer: Each layer gets an e of its own; codes become y+.
             seed: Of the e.
         """
         self._check_prior('variations')
         num = api_checks.whole('num', num)
         found, form, lead = self._read(what, c)
-        how = editing.Variation(rho, share, coords, self._layers(layers))
+        how = editing.Variation(rho, share, coords, self._layers(layers), each_layer)
         made = editing.vary(self.G, found.code, found.c, num, how, torch.Generator().manual_seed(seed)).flatten(0, 1)
         return self._give(self._repeat(found, num).with_code(made), form, (*lead, num), out)
 
@@ -380,11 +296,3 @@ class Lia(Learner):
         made = pasting.paste(picture, crops[0], placement, crops[1], feather)
         form = form.choose(out)
         return give_images(to_float(made[None]) if form.floats else made[None], form, (), self.value_range)
-
-
-def _check_classes(G: Any, labels: Sequence[torch.Tensor | None]) -> None:
-    """ValueError for images of several classes where one code can't hold them."""
-    known = [c for c in labels if c is not None]
-    several = bool(known) and bool((torch.cat(known) != known[0][0]).any())
-    if several and spaces.has_prior(G) and G.mapping.base is not None:
-        raise ValueError('mix: images of several classes, and this network makes styles of a code and one class')

@@ -39,14 +39,14 @@ class Learner(Directed):
         split: str | None = None,
         val: str | os.PathLike[str] | None = None,
         group_column: str | None = None,
-        fit: str = 'plane',
+        fit: str = 'means',
         holdout: float = 0.2,
         space: str = 'y',
         layers: Layers | None = None,
         seed: int = 0,
         c: Any = None,
     ) -> Directions:
-        """Normals of the planes that best tell labels from codes; `figures` tells how well, on images held out.
+        """Directions towards labels; `figures` tells how well they and logistic regression tell images held out.
 
         An attribute of two values gives one direction, ATTRIBUTE=VALUE, from the first to the second in the alphabet;
         one of more gives one for each value, against all others.
@@ -59,7 +59,8 @@ class Learner(Directed):
             split: Only rows of the table whose column `split` says so, if it has one.
             val: Images of the table to judge by, as the command's --val; their `split` is 'val'.
             group_column: Images of the table with one value there are held out together.
-            fit: 'plane', by logistic regression, or 'means', from the mean of the others to that of the label's.
+            fit: 'means', from the mean of the others to that of the label's, or 'plane', across that of logistic
+                regression, which tells labels best and changes pictures less.
             holdout: Share of images held out to judge by.
             space: 'y' or 'z'. (Of a stock network 'y' is its w.)
             layers: Which of them the directions are to move, unless `manipulate` is told; they are learned of all.
@@ -94,7 +95,7 @@ class Learner(Directed):
         negative: Any,
         name: str = 'direction',
         *,
-        fit: str = 'plane',
+        fit: str = 'means',
         holdout: float = 0.2,
         space: str = 'y',
         layers: Layers | None = None,

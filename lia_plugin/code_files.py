@@ -23,7 +23,7 @@ NOISE = 'noise.'  # What the names of noise maps begin with.
 class CodeFile(NamedTuple):
     """What a file holds of N images, checked against a network."""
 
-    codes: Array  # [N, dim] or [N, num_ws, dim]: y or y+, w or w+ for a stock network.
+    codes: Array  # float32 [N, dim] or [N, num_ws, dim]: y or y+, w or w+ for a stock network.
     noise: dict[str, Array]  # Noise buffer's name -> [N, 1, R, R]. Empty = those of the network.
     names: list[str] | None  # N, if the file has them.
     labels: Array | None  # [N, c_dim], if the file has them.
@@ -114,13 +114,15 @@ def _find_codes(said: str, arrays: Mapping[str, Array], G: Any) -> Array:
 
 
 def _check_codes(said: str, key: str, codes: Array, dim: int, num_ws: int) -> Array:
-    """[N, dim] or [N, num_ws, dim], as it is stored or with less around it."""
+    """float32 [N, dim] or [N, num_ws, dim], as it is stored or with less around it."""
     fits = codes.ndim in (2, 3) and len(codes) > 0 and codes.shape[-1] == dim and codes.dtype.kind == 'f'
     if not fits or (codes.ndim == 3 and codes.shape[1] not in (1, num_ws)):
         raise UserError(f'{said}: its {key} has shape {list(codes.shape)}, this network takes [N, {dim}] or '
                         f'[N, {num_ws}, {dim}]')
+    with np.errstate(over='ignore'):
+        codes = codes.astype(np.float32)  # What is too large for it becomes infinite.
     if not np.isfinite(codes).all():
-        raise UserError(f'{said}: holds numbers that are not finite')
+        raise UserError(f'{said}: holds numbers that are not finite, or too large for float32')
     return codes[:, 0] if codes.ndim == 3 and codes.shape[1] == 1 else codes
 
 

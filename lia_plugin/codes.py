@@ -15,10 +15,11 @@ from lia_plugin import inversion, noise_maps, spaces, targets
 from lia_plugin.code_files import CodeFile, read_code_file
 from lia_plugin.host import UserError
 from lia_plugin.images import to_float
+from lia_plugin.params import parse_numbers
 from lia_plugin.placement import Placement
 
 SEEDS = re.compile(r'(?:seed:)?(\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)')
-MAX_SEEDS = 100_000  # Of one range: a slip of the finger is no reason to fill the memory.
+MAX_SEEDS = 100_000  # A slip of the finger is no reason to fill the memory.
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,13 @@ def made_codes(
 def unique_names(names: Sequence[str]) -> tuple[str, ...]:
     """The same names, numbered where one repeats; case makes no difference, as in some file systems."""
     taken: set[str] = set()
+    numbers: dict[str, int] = {}  # The next one of each name, so that many equal names take no longer than others.
     found = []
     for stem in names:
-        name, number = stem, 2
+        name, key = stem, stem.lower()
         while name.lower() in taken:
-            name, number = f'{stem}_{number}', number + 1
+            numbers[key] = numbers.get(key, 1) + 1
+            name = f'{stem}_{numbers[key]}'
         taken.add(name.lower())
         found.append(name)
     return tuple(found)
@@ -102,21 +105,15 @@ def parse_seeds(text: str) -> list[int] | None:
     """'7', '0,1,4-6' or 'seed:4-6' -> seeds; None for a text that is none of these.
 
     Raises:
-        UserError: a range that goes backwards or is too long, a seed that NumPy does not take.
+        UserError: a range that goes backwards, too many, a seed that NumPy does not take.
     """
     match = SEEDS.fullmatch(text.strip())
     if match is None:
         return None
-    seeds: list[int] = []
-    for part in match[1].split(','):
-        first, _, last = part.partition('-')
-        low, high = int(first), int(last or first)
-        if not low <= high < 2**32:
-            raise UserError(f'{text}: seeds go upwards, and end at {2**32 - 1}')
-        if high - low >= MAX_SEEDS:
-            raise UserError(f'{text}: more than {MAX_SEEDS} seeds')
-        seeds += range(low, high + 1)
-    return seeds
+    try:
+        return list(parse_numbers(match[1], 2**32 - 1, MAX_SEEDS))
+    except ValueError as error:
+        raise UserError(f'seeds: {error}') from None
 
 
 def seeds_to_z(seeds: Sequence[int], z_dim: int) -> torch.Tensor:
@@ -152,9 +149,16 @@ def seed_codes(
 
 
 def mean_code(G: Any) -> torch.Tensor:
-    """What truncation pulls to, [dim]: the tracked mean of w where the code is w, else the mean of y over the prior."""
+    """What truncation pulls to, [dim]: the tracked mean of w where the code is w, else the mean of y over the prior.
+
+    Raises:
+        UserError: the network scales y to one length, so that no y is nearer to the mean than another.
+    """
     if not spaces.has_prior(G) or spaces.y_is_w(G):
         return G.mapping.w_avg
+    if G.mapping.base is not None:
+        raise UserError('--trunc: this network scales y to one length, so that none is nearer to the mean; leave it '
+                        'out, or take generate with --trunc-space=w')  # fmt: skip
     return spaces.code_statistics(G).mean
 
 
@@ -182,7 +186,7 @@ def file_codes(G: Any, path: str, class_idx: int | None = None) -> Codes:
         # w of a stock network needs no label: its synthesis knows no classes.
         c = inversion.class_labels(G, class_idx, len(rows), device) if spaces.has_prior(G) else None
     noise = tuple(noise_row(found, row, device) for row in rows)
-    code = torch.from_numpy(found.codes[rows].astype(np.float32)).to(device)
+    code = torch.from_numpy(found.codes[rows]).to(device)
     picked = file_names([names[row] for row in rows])
     none = (None,) * len(rows)
     placements = tuple(found.placements[row] for row in rows)

@@ -151,6 +151,14 @@ def why_not(positive: Array, split: Split, groups: Array | None = None) -> str |
 # Learning
 
 
+FITS = ('means', 'plane')  # The first one where none is asked for: see `fit_means`.
+
+
+def fit(kind: str, codes: Array, positive: Array, groups: Array | None = None, seed: int = 0) -> Boundary:
+    """`fit_boundary` ('plane') or `fit_means` ('means')."""
+    return fit_means(codes, positive) if kind == 'means' else fit_boundary(codes, positive, groups, seed)
+
+
 def fit_boundary(codes: Array, positive: Array, groups: Array | None = None, seed: int = 0) -> Boundary:
     """The plane between codes [n, dim] whose label [n] is true and the others, both kinds weighing the same.
 
@@ -173,9 +181,9 @@ def fit_boundary(codes: Array, positive: Array, groups: Array | None = None, see
 def fit_means(codes: Array, positive: Array) -> Boundary:
     """The plane midway between the means of both kinds, across the line that joins them.
 
-    It parts them less well than `fit_boundary`'s, but a code that goes that way takes along all that goes with the
-    label: a normal is the filter that reads a label off a code, this the pattern that the label leaves in it (Haufe et
-    al. 2014, "On the interpretation of weight vectors of linear models").
+    It parts them less well than `fit_boundary`'s, but changes pictures more: a code that goes that way takes along all
+    that goes with the label. A normal is the filter that reads a label off a code, this the pattern that the label
+    leaves in it (Haufe et al. 2014, "On the interpretation of weight vectors of linear models").
     """
     codes = np.asarray(codes, np.float64)
     ends = codes[~positive].mean(axis=0), codes[positive].mean(axis=0)

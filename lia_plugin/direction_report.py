@@ -26,6 +26,7 @@ SHOWN = {  # Figure -> its heading in tables.
     'majority': ('majority', '.3f'),
     'balanced_accuracy': ('balanced', '.3f'),
     'auc': ('AUC', '.3f'),
+    'plane_balanced_accuracy': ('by plane', '.3f'),
     'eigenvalue': ('eigenvalue', '.4g'),
     'share': ('share', '.3f'),
     'variance': ('variance', '.4g'),
@@ -37,6 +38,8 @@ FIGURE_UNITS = {
     'majority': 'accuracy of always naming the more frequent side',
     'balanced_accuracy': 'mean over both sides of their accuracies; 0.5 is chance',
     'auc': 'how often a held-out + lies further along than a held-out -; 0.5 is chance',
+    'plane_balanced_accuracy': 'balanced accuracy of logistic regression: how well codes tell the label, whichever '
+                               'way the direction leads',
     'mean_positive': 'mean signed distance to the plane of held-out images of the + side, in units of the space',
     'scale': 'standard deviation of code . vector',
     'change': 'mean squared difference that the ends of the strips make to the pictures shown, images in [-1, 1]',

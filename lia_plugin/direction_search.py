@@ -14,12 +14,11 @@ import torch
 from lia_plugin import direction_data, direction_factors, direction_learning, spaces
 from lia_plugin.codes import Codes
 from lia_plugin.direction_data import DataOptions, Failures, Labelled
-from lia_plugin.direction_learning import Boundary, Split, Task
+from lia_plugin.direction_learning import FITS, Split, Task
 from lia_plugin.directions import Direction, code_space, generator_hash, make_direction, with_scale
 from lia_plugin.edit_session import Session
 from lia_plugin.host import UserError
 
-FITS = ('plane', 'means')
 METHODS = ('labels', 'sets', 'sefa', 'pca')
 SEEDS_SHOWN = '0-2'
 IMAGES_SHOWN = 3
@@ -57,7 +56,7 @@ class SearchOptions:
     def check(self) -> None:
         """UserError, one line, for options that don't go together whatever the network."""
         if self.fit not in (None, *FITS):
-            raise UserError(f"fit: expected 'plane' or 'means', got {self.fit!r}")
+            raise UserError(f"fit: expected 'means' or 'plane', got {self.fit!r}")
         for name, methods in ONLY.items():
             if getattr(self, name) not in (None, ()) and self.method not in methods:
                 option = {'attributes': 'attribute'}.get(name, name.replace('_', '-'))
@@ -213,22 +212,22 @@ class Search:
         self, task: Task, inside: Any, split: Split, groups: Any, held_out_by: str, source: str
     ) -> Direction:
         train, held_out = split
-        boundary = self._fit(inside[train], task.positive[train], None if groups is None else groups[train])
+        fit = self.asked.fit or FITS[0]
+        plane = direction_learning.fit_boundary(
+            inside[train], task.positive[train], None if groups is None else groups[train], self.session.seed)
+        boundary = plane if fit == 'plane' else direction_learning.fit_means(inside[train], task.positive[train])
         judged = direction_learning.judge(boundary, inside[held_out], task.positive[held_out])
+        best = direction_learning.judge(plane, inside[held_out], task.positive[held_out])
         own = direction_learning.judge(boundary, inside[train], task.positive[train])
         figures = dict(
-            judged, fit=self.asked.fit or 'plane', train_n=own['n'], train_n_positive=own['n_positive'],
-            train_accuracy=own['accuracy'], inverse_penalty=boundary.strength, held_out_by=held_out_by,
+            judged, fit=fit, train_n=own['n'], train_n_positive=own['n_positive'],
+            train_accuracy=own['accuracy'], held_out_by=held_out_by, inverse_penalty=plane.strength,
+            **{f'plane_{key}': best[key] for key in ('accuracy', 'balanced_accuracy', 'auc')},
         )  # fmt: skip
         return self._make(
             task.name, boundary.vector, bias=boundary.bias, scale=float((inside[train] @ boundary.vector).std()),
             meaning=task.meaning, source=source, figures=figures,
         )  # fmt: skip
-
-    def _fit(self, inside: Any, positive: Any, groups: Any) -> Boundary:
-        if self.asked.fit == 'means':
-            return direction_learning.fit_means(inside, positive)
-        return direction_learning.fit_boundary(inside, positive, groups, self.session.seed)
 
     # Without labels
 

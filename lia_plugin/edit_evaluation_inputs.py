@@ -37,10 +37,13 @@ class EvaluateOptions:
     num_train: int | None = 10000
     conditional: bool = True
     force: bool = False
+    fit: str | None = None  # 'means' or 'plane'. None = 'means', or the files' own.
 
     def check(self) -> None:
         """UserError, one line, for what can't be meant."""
         direction_learning.check_installed()
+        if self.fit is not None and self.directions:
+            raise UserError('--fit: how directions are learned; not with --directions, which are given')
         if not self.shifts or any(b <= a for a, b in zip((0.0, *self.shifts), self.shifts)):
             raise UserError('--shift: give amounts above 0 that grow, as 0.5,1,2,4')
         share = as_share(self.val)

@@ -41,6 +41,7 @@ from lia_plugin.targets import Target
 
 Array = npt.NDArray[Any]
 
+METHODS = {'plane': 'logistic regression on', 'means': 'means of'}
 MOST_ASIDE = 1000  # Training images that choose among judges.
 BEYOND, ALMOST_ALL = 0.25, 0.95
 VAL_PER_EDIT = 4  # So many held-out images are read for each that an edit is tried on, as most are of other classes.
@@ -133,7 +134,7 @@ def read_edits(options: EvaluateOptions, session: Session, attributes: Sequence[
     return found
 
 
-def learn_edits(session: Session, learned: Learned, attributes: Sequence[Attribute]) -> list[Edit]:
+def learn_edits(session: Session, learned: Learned, attributes: Sequence[Attribute], fit: str) -> list[Edit]:
     """A direction for each class, or from the first of two to the second, in y and in z (w of a stock network)."""
     assert learned.codes is not None, 'asked for'
     from tqdm import tqdm
@@ -151,23 +152,23 @@ def learn_edits(session: Session, learned: Learned, attributes: Sequence[Attribu
             x = manipulation.enter_space(session.G, code, learned.codes.c, space).cpu().double().numpy()
             for k, value in aims:
                 labels = learned.labels[:, k]
-                direction = _learn_one(x, labels, attributes[k], value, space, hashed, session.seed)
+                direction = _learn_one(x, labels, attributes[k], value, space, hashed, fit, session.seed)
                 found.append(Edit(direction, k, value, 'learned'))
                 bar.update(1)
     return found
 
 
 def _learn_one(
-    x: Array, labels: Array, attribute: Attribute, positive: int, space: str, hashed: str, seed: int
+    x: Array, labels: Array, attribute: Attribute, positive: int, space: str, hashed: str, fit: str, seed: int
 ) -> Direction:
     known = labels >= 0
-    boundary = direction_learning.fit_boundary(x[known], labels[known] == positive, seed=seed)
+    boundary = direction_learning.fit(fit, x[known], labels[known] == positive, seed=seed)
     value = attribute.classes[positive]
     others = attribute.classes[1 - positive] if len(attribute.classes) == 2 else 'all others'
     return directions.make_direction(
         f'{attribute.name}={value}', torch.from_numpy(boundary.vector), space, bias=boundary.bias,
         scale=float((x @ boundary.vector).std()), meaning=f'{attribute.name}: from {others} (-) to {value} (+)',
-        network_hash=hashed, source=f'logistic regression on {int(known.sum())} training images',
+        network_hash=hashed, source=f'{METHODS[fit]} {int(known.sum())} training images',
     )  # fmt: skip
 
 
@@ -214,7 +215,7 @@ def run(options: EvaluateOptions, session: Session, failures: Failures) -> Evalu
     most = None if options.num is None else VAL_PER_EDIT * options.num
     val = val.take(choose_labelled(label_numbers(attributes, val.table), most))
     learned = learn(session, train, attributes, not given, failures)
-    found = given or learn_edits(session, learned, attributes)
+    found = given or learn_edits(session, learned, attributes, options.fit or direction_learning.FITS[0])
     edits = all_edits(options, session, attributes, found)
     held = _look_at_val(session, val, attributes, learned.judges, failures)
     effects = {edit.aim: effect_of(learned.moments, edit) for edit in edits}

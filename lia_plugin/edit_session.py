@@ -9,7 +9,7 @@ from typing import Any
 import click
 import torch
 
-from lia_plugin import codes, inversion
+from lia_plugin import codes, inversion, sampling, spaces
 from lia_plugin.codes import Codes
 from lia_plugin.host import UserError, load_network_pkl
 from lia_plugin.images import to_uint8
@@ -89,10 +89,18 @@ class Session:
         with tqdm(total=len(code), desc=desc, unit='image', disable=True if desc is None else None) as bar:
             for start in range(0, len(code), self.batch):
                 rows = slice(start, start + self.batch)
-                labels = None if c is None else c[rows]
-                img = codes.render(self.G, code[rows], labels, list(noise[rows]), self.noise_mode)
-                yield to_uint8(img).cpu()
-                bar.update(len(img))
+                pixels = self._draw(code[rows], None if c is None else c[rows], noise[rows], start)
+                yield pixels
+                bar.update(len(pixels))
+
+    def _draw(
+        self, code: torch.Tensor, c: torch.Tensor | None, noise: Sequence[dict[str, torch.Tensor]], first: int
+    ) -> torch.Tensor:
+        """One batch, whose first picture has the number `first`: random noise goes by numbers, whatever the batch."""
+        if self.noise_mode != 'random':
+            return to_uint8(codes.render(self.G, code, c, noise, self.noise_mode)).cpu()
+        seeds = [self.seed * 2**20 + first + i for i in range(len(code))]
+        return sampling.render(self.G, spaces.code_to_ws(self.G, code, c), None, 'random', seeds)
 
 
 def report_failures(failures: Sequence[tuple[str, str]]) -> int:

@@ -99,7 +99,7 @@ class NoisePath(Sequence[dict[str, torch.Tensor]]):
     def __init__(self, G: Any, noise: Sequence[dict[str, torch.Tensor]], steps: int, loop: bool = False) -> None:
         self.keys = stack_noise(G, noise)  # Buffer's name -> [K, 1, R, R].
         self.keyframes, self.steps = len(noise), steps
-        self.length = self.keyframes * steps if loop else (self.keyframes - 1) * steps + 1
+        self.length = frame_count(self.keyframes, steps, loop)
 
     def __len__(self) -> int:
         return self.length
@@ -161,6 +161,14 @@ def mix(rows: torch.Tensor, columns: torch.Tensor, layers: Sequence[int]) -> tor
     return torch.where(taken, columns[None], rows[:, None])
 
 
+def mixes_classes(G: Any, labels: Sequence[torch.Tensor | None]) -> bool:
+    """Whether codes of these labels [N, c_dim] can't be mixed: they are of several classes, and the network makes
+    all styles of one code and one class, by mapping layers between y and w that were there before φ."""
+    known = [c for c in labels if c is not None]
+    several = bool(known) and bool((torch.cat(known) != known[0][0]).any())
+    return several and spaces.has_prior(G) and G.mapping.base is not None
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Variations
 
@@ -219,7 +227,7 @@ def _free_coordinates(count: int, num: int, dim: int, how: Variation, generator:
     allowed = _chosen(range(dim) if how.coords is None else how.coords, dim)
     if how.share == 1:
         return allowed.expand(count, num, dim)
-    wanted = round(how.share * int(allowed.sum()))
+    wanted = max(round(how.share * int(allowed.sum())), math.ceil(how.share))  # One at least, unless none is meant.
     scores = torch.rand([count, num, dim], generator=generator).masked_fill(~allowed, 2.0)
     return scores.argsort(dim=-1).argsort(dim=-1) < wanted
 
@@ -233,8 +241,13 @@ def _chosen(indices: Sequence[int], count: int, device: torch.device | str = 'cp
     return chosen
 
 
+def frame_count(keyframes: int, steps: int, loop: bool) -> int:
+    """Frames of a path with `steps` from each keyframe to the next."""
+    return keyframes * steps if loop else (keyframes - 1) * steps + 1
+
+
 def segments(count: int, steps: int, loop: bool) -> Iterator[tuple[int, int, list[int]]]:
     """Of a path through `count` keyframes: from which to which, and the indices of the frames, both ends included."""
-    total = count * steps if loop else (count - 1) * steps + 1
+    total = frame_count(count, steps, loop)
     for first in range(count if loop else count - 1):
         yield first, (first + 1) % count, [i % total for i in range(first * steps, (first + 1) * steps + 1)]

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
-from lia_plugin import code_files, codes, inversion, noise_maps, sampling, spaces
+from lia_plugin import code_files, code_output, codes, inversion, sampling, spaces
 from lia_plugin.host import UserError
-from lia_plugin.networks import base_code
 from lia_plugin.sampling import Truncation
 
 Noise = dict[str, torch.Tensor]
@@ -120,7 +118,7 @@ class FilePart:
     def _of_w(cls, G: Any, path: str, found: code_files.CodeFile) -> FilePart:
         device = G.mapping.w_avg.device
         names = codes.file_names(found.names or codes.default_names(path, len(found.codes)))
-        code = torch.from_numpy(found.codes.astype(np.float32)).to(device)
+        code = torch.from_numpy(found.codes).to(device)
         noise = tuple(codes.noise_row(found, row, device) for row in range(len(names)))
         return cls(G, names, code, None, noise, path, in_w=True)
 
@@ -146,27 +144,11 @@ class FilePart:
 
 
 def latent_arrays(G: Any, parts: Sequence[Drawn]) -> dict[str, torch.Tensor]:
-    """What latents.npz holds of all pictures, by the keys of invert.py, N in front.
-
-    `w`; `y`, `z` and, if layers differ, `y_plus`, where the network has φ and all codes are known; `c`, if it has
-    classes; `noise.BUFFER`, if a picture has noise of its own.
-    """
-    found = {'w': torch.cat([part.ws for part in parts])}
+    """What latents.npz holds of all pictures, as `code_output.latents` tells; y and z if all codes are known."""
     known = [part.code for part in parts if part.code is not None]
     labels = [part.c for part in parts if part.c is not None]
+    plus = any(code.ndim == 3 for code in known)
+    code = torch.cat([spaces.fit_code(G, code, plus) for code in known]) if len(known) == len(parts) else None
     c = torch.cat(labels) if len(labels) == len(parts) else None
-    if spaces.has_prior(G) and len(known) == len(parts):
-        plus = any(code.ndim == 3 for code in known)
-        code = torch.cat([spaces.fit_code(G, code, plus) for code in known])
-        found['y'] = base_code(code)
-        with torch.no_grad():
-            found['z'] = G.mapping.y_to_z(found['y'], c)
-        found |= {'y_plus': code} if plus else {}
-    noise = codes.stack_noise(G, [maps for part in parts for maps in part.noise])
-    found |= {f'{code_files.NOISE}{name}': value for name, value in noise.items()}
-    return found if c is None else {**found, 'c': c}
-
-
-def draw_noise(G: Any, seeds: Sequence[int]) -> Noise:
-    """What --noise-mode=random means here, buffer's name -> [N, 1, R, R]: the same in every call and batch."""
-    return noise_maps.draw_noise(G.synthesis, seeds)
+    noise = [maps for part in parts for maps in part.noise]
+    return code_output.latents(G, code, c, noise, torch.cat([part.ws for part in parts]))

@@ -11,18 +11,14 @@ import click
 import numpy as np
 import torch
 
-from lia_plugin import codes, inversion, results, sampling, spaces
+from lia_plugin import code_output, codes, inversion, results, sampling, spaces
 from lia_plugin.edit_session import Session
-from lia_plugin.generate_parts import Drawn, FilePart, SeedPart, chosen_classes, draw_noise, latent_arrays, one_class
+from lia_plugin.generate_parts import Drawn, FilePart, SeedPart, chosen_classes, latent_arrays, one_class
 from lia_plugin.host import UserError
-from lia_plugin.images import MAX_PIXELS
 from lia_plugin.input_transform import set_transform
 from lia_plugin.networks import base_code
 from lia_plugin.outputs import check_output
-from lia_plugin.picture_files import GridFolder, PictureFolder
-
-MAX_SIDE = {'png': 2**31 - 1, 'jpg': 65_500, 'webp': 16_383}  # What the formats can hold.
-FIGURES = ('z_norm2', 'log_prob', 'typicality')
+from lia_plugin.picture_files import GridFolder, PictureFolder, check_grid
 
 
 @dataclass(frozen=True)
@@ -58,15 +54,6 @@ class GenerateOptions:
         if self.trunc_cutoff is not None and self.trunc == 1:
             raise UserError('--trunc-cutoff: only with --trunc, for a psi of 1 truncates nothing')
 
-    def check_grid(self, resolution: int) -> None:
-        """UserError for a grid too large to be a picture."""
-        if self.grid is None:
-            return
-        width, height = (count * resolution for count in self.grid)
-        if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE[self.kind]:
-            raise UserError(f'--grid={self.grid[0]}x{self.grid[1]}: of {resolution}x{resolution} pictures that is '
-                            f'{width}x{height}, too large for a {self.kind}; take fewer')  # fmt: skip
-
 
 class Generation:
     """One call of the command: everything is loaded and checked by the constructor, `run` does the work."""
@@ -75,7 +62,8 @@ class Generation:
         self.asked = asked
         self.session = Session.open(asked.network, asked.outdir, asked.device, asked.trust_pickle)
         self.G = self.session.G
-        asked.check_grid(self.G.img_resolution)
+        if asked.grid is not None:
+            check_grid(asked.grid, self.G.img_resolution, asked.kind)
         if any(asked.translate) or asked.rotate:
             set_transform(self.G, asked.translate, asked.rotate)
         self.parts: list[SeedPart | FilePart] = self._parts()
@@ -85,6 +73,7 @@ class Generation:
             if isinstance(part, FilePart):
                 part.check(self.trunc)
         self.rows: list[dict[str, Any]] = []
+        self.known: list[tuple[int, torch.Tensor, torch.Tensor | None]] = []  # First row; base codes, labels.
         self.latents: list[Drawn] = []
 
     def _parts(self) -> list[SeedPart | FilePart]:
@@ -127,26 +116,33 @@ class Generation:
 
     def _render(self, drawn: Drawn) -> torch.Tensor:
         """Pixels uint8 NCHW on the CPU."""
-        mode = self.asked.noise_mode
-        if mode != 'random':
-            return sampling.render(self.G, drawn.ws, codes.stack_noise(self.G, drawn.noise), mode)
-        return sampling.render(self.G, drawn.ws, draw_noise(self.G, drawn.noise_seeds))
+        noise = codes.stack_noise(self.G, drawn.noise)
+        return sampling.render(self.G, drawn.ws, noise, self.asked.noise_mode, drawn.noise_seeds)
 
     def _note(self, drawn: Drawn, names: tuple[str, ...]) -> None:
         """Keeps what is told at the end."""
-        figures: dict[str, list[float]] = {}
-        if spaces.has_prior(self.G) and drawn.code is not None:
-            y = base_code(drawn.code)
-            with torch.no_grad():
-                found = inversion.code_figures(self.G, y, self.G.mapping.y_to_z(y, drawn.c), drawn.c)
-            figures = {name: found[name] for name in FIGURES}
-        for i, name in enumerate(names):
-            self.rows.append({'image': name, **drawn.facts[i], **{key: value[i] for key, value in figures.items()}})
+        if drawn.code is not None:
+            self.known.append((len(self.rows), base_code(drawn.code), drawn.c))
+        self.rows += [{'image': name, **facts} for name, facts in zip(names, drawn.facts, strict=True)]
         if self.asked.save_latents:
-            self.latents.append(drawn)
+            self.latents.append(drawn._replace(ws=drawn.ws.cpu()))
+
+    def _judge(self) -> None:
+        """Adds what the prior says of known codes; all at once, for it would hold up the drawing."""
+        if not self.known:
+            return
+        rows = [row for start, y, _c in self.known for row in range(start, start + len(y))]
+        labels = [c for _start, _y, c in self.known if c is not None]
+        figures = code_output.prior_figures(
+            self.G, torch.cat([y for _start, y, _c in self.known]), torch.cat(labels) if labels else None
+        )
+        for name, values in figures.items():
+            for row, value in zip(rows, values, strict=True):
+                self.rows[row][name] = value
 
     def _finish(self, count: int) -> None:
         asked, G = self.asked, self.G
+        self._judge()
         if asked.save_latents:
             arrays = latent_arrays(G, self.latents)
             path = os.path.join(asked.outdir, 'latents.npz')
@@ -156,7 +152,7 @@ class Generation:
             trunc=asked.trunc, trunc_cutoff=asked.trunc_cutoff, trunc_space=asked.trunc_space,
             noise_mode=asked.noise_mode, translate=asked.translate, rotate=asked.rotate, n=len(self.rows),
         )  # fmt: skip
-        units = {name: inversion.UNITS[name] for name in FIGURES if name in self.rows[0]}
+        units = {name: inversion.UNITS[name] for name in code_output.FIGURES if name in self.rows[0]}
         results.save_json(
             os.path.join(asked.outdir, 'generate.json'), {**facts, 'units': units, 'images': self.rows}
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,7 @@ from lia_plugin.video import FPS, check_format, save_video
 
 MAX_COLUMNS = 9  # Frames from one keyframe to the next that a strip shows.
 VIDEO_SIDE = 256  # Smaller frames are magnified to about this.
+MAX_VALUES = 2**30  # Numbers in the codes of all frames, w of each layer: 4 GB.
 MAX_NOISE = 2**28  # So many numbers of noise go into an .npz.
 
 
@@ -50,12 +52,24 @@ class InterpolateOptions:
 
     def check_keys(self, session: Session, keys: Codes) -> None:
         """UserError for what these keyframes, or this network, can't be used for."""
+        side = self.steps + 1
+        if self.grid and side > sheets.most_rows(side + 2, session.G.img_resolution, self.tile):
+            raise UserError(f'--steps={self.steps}: {side} x {side} pictures are too large for one grid; take fewer, '
+                            'or a smaller --tile')  # fmt: skip
         if self.grid and len(keys) != 4:
             raise UserError(f'--grid: takes four corners, from top left to bottom right, got {len(keys)}')
         if len(keys) < 2:
             raise UserError(f'INPUT: an interpolation needs two keyframes at least, got {len(keys)}')
         if 'z' in self.spaces and not spaces.has_prior(session.G):
             raise UserError(f'--space=z: {session.network}: it has no φ, so its codes have no z; take y, here its w')
+        self._check_count(session.G, len(keys))
+
+    def _check_count(self, G: Any, keys: int) -> None:
+        """UserError for so many frames that the memory does not hold their codes."""
+        frames = (self.steps + 1) ** 2 if self.grid else editing.frame_count(keys, self.steps, self.loop)
+        if frames * G.num_ws * G.w_dim > MAX_VALUES:
+            raise UserError(f'--steps={self.steps}: makes {frames} frames, of which the codes alone are too large; '
+                            'take fewer')  # fmt: skip
 
     def chosen_spaces(self, keys: Codes) -> tuple[str, ...]:
         """As asked for; else y, or y+ where the codes have it."""
@@ -100,6 +114,7 @@ class Interpolation:
     def __init__(self, session: Session, keys: Codes, asked: InterpolateOptions) -> None:
         asked.check_keys(session, keys)
         self.session, self.keys, self.asked = session, keys, asked
+        self.originals = sheets.shrunk_cells(keys.originals, asked.tile)
         # w of a stock network has no label, whatever class it was drawn of.
         self.labels = keys.c if spaces.has_prior(session.G) else None
         self.walks = [self._walk(space) for space in asked.chosen_spaces(keys)]
@@ -118,13 +133,17 @@ class Interpolation:
             raise UserError(f'--space={space}: {error}') from None
 
     def _notes(self) -> None:
-        layered = self.keys.code.ndim == 3
+        code = self.keys.code
+        layered = code.ndim == 3 and bool((code != code[:, :1]).any())
         chosen = [walk.space for walk in self.walks]
         if layered and 'y' in chosen:
             click.echo('--space=y: of codes that differ from layer to layer it takes the first layer’s; y+ takes all',
                        err=True)  # fmt: skip
-        if not layered and 'y+' in chosen:
+        if code.ndim == 2 and 'y+' in chosen:
             click.echo('--space=y+: these codes have one y for all layers, so that y+ is the same as y', err=True)
+        most = self._most_strips()
+        if not self.asked.grid and most < len(self.keys) - (not self.asked.loop):
+            click.echo(f'strip.png: has room for the first {most} pairs of {len(self.keys)} keyframes', err=True)
         if self.labels is not None and bool((self.labels != self.labels[:1]).any()):
             click.echo('The keyframes are of different classes: labels go linearly from one to the next, of which the '
                        'network has seen only the ends', err=True)  # fmt: skip
@@ -150,7 +169,7 @@ class Interpolation:
     # Pictures
 
     def _draw(self) -> dict[tuple[str, int], torch.Tensor]:
-        """Renders all frames, with video and files on the way -> those that strips show, by space and index."""
+        """Renders all frames, with video and files on the way -> those that strips show, small, by space and index."""
         shown: dict[tuple[str, int], torch.Tensor] = {}
         wanted = set(range(len(self.walks[0].code))) if self.asked.grid else self._wanted()
         files = PictureFolder(self._path('frames'), 'png')
@@ -162,7 +181,7 @@ class Interpolation:
             for index, images in enumerate(together):
                 for walk, img in zip(self.walks, images):
                     if index in wanted:
-                        shown[walk.space, index] = img
+                        shown[walk.space, index] = sheets.shrunk(img, self.asked.tile)
                 yield images[0] if self.asked.video is None else _video_frame(spaces_drawn, images)
 
         with files:
@@ -185,15 +204,21 @@ class Interpolation:
                 yield img
 
     def _segments(self) -> Iterator[tuple[int, int, list[int]]]:
-        for first, last, indices in editing.segments(len(self.keys), self.asked.steps, self.asked.loop):
+        """The frames that strips show, of as many pairs of keyframes as there is room for."""
+        every = editing.segments(len(self.keys), self.asked.steps, self.asked.loop)
+        for first, last, indices in itertools.islice(every, self._most_strips()):
             yield first, last, [indices[place] for place in shown_places(len(indices))]
+
+    def _most_strips(self) -> int:
+        rows = sheets.most_rows(MAX_COLUMNS + 2, self.session.G.img_resolution, self.asked.tile)
+        return max(1, rows // len(self.walks))
 
     def _wanted(self) -> set[int]:
         return {index for _first, _last, indices in self._segments() for index in indices}
 
     def _strips(self, shown: Mapping[tuple[str, int], torch.Tensor]) -> torch.Tensor:
         """One strip for each pair of neighbours, with a row for each space and the originals at its ends."""
-        with_originals = any(img is not None for img in self.keys.originals)
+        with_originals = any(img is not None for img in self.originals)
         captions = [walk.space for walk in self.walks] if len(self.walks) > 1 else ()
         parts = []
         for first, last, indices in self._segments():
@@ -202,7 +227,7 @@ class Interpolation:
             columns = [self.keys.names[first], *times, self.keys.names[last]]
             if with_originals:
                 ends: list[tuple[sheets.Cell, sheets.Cell]] = [(None, None)] * len(rows)
-                ends[0] = (self.keys.originals[first], self.keys.originals[last])
+                ends[0] = (self.originals[first], self.originals[last])
                 rows = [[left, *row, right] for row, (left, right) in zip(rows, ends)]
                 columns = [_original(ends[0][0]), *columns, _original(ends[0][1])]
             parts.append(sheets.sheet(rows, columns, captions, side=self.asked.tile))
@@ -213,7 +238,7 @@ class Interpolation:
         rows: list[list[sheets.Cell]] = [[shown[walk.space, i * side + k] for k in range(side)] for i in range(side)]
         blank = [''] * (side - 2)
         above, below = ([self.keys.names[i], *blank, self.keys.names[i + 1]] for i in (0, 2))
-        originals = self.keys.originals
+        originals = self.originals
         if any(img is not None for img in originals):
             rows = [[None, *row, None] for row in rows]
             for row, i in ((rows[0], 0), (rows[-1], 2)):

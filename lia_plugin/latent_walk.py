@@ -6,13 +6,12 @@ One path for each place of a grid. What is kept are the keyframes; frames are ma
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from lia_plugin import codes, noise_maps, paths, sampling, spaces
+from lia_plugin import codes, paths, sampling, spaces
 from lia_plugin.host import UserError
 from lia_plugin.images import grid
 
@@ -40,37 +39,12 @@ def place_seeds(
     if count * cells % len(seeds):
         raise UserError(f'--num-keyframes: {count} keyframes of {cells} pictures take {count * cells} seeds, no '
                         f'multiple of the {len(seeds)} that --seeds names')  # fmt: skip
+    if count * cells > codes.MAX_SEEDS:
+        raise UserError(f'--num-keyframes: {count} of {cells} pictures are more than {codes.MAX_SEEDS}; take fewer')
     placed = np.resize(np.array(seeds, dtype=np.int64), count * cells)
     if shuffle_seed is not None:
         np.random.RandomState(shuffle_seed).shuffle(placed)
     return placed.reshape(cells, count).T.tolist()
-
-
-@dataclass(frozen=True)
-class Walk:
-    """Closed paths through keyframes [K, cells, dim], on the CPU, with `steps` frames from each to the next."""
-
-    keys: torch.Tensor
-    steps: int
-    kind: str = 'cubic'  # Or 'linear'.
-    spherical: bool = False  # For z: arcs, or a spline that keeps the length.
-
-    def __len__(self) -> int:
-        """Number of frames; frame len(walk) would be frame 0."""
-        return len(self.keys) * self.steps
-
-    def at(self, start: int, stop: int) -> torch.Tensor:
-        """Frames start … stop - 1, [T, cells, dim]."""
-        if self.kind == 'cubic':
-            t = torch.arange(start, stop, dtype=torch.float64) / self.steps
-            return paths.cubic(self.keys, t, closed=True, keep_norm=self.spherical)
-        line = paths.slerp if self.spherical else paths.lerp
-        found = []
-        for frame in range(start, stop):
-            key, step = divmod(frame, self.steps)
-            t = torch.tensor([step / self.steps])
-            found.append(line(self.keys[key], self.keys[(key + 1) % len(self.keys)], t))
-        return torch.cat(found)
 
 
 class Film:
@@ -97,7 +71,7 @@ class Film:
         self.trunc = sampling.truncation(G, psi)
         z = codes.seeds_to_z([seed for row in seeds for seed in row], G.z_dim)
         keys = self._start(z).unflatten(0, [len(seeds), self.cells]).cpu()
-        self.walk = Walk(keys, steps, kind, spherical=space == 'z')
+        self.walk = paths.Walk(keys, steps, kind, closed=True, spherical=space == 'z')
 
     def _labels(self, count: int) -> torch.Tensor | None:
         return None if self.c is None else self.c.repeat([count, 1])
@@ -136,9 +110,7 @@ class Film:
         """ws of any number -> pixels uint8 NCHW; `first` is the number of the first picture, for its noise."""
         parts = []
         for start in range(0, len(ws), batch):
-            part, noise, mode = ws[start : start + batch], None, noise_mode
-            if mode == 'random':
-                numbers = range(first + start, first + start + len(part))
-                noise, mode = noise_maps.draw_noise(self.G.synthesis, numbers), 'const'
-            parts.append(sampling.render(self.G, part, noise, mode))
+            part = ws[start : start + batch]
+            numbers = range(first + start, first + start + len(part))
+            parts.append(sampling.render(self.G, part, None, noise_mode, numbers))
         return torch.cat(parts)

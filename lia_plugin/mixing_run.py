@@ -66,15 +66,24 @@ class Mixing:
         self.pairs = [(row, column) for row in range(len(self.rows)) for column in range(len(self.columns))]
         self.names = tuple(f'{self.row_names[row]}-{self.column_names[column]}' for row, column in self.pairs)
         self._check()
+        self._notes()
+
+    def _notes(self) -> None:
+        """Says where nothing of a row but its label is left, as --styles=0-6 does in a small network."""
+        for layers in self.styles:
+            if len(layers) == self.session.G.num_ws:
+                click.echo(f'--styles={compact(layers)}: are all layers of this network, so that mixtures are the '
+                           'columns; take fewer', err=True)  # fmt: skip
 
     def _check(self) -> None:
         """UserError for rows and columns of classes that one code can't hold; for names that files can't tell apart."""
         G = self.session.G
-        labels = [codes.c for codes in (self.rows, self.columns) if codes.c is not None]
-        several = bool(labels) and bool((torch.cat(labels) != labels[0][0]).any())
-        if several and spaces.has_prior(G) and G.mapping.base is not None:
+        if editing.mixes_classes(G, [self.rows.c, self.columns.c]):
             raise UserError('--rows, --cols: are of several classes, and this network makes styles of a code and one '
                             'class for all layers; give inputs of one class')  # fmt: skip
+        if len(self.rows) + 2 > sheets.most_rows(len(self.columns) + 2, G.img_resolution, self.tile):
+            raise UserError(f'--rows, --cols: {len(self.rows)} x {len(self.columns)} pictures are too large for one '
+                            'grid; take fewer, or a smaller --tile')  # fmt: skip
         if unique_names(self.names) != self.names:
             raise UserError('--rows, --cols: the names of two pairs come out the same; rename the files')
 
@@ -87,6 +96,7 @@ class Mixing:
         with PictureFolder(self.session.outdir, 'png') as files:
             for name, img in edges.items():
                 files.add(img, f'{name}-{name}')
+        row_images, column_images = (sheets.shrunk(images, self.tile) for images in (row_images, column_images))
         grids = [self._mix(styles, row_images, column_images) for styles in self.styles]
         if len(self.styles) > 1:
             save_png(self._comparison(grids, row_images, column_images), self._path('styles.png'))
@@ -95,14 +105,17 @@ class Mixing:
     # Pictures
 
     def _mix(self, styles: Styles, row_images: torch.Tensor, column_images: torch.Tensor) -> torch.Tensor:
-        """One set of layers: pictures and codes of all pairs -> pictures [R, C, …]."""
+        """One set of layers: files of all pairs -> their pictures, as small as grids show them, [R, C, …]."""
         mixed = self._codes(styles)
-        images = self._draw(mixed, f'Layers {compact(styles)}')
+        drawn = self.session.render_batches(mixed.code, mixed.c, mixed.noise, f'Layers {compact(styles)}')
+        names, shown = iter(mixed.names), []
         with PictureFolder(self._path(self._folder(styles)), 'png') as files:
-            for name, img in zip(mixed.names, images):
-                files.add(img, name)
+            for batch in drawn:
+                shown.append(sheets.shrunk(batch, self.tile))
+                for img in batch:
+                    files.add(img, next(names))
         code_output.save_codes(self._path(self._folder(styles), 'mixed.npz'), self.session.G, mixed)
-        table = images.unflatten(0, [len(self.rows), len(self.columns)])
+        table = torch.cat(shown).unflatten(0, [len(self.rows), len(self.columns)])
         save_png(self._grid(table, row_images, column_images), self._path(self._folder(styles), 'grid.png'))
         return table
 
@@ -114,12 +127,12 @@ class Mixing:
 
     def _grid(self, table: torch.Tensor, row_images: torch.Tensor, column_images: torch.Tensor) -> torch.Tensor:
         """Reconstructions, or what seeds give, at the edges, as in style_mixing.py; originals outside these."""
-        above = any(img is not None for img in self.columns.originals)
-        left = any(img is not None for img in self.rows.originals)
+        across, down = (sheets.shrunk_cells(codes.originals, self.tile) for codes in (self.columns, self.rows))
+        above, left = (any(img is not None for img in originals) for originals in (across, down))
         corner: list[sheets.Cell] = [None] * (1 + left)
-        lines: list[list[sheets.Cell]] = [[*corner, *self.columns.originals]] if above else []
+        lines: list[list[sheets.Cell]] = [[*corner, *across]] if above else []
         lines.append([*corner, *column_images])
-        for original, recon, row in zip(self.rows.originals, row_images, table):
+        for original, recon, row in zip(down, row_images, table):
             lines.append([*([original] if left else []), recon, *row])
         captions = ['original'] * above + [''] + list(self.row_names)
         top = ['original'] * left + [''] + list(self.column_names)
@@ -130,10 +143,13 @@ class Mixing:
     ) -> torch.Tensor:
         """A line for each pair: the row, its mixtures by sets of layers, the column."""
         lines: list[list[sheets.Cell]] = []
-        for row, column in self.pairs:
+        most = sheets.most_rows(len(grids) + 2, self.session.G.img_resolution, self.tile)
+        if most < len(self.pairs):
+            click.echo(f'styles.png: has room for the first {most} of {len(self.pairs)} pairs', err=True)
+        for row, column in self.pairs[:most]:
             lines.append([row_images[row], *(table[row, column] for table in grids), column_images[column]])
         top = ['row', *(compact(styles) for styles in self.styles), 'column']
-        return sheets.sheet(lines, top, self.names, side=self.tile)
+        return sheets.sheet(lines, top, self.names[:most], side=self.tile)
 
     # The rest
 

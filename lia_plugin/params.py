@@ -54,8 +54,28 @@ class Point(click.ParamType):
         return x, y
 
 
+def parse_numbers(text: str, highest: int, limit: int) -> tuple[int, ...]:
+    """Whole numbers and ranges, '0,1,4-6' -> (0, 1, 4, 5, 6).
+
+    Raises:
+        ValueError: no such list, a range that goes backwards or past `highest`, more than `limit` numbers.
+    """
+    numbers: list[int] = []
+    for part in text.split(','):
+        match = re.fullmatch(r'\s*(\d+)(?:\s*-\s*(\d+))?\s*', part)
+        if match is None:
+            raise ValueError(f"{text!r} is no list of numbers, as in '0,1,4-6'")
+        low, high = int(match[1]), int(match[2] or match[1])
+        if not low <= high <= highest:
+            raise ValueError(f'{part.strip()}: expected an ascending range that ends at {highest}')
+        if len(numbers) + high - low >= limit:
+            raise ValueError(f'{text}: more than {limit} numbers')
+        numbers += range(low, high + 1)
+    return tuple(numbers)
+
+
 class Numbers(click.ParamType):
-    """Whole numbers and ranges, as '0,1,4-6' -> (0, 1, 4, 5, 6); where `word` is given, that word stays as it is."""
+    """Whole numbers and ranges, as `parse_numbers` reads them; where `word` is given, that word stays as it is."""
 
     name = '0,1,4-6'
     limit = 1_000_000  # A slip of the finger is no reason to fill the memory.
@@ -68,18 +88,10 @@ class Numbers(click.ParamType):
     ) -> tuple[int, ...] | str:
         if not isinstance(value, str) or value == self.word:
             return value
-        numbers: list[int] = []
-        for part in value.split(','):
-            match = re.fullmatch(r'\s*(\d{1,12})(?:\s*-\s*(\d{1,12}))?\s*', part)
-            if match is None:
-                self.fail(f"{value!r} is no list of numbers, as in '0,1,4-6'", param, ctx)
-            low, high = int(match[1]), int(match[2] or match[1])
-            if not low <= high <= self.highest:
-                self.fail(f'{part.strip()}: expected an ascending range that ends at {self.highest}', param, ctx)
-            if len(numbers) + high - low >= self.limit:
-                self.fail(f'{value}: more than {self.limit} numbers', param, ctx)
-            numbers += range(low, high + 1)
-        return tuple(numbers)
+        try:
+            return parse_numbers(value, self.highest, self.limit)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 class NumberSet(Numbers):
@@ -87,11 +99,14 @@ class NumberSet(Numbers):
 
     name = '0-6'
 
-    def __init__(self) -> None:
-        super().__init__(highest=1_000_000)
+    def __init__(self, word: str | None = None) -> None:
+        super().__init__(word, highest=1_000_000)
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        return tuple(sorted(set(super().convert(value, param, ctx))))  # type: ignore[arg-type]
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...] | str:
+        found = super().convert(value, param, ctx)
+        return found if isinstance(found, str) else tuple(sorted(set(found)))
 
 
 def compact(numbers: Sequence[int]) -> str:

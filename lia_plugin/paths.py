@@ -46,52 +46,84 @@ def slerp(a: torch.Tensor, b: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     return torch.where(t == 0, a, torch.where(t == 1, b, path))
 
 
-def cubic(keys: torch.Tensor, t: torch.Tensor, closed: bool = False, keep_norm: bool = False) -> torch.Tensor:
-    """The cubic spline through K keyframes [K, ...] at positions t [T] (keyframe k at t = k) -> [T, ...].
+class Cubic:
+    """The cubic spline through K keyframes [K, ...], fitted once; called at positions t [T] it gives [T, ...].
 
-    Closed, it goes on from the last keyframe to the first, at t = K, with no break in slope or curvature. With
-    `keep_norm` the length along the last dimension is that of the keyframes, interpolated linearly, for a spline
-    cuts corners and z has a length to keep.
+    Keyframe k lies at t = k. Closed, the spline goes on from the last keyframe to the first, at t = K, with no break in
+    slope or curvature. With `keep_norm` the length along the last dimension is that of the keyframes, interpolated
+    linearly, for a spline cuts corners and z has a length to keep.
     """
-    from scipy.interpolate import CubicSpline
 
-    points = keys.detach().cpu().double().numpy()
-    if closed:
-        points = np.concatenate([points, points[:1]])
-    where = t.detach().cpu().double().numpy()
-    spline = CubicSpline(np.arange(len(points)), points, axis=0, bc_type='periodic' if closed else 'not-a-knot')
-    path = spline(where)
-    if keep_norm:
-        norms = np.linalg.norm(points, axis=-1, keepdims=True)
-        low = np.clip(np.floor(where).astype(int), 0, len(points) - 2)
-        part = (where - low).reshape([-1] + [1] * (points.ndim - 1))
-        path *= (norms[low] * (1 - part) + norms[low + 1] * part) / np.linalg.norm(path, axis=-1, keepdims=True)
-    return torch.from_numpy(path).to(keys)
+    def __init__(self, keys: torch.Tensor, closed: bool = False, keep_norm: bool = False) -> None:
+        from scipy.interpolate import CubicSpline
+
+        points = keys.detach().cpu().double().numpy()
+        points = np.concatenate([points, points[:1]]) if closed else points
+        self.like = keys
+        ends = 'periodic' if closed else 'not-a-knot'
+        self.spline = CubicSpline(np.arange(len(points)), points, axis=0, bc_type=ends)
+        self.norms = np.linalg.norm(points, axis=-1, keepdims=True) if keep_norm else None
+
+    def __call__(self, t: torch.Tensor) -> torch.Tensor:
+        """ValueError where a length is to be kept, and the spline passes so near to 0 that it has no direction."""
+        where = t.detach().cpu().double().numpy()
+        path = self.spline(where)
+        if self.norms is not None:
+            low = np.clip(np.floor(where).astype(int), 0, len(self.norms) - 2)
+            part = (where - low).reshape([-1] + [1] * (path.ndim - 1))
+            wanted = self.norms[low] * (1 - part) + self.norms[low + 1] * part
+            length = np.linalg.norm(path, axis=-1, keepdims=True)
+            if bool((length < PARALLEL * wanted).any()):
+                raise ValueError('cubic: the curve passes through zero, for two codes point opposite ways')
+            path *= wanted / np.where(length > 0, length, 1)
+        return torch.from_numpy(path).to(self.like)
 
 
-def walk(
-    keys: torch.Tensor, steps: int, kind: str = 'linear', closed: bool = False, spherical: bool = False
-) -> torch.Tensor:
-    """A path through K keyframes [K, ...] with `steps` frames from each to the next.
+class Walk:
+    """A path through K keyframes [K, ...] with `steps` frames from each to the next, made part by part.
 
-    -> [(K − 1)·steps + 1, ...], keyframe k at index k·steps; closed [K·steps, ...], whose last frame is one step before
+    It has (K − 1)·steps + 1 frames, keyframe k at index k·steps; closed K·steps, of which the last is one step before
     the first. `spherical` is for z: arcs for kind='linear', kept length for 'cubic'.
 
     Raises:
         ValueError: fewer than two keyframes, no step, another kind.
     """
-    if len(keys) < 2 or steps < 1:
-        raise ValueError(f'walk: expected two keyframes and one step at least, got {len(keys)} and {steps}')
-    if kind not in KINDS:
-        raise ValueError(f'walk: kind is linear or cubic, got {kind!r}')
-    segments = len(keys) if closed else len(keys) - 1
-    if kind == 'cubic':
-        t = torch.arange(segments * steps + (not closed), dtype=torch.float64) / steps
-        return cubic(keys, t, closed, keep_norm=spherical)
-    t = torch.arange(steps, dtype=torch.float32) / steps
-    line = slerp if spherical else lerp
-    parts = [line(keys[k], keys[(k + 1) % len(keys)], t) for k in range(segments)]
-    return torch.cat(parts if closed else [*parts, keys[-1:]])
+
+    def __init__(
+        self, keys: torch.Tensor, steps: int, kind: str = 'linear', closed: bool = False, spherical: bool = False
+    ) -> None:
+        if len(keys) < 2 or steps < 1:
+            raise ValueError(f'walk: expected two keyframes and one step at least, got {len(keys)} and {steps}')
+        if kind not in KINDS:
+            raise ValueError(f'walk: kind is linear or cubic, got {kind!r}')
+        self.keys, self.steps, self.closed = keys, steps, closed
+        self.line = slerp if spherical else lerp
+        self.curve = Cubic(keys, closed, keep_norm=spherical) if kind == 'cubic' else None
+
+    def __len__(self) -> int:
+        return len(self.keys) * self.steps if self.closed else (len(self.keys) - 1) * self.steps + 1
+
+    def at(self, start: int, stop: int) -> torch.Tensor:
+        """Frames start … stop − 1 -> [T, ...]."""
+        if self.curve is not None:
+            return self.curve(torch.arange(start, stop, dtype=torch.float64) / self.steps)
+        keys = range(start // self.steps, -(-stop // self.steps))
+        return torch.cat([self._segment(key, start, stop) for key in keys])
+
+    def _segment(self, key: int, start: int, stop: int) -> torch.Tensor:
+        """Those of the frames that lie from one keyframe on, before the next."""
+        first = key * self.steps
+        places = torch.arange(max(start, first), min(stop, first + self.steps)) - first
+        following = (key + 1) % len(self.keys)  # Of an open path the last frame is the last keyframe alone.
+        return self.line(self.keys[key], self.keys[following], places.to(torch.float32) / self.steps)
+
+
+def walk(
+    keys: torch.Tensor, steps: int, kind: str = 'linear', closed: bool = False, spherical: bool = False
+) -> torch.Tensor:
+    """All frames of such a `Walk`, [T, ...]."""
+    whole = Walk(keys, steps, kind, closed, spherical)
+    return whole.at(0, len(whole))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -112,16 +144,9 @@ def to_space(G: Any, code: torch.Tensor, c: torch.Tensor | None, space: str) -> 
         return spaces.fit_code(G, code, space == 'y+')
     if not spaces.has_prior(G):
         raise ValueError('space: z needs φ, and this network has none')
-    return _each_layer(G.mapping.y_to_z, code, c)
+    return spaces.each_layer(G.mapping.y_to_z, code, c)
 
 
 def from_space(G: Any, code: torch.Tensor, c: torch.Tensor | None, space: str) -> torch.Tensor:
     """What `to_space` gave, or any code in that space -> y or y+, of the same shape."""
-    return _each_layer(G.mapping.z_to_y, code, c) if space == 'z' else code
-
-
-def _each_layer(phi: Any, code: torch.Tensor, c: torch.Tensor | None) -> torch.Tensor:
-    if code.ndim == 2:
-        return phi(code, c)
-    per_layer = None if c is None else c.repeat_interleave(code.shape[1], dim=0)
-    return phi(code.flatten(0, 1), per_layer).unflatten(0, [len(code), -1])
+    return spaces.each_layer(G.mapping.z_to_y, code, c) if space == 'z' else code

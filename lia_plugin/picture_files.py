@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
 import torch
 
-from lia_plugin.host import atomic_write
-from lia_plugin.images import captioned_grid, grid, picture_bytes
+from lia_plugin.background import Background
+from lia_plugin.host import UserError, atomic_write
+from lia_plugin.images import MAX_PIXELS, captioned_grid, grid, picture_bytes
+from lia_plugin.video import MAX_WEBP_SIDE
 
 MAX_WAITING = 32  # Pictures in memory that are not written yet.
+WRITERS = 8  # Threads; they wait for the disk as much as they compress, so that few cores are no reason for fewer.
+# What the formats can hold.
+MAX_SIDE = {'png': 2**31 - 1, 'jpg': 65_500, 'webp': MAX_WEBP_SIDE, 'gif': 65_535, 'mp4': 16_384}
+
+
+def check_grid(size: tuple[int, int], resolution: int, kind: str) -> None:
+    """UserError, about --grid, for columns x rows of pictures that are too large for one of such a kind."""
+    width, height = (count * resolution for count in size)
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE[kind]:
+        raise UserError(f'--grid={size[0]}x{size[1]}: of {resolution}x{resolution} pictures that is {width}x{height}, '
+                        f'too large for {kind}; take fewer')  # fmt: skip
 
 
 def save_picture(img: torch.Tensor, path: str) -> None:
@@ -31,31 +42,23 @@ class PictureFolder:
 
     def __init__(self, outdir: str, kind: str) -> None:
         self.outdir, self.kind = outdir, kind
-        self.waiting: deque[Future[None]] = deque()
-        self.threads = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
+        self.background = Background(WRITERS, MAX_WAITING)
         self.count = 0
 
     def __enter__(self) -> PictureFolder:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _where: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        try:
-            while error is None and self.waiting:
-                self.waiting.popleft().result()
-        finally:
-            self.threads.shutdown(cancel_futures=True)
+        self.background.__exit__(kind, error, where)
 
     def add(self, img: torch.Tensor, name: str) -> None:
         """Takes one picture, uint8 CHW."""
         if not self.count:
             os.makedirs(self.outdir, exist_ok=True)
-        while len(self.waiting) >= MAX_WAITING:
-            self.waiting.popleft().result()
         self.count += 1
-        path = os.path.join(self.outdir, f'{name}.{self.kind}')
-        self.waiting.append(self.threads.submit(save_picture, img, path))
+        self.background.do(save_picture, img, os.path.join(self.outdir, f'{name}.{self.kind}'))
 
 
 class GridFolder:

@@ -5,7 +5,7 @@ Nothing here depends on what else is in a batch, but for the rounding of the dev
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,10 +90,15 @@ def pull_ws(G: Any, w: torch.Tensor, trunc: Truncation) -> torch.Tensor:
 
 @torch.no_grad()
 def render(
-    G: Any, ws: torch.Tensor, noise: Mapping[str, torch.Tensor] | None = None, noise_mode: str = 'const'
+    G: Any, ws: torch.Tensor, noise: Mapping[str, torch.Tensor] | None = None, noise_mode: str = 'const',
+    noise_seeds: Sequence[int] = (),
 ) -> torch.Tensor:
     """ws [N, num_ws, w_dim] -> pixels uint8 NCHW on the CPU, in the network's own precision.
 
-    `noise` holds maps of the images' own; they count with noise_mode='const'.
+    `noise` holds maps of the images' own, which count with noise_mode='const'. For 'random' there is a seed of each
+    image: its noise is the same in every call and batch.
     """
+    if noise_mode == 'random':
+        assert len(noise_seeds) == len(ws), 'one for each'
+        noise, noise_mode = noise_maps.draw_noise(G.synthesis, noise_seeds), 'const'
     return to_uint8(noise_maps.synthesize(G.synthesis, ws, noise, noise_mode, force_fp32=False)).cpu()

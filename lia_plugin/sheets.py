@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,7 +14,7 @@ import PIL.ImageFont
 import torch
 import torch.nn.functional as F
 
-from lia_plugin.images import WHITE, enlarge, legible_factor, to_uint8, with_channels
+from lia_plugin.images import MAX_PIXELS, WHITE, enlarge, legible_factor, to_uint8, with_channels
 
 GAP = 4
 SIDE = 256  # Larger pictures are shown at about this size …
@@ -89,6 +90,30 @@ def led_by(
     return [[cell, *row] for cell, row in zip(first, rows, strict=True)], [heading, *columns]
 
 
+def shrunk(pixels: torch.Tensor, side: int | None = None) -> torch.Tensor:
+    """uint8 (N)CHW as small as `sheet` shows them, for sheets of many; what it would magnify stays as it is."""
+    height, width = _shown_size(pixels.shape[-2], pixels.shape[-1], side)
+    if height >= pixels.shape[-2]:
+        return pixels
+    if pixels.ndim == 3:
+        return _resized(pixels, height, width)
+    return torch.stack([_resized(img, height, width) for img in pixels])
+
+
+def shrunk_cells(images: Sequence[Cell], side: int | None = None) -> list[Cell]:
+    """The same of images that may be missing."""
+    return [None if img is None else shrunk(img, side) for img in images]
+
+
+def most_rows(columns: int, resolution: int, side: int | None = None) -> int:
+    """How many rows of so many square pictures a sheet may have: a picture of more than MAX_PIXELS is none to look at.
+
+    A row has room for captions above and in front of it.
+    """
+    shown, _width = _shown_size(resolution, resolution, side)
+    return MAX_PIXELS // ((columns * (shown + GAP) + MAX_CAPTION + 2 * MARGIN) * (shown + LINE + 3 * GAP))
+
+
 def stack(parts: Sequence[torch.Tensor], gap: int = 3 * GAP) -> torch.Tensor:
     """Sheets beneath each other, [3, H, W] each, narrow ones filled up with white -> uint8 [3, H, W]."""
     width = max(part.shape[2] for part in parts)
@@ -137,6 +162,7 @@ def _resized(tile: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return made[0].round().clamp(0, WHITE).to(torch.uint8)
 
 
+@functools.cache
 def _font() -> PIL.ImageFont.ImageFont | PIL.ImageFont.FreeTypeFont:
     return PIL.ImageFont.load_default(FONT_SIZE)
 

@@ -99,11 +99,16 @@ def surprise(G: Any, code: torch.Tensor, c: torch.Tensor | None, space: str) -> 
     """
     if space == 'z':
         return 0.5 * code.square().mean(dim=1)
+    nats = -each_layer(G.mapping.log_prob, code, c) / code.shape[-1]
+    return nats if code.ndim == 2 else nats.mean(dim=1)
+
+
+def each_layer(of_base: Any, code: torch.Tensor, c: torch.Tensor | None) -> torch.Tensor:
+    """`of_base(code, c)`, which takes base codes [N, dim], for those; of y+ [N, num_ws, dim] for each layer's code."""
     if code.ndim == 2:
-        return -G.mapping.log_prob(code, c) / code.shape[1]
+        return of_base(code, c)
     per_layer = None if c is None else c.repeat_interleave(code.shape[1], dim=0)
-    nats = -G.mapping.log_prob(code.flatten(0, 1), per_layer) / code.shape[2]
-    return nats.unflatten(0, [-1, code.shape[1]]).mean(dim=1)
+    return of_base(code.flatten(0, 1), per_layer).unflatten(0, [len(code), -1])
 
 
 def y_is_w(G: Any) -> bool:

@@ -85,7 +85,7 @@ class Made(NamedTuple):
 
     title: str
     codes: Codes  # N·num, input after input.
-    images: torch.Tensor  # uint8 NCHW
+    images: torch.Tensor  # uint8 NCHW, as small as the sheet shows them, and only those that it does.
     figures: dict[str, list[float]]
 
 
@@ -98,6 +98,7 @@ class Variations:
         self.kinds = asked.kinds()
         self.paster = CodePaster(session, inputs, Style(asked.paste_mode, asked.feather)) if asked.paste else None
         self.names = self._names()
+        self.most_shown = self._most_shown()
         self.std = spaces.code_statistics(session.G).std
 
     def run(self) -> None:
@@ -105,24 +106,13 @@ class Variations:
         os.makedirs(self.session.outdir, exist_ok=True)
         inputs = self.inputs
         recons = self.session.render(inputs.code, inputs.c, inputs.noise)
-        generator = self.session.generator()
-        made = [self._make(label, recons, generator) for label in self.kinds]
         with PictureFolder(self.session.outdir, 'png') as files:
-            for names, images in ((inputs.names, recons), *((part.codes.names, part.images) for part in made)):
-                for name, img in zip(names, images):
-                    files.add(img, name)
-        self._paste(made)
+            for name, img in zip(inputs.names, recons):
+                files.add(img, name)
+            made = [self._make(label, recons, files) for label in self.kinds]
         save_png(self._sheet(recons, made), self._path('variations.png'))
         self._save_codes(made)
         self._report(made)
-
-    def _paste(self, made: Sequence[Made]) -> None:
-        """Full pictures, where they are asked for."""
-        if self.paster is None:
-            return
-        for part in made:
-            for i, (name, img) in enumerate(zip(part.codes.names, part.images)):
-                self.paster.save(i // self.asked.num, img, self._path(f'{name}_pasted.png'))
 
     def _path(self, name: str) -> str:
         return os.path.join(self.session.outdir, name)
@@ -136,16 +126,30 @@ class Variations:
         names = unique_names([*self.inputs.names, *wanted])[count:]
         return {label: names[i * count * num : (i + 1) * count * num] for i, label in enumerate(self.kinds)}
 
-    def _make(self, label: str, recons: torch.Tensor, generator: torch.Generator) -> Made:
+    def _make(self, label: str, recons: torch.Tensor, files: PictureFolder) -> Made:
+        """All kinds draw the same e, so that the k-th variations differ in ρ alone."""
         G, inputs, num, how = self.session.G, self.inputs, self.asked.num, self.kinds[label]
-        code = editing.vary(G, inputs.code, inputs.c, num, how, generator).flatten(0, 1)
+        code = editing.vary(G, inputs.code, inputs.c, num, how, self.session.generator()).flatten(0, 1)
         rows = [row for row in range(len(inputs)) for _ in range(num)]
         old = inputs[rows]
         codes = made_codes(self.names[label], code, old.c, old.noise, old.placements)
-        images = self.session.render(code, codes.c, codes.noise, desc=f'Variations, {title(how)}')
-        figures = self._moved(old, codes)
-        figures['mse'] = similarity.mse(to_float(images), to_float(recons[rows])).tolist()
-        return Made(title(how), codes, images, figures | code_output.prior_figures(G, code, codes.c))
+        figures = self._moved(old, codes) | {'mse': []}
+        shown = []
+        for batch in self.session.render_batches(code, codes.c, codes.noise, desc=f'Variations, {title(how)}'):
+            first = len(figures['mse'])
+            own = recons[rows[first : first + len(batch)]]
+            figures['mse'] += similarity.mse(to_float(batch), to_float(own)).tolist()
+            self._write(batch, first, codes.names, files)
+            if first < self.most_shown * num:
+                shown.append(sheets.shrunk(batch[: self.most_shown * num - first], self.asked.tile))
+        return Made(title(how), codes, torch.cat(shown), figures | code_output.prior_figures(G, code, codes.c))
+
+    def _write(self, images: torch.Tensor, first: int, names: Sequence[str], files: PictureFolder) -> None:
+        """Files of the variations from number `first` on; full pictures, too, where they are asked for."""
+        for i, img in enumerate(images, first):
+            files.add(img, names[i])
+            if self.paster is not None:
+                self.paster.save(i // self.asked.num, img, self._path(f'{names[i]}_pasted.png'))
 
     @torch.no_grad()
     def _moved(self, old: Codes, new: Codes) -> dict[str, list[float]]:
@@ -163,9 +167,9 @@ class Variations:
         with_originals = any(img is not None for img in inputs.originals)
         rows: list[list[sheets.Cell]] = []
         captions = []
-        for i, name in enumerate(inputs.names):
+        for i, name in enumerate(inputs.names[: self.most_shown]):
             for k, part in enumerate(made):
-                first: list[sheets.Cell] = [*[inputs.originals[i]] * with_originals, recons[i]]
+                first = sheets.shrunk_cells([*[inputs.originals[i]] * with_originals, recons[i]], self.asked.tile)
                 images = part.images[i * num : (i + 1) * num]
                 for start in range(0, num, MAX_COLUMNS):
                     shown = first if k == start == 0 else [None] * len(first)
@@ -175,6 +179,15 @@ class Variations:
         numbers = [str(i) for i in range(num)] if num <= MAX_COLUMNS else []
         columns = ['original'] * with_originals + [kind, *numbers]
         return sheets.sheet(rows, columns, captions, side=self.asked.tile)
+
+    def _most_shown(self) -> int:
+        """So many inputs have room in the sheet, which is said if it is not all of them."""
+        num = self.asked.num
+        most = sheets.most_rows(min(num, MAX_COLUMNS) + 2, self.session.G.img_resolution, self.asked.tile)
+        most = max(1, most // (len(self.kinds) * -(-num // MAX_COLUMNS)))
+        if most < len(self.inputs):
+            click.echo(f'variations.png: has room for the first {most} of {len(self.inputs)} inputs', err=True)
+        return most
 
     def _save_codes(self, made: Sequence[Made]) -> None:
         together = concatenate(self.session.G, [part.codes for part in made])

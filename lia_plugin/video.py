@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import itertools
 import os
 import shutil
 import tempfile
@@ -13,6 +15,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from lia_plugin.background import Background
 from lia_plugin.host import UserError, atomic_write, one_line
 from lia_plugin.images import side_by_side, to_uint8, with_channels
 
@@ -24,6 +27,7 @@ MAX_WEBP_SIDE = 16383  # By the format's 14 bits.
 MAX_FRAMES = 125  # Of a refinement: five seconds …
 HOLD = 25  # … and its end, for another one.
 MAX_SIDE = 256  # Larger images are shown at this size.
+AHEAD = 8  # Frames that wait for ffmpeg at most.
 
 
 def best_format() -> str:
@@ -126,11 +130,15 @@ def _write_mp4(path: str, frames: Iterator[npt.NDArray[np.uint8]], fps: int) -> 
     size = (width + width % 2, height + height % 2)
     writer = imageio_ffmpeg.write_frames(path, size, fps=fps, codec='libx264', quality=8, macro_block_size=2,
                                          ffmpeg_log_level='error')  # fmt: skip
+
+    def send(frame: npt.NDArray[np.uint8]) -> None:
+        writer.send(np.pad(frame, even, constant_values=255).tobytes())
+
     try:
-        writer.send(None)
-        for frame in (first, *frames):
-            writer.send(np.pad(frame, even, constant_values=255).tobytes())
-        writer.close()
+        with contextlib.closing(writer), Background(threads=1, most_waiting=AHEAD) as background:
+            writer.send(None)
+            for frame in itertools.chain([first], frames):  # No tuple of them: that would keep them all.
+                background.do(send, frame)
     except OSError as error:  # A pipe that broke carries ffmpeg's own words.
         raise UserError(f'{path}: ffmpeg failed ({one_line(error)})') from error
 

@@ -151,10 +151,22 @@ def test_codes_out_of_a_file_serve_networks_without_an_encoder(files: Labelled, 
     rows = [f'img{i}.png,{"yes" if w[i, 2] > 0.3 else "no"}' for i in range(60)]
     (tmp_path / 'labels.csv').write_text('\n'.join(['file,answer', *rows]))
     assert edit('directions', '--network', files.stock, '--method=labels', '--data', tmp_path / 'latents.npz',
-                '--labels', tmp_path / 'labels.csv', '--outdir', tmp_path / 'out', '--holdout=0.25') == 0  # fmt: skip
+                '--labels', tmp_path / 'labels.csv', '--outdir', tmp_path / 'out', '--holdout=0.25',
+                '--fit=plane') == 0  # fmt: skip
     (found,) = load_directions(str(tmp_path / 'out' / 'directions.npz'))
     assert found.space == 'w' and found.name == 'answer=yes' and found.vector[2] > 0.9
     assert found.bias is not None and -found.bias / float(found.vector[2]) == pytest.approx(0.3, abs=0.3)
+
+
+def test_logistic_regression_judges_beside_whatever_the_direction_is(files: Labelled, tmp_path: Path) -> None:
+    args = ['--method=labels', '--data', files.set, '--val', files.val, '--labels', files.table, '--attribute=tone']
+    means, plane = (learn(files, tmp_path / fit, *args, *more) for fit, more in (('', []), ('p', ['--fit=plane'])))
+    for one, other in zip(means, plane):
+        assert one.figures['fit'] == 'means' and other.figures['fit'] == 'plane' and one.name == other.name
+        for key in ('accuracy', 'balanced_accuracy', 'auc'):
+            assert one.figures[f'plane_{key}'] == other.figures[f'plane_{key}'] == other.figures[key]
+    medium = [next(one for one in found if one.name == 'tone=medium') for found in (means, plane)]
+    assert not torch.allclose(medium[0].vector, medium[1].vector, atol=1e-2), 'what lies between is no way to go'
 
 
 @pytest.mark.parametrize('fit', ['plane', 'means'])

@@ -9,8 +9,9 @@ import PIL.Image
 import pytest
 import torch
 from editing_files import Files, arrays, drawn, edit, make_layered, picture, refused
+from test_lia_plugin_inversion import make_generator, save_pickle
 from test_lia_plugin_inversion import run as invert
-from test_lia_plugin_inversion import save_pickle
+from test_lia_plugin_sampling import noisy
 
 from lia_plugin import host, interpolation_run, noise_maps, sheets
 
@@ -220,3 +221,65 @@ def test_a_bad_image_is_left_out_and_counted(
                 '--outdir', tmp_path / 'out') == 1  # fmt: skip
     assert 'bad.png' in capsys.readouterr().err
     assert [key['name'] for key in told(tmp_path / 'out')['keyframes']] == ['picture0', 'picture1']
+
+
+def test_more_frames_than_the_memory_holds_are_refused(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ('0-999', '--network', files.network, '--outdir', tmp_path / 'out', '--steps=100000')
+    refused(capsys, edit('interpolate', *args), '--steps=100000: makes 99900001 frames', tmp_path / 'out')
+
+
+def test_a_curve_between_opposite_codes_is_refused(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    z = torch.randn([1, 16])
+    np.savez(tmp_path / 'own.npz', y=files.G.mapping.z_to_y(torch.cat([z, -z])).numpy())
+    refused(capsys, edit('interpolate', tmp_path / 'own.npz', '--network', files.network, '--outdir', tmp_path / 'out',
+                         '--space=z', '--path=cubic', '--steps=2'), 'opposite', tmp_path / 'out')  # fmt: skip
+
+
+def test_w_of_one_code_for_all_layers_is_not_said_to_differ(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert edit('interpolate', '1-2', '--network', files.stock, '--outdir', tmp_path, '--steps=1') == 0
+    assert edit('interpolate', tmp_path / 'path_y.npz', '--network', files.stock, '--outdir', tmp_path / 'again',
+                '--steps=1', '--space=y') == 0  # fmt: skip
+    assert 'differ' not in capsys.readouterr().err
+
+
+def test_strips_and_grids_are_no_larger_than_can_be_looked_at(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sheets, 'MAX_PIXELS', 2_000_000)
+    assert edit('interpolate', '1-9', '--network', files.network, '--outdir', tmp_path, '--steps=1') == 0
+    fit = sheets.most_rows(interpolation_run.MAX_COLUMNS + 2, 16)
+    assert f'room for the first {fit} pairs of 9 keyframes' in capsys.readouterr().err and fit < 8
+    strip = picture(tmp_path / 'strip.png')
+    assert strip.shape[1] == fit * (sheets.LINE + 128 + 3 * sheets.GAP) - 3 * sheets.GAP
+    assert len(arrays(tmp_path / 'path_y.npz')['y']) == 9
+    out = tmp_path / 'grid'
+    args = ('1-4', '--network', files.network, '--outdir', out, '--grid', '--steps=11')
+    refused(capsys, edit('interpolate', *args), '--steps=11: 12 x 12 pictures are too large for one grid', out)
+
+
+def test_small_tiles_show_the_frames_in_their_places(files: Files, tmp_path: Path) -> None:
+    assert edit('interpolate', *files.images[:2], '--network', files.network, '--outdir', tmp_path, '--steps=2',
+                '--frames', '--tile=8') == 0  # fmt: skip
+    strip, step = picture(tmp_path / 'strip.png')[:, sheets.LINE :], 8 + sheets.GAP
+    originals = [picture(Path(name)) for name in files.images[:2]]
+    frames = [picture(tmp_path / 'frames' / f'y_{i:04d}.png') for i in range(3)]
+    for i, img in enumerate((originals[0], *frames, originals[1])):
+        assert torch.equal(strip[:, :, i * step : i * step + 8], sheets.shrunk(img, 8))
+
+
+def test_random_noise_does_not_depend_on_the_batch(tmp_path: Path) -> None:
+    network = save_pickle(tmp_path / 'noisy.pkl', noisy(make_generator(encoder=False)))
+    args = ('1,1', '--network', network, '--steps=2', '--frames', '--outdir')
+    frames = {}
+    for name, more in (('one', ['--batch=1']), ('five', ['--batch=5']), ('other', ['--seed=1'])):
+        assert edit('interpolate', *args, tmp_path / name, '--noise-mode=random', *more) == 0
+        frames[name] = torch.stack([picture(tmp_path / name / 'frames' / f'y_{i:04d}.png').int() for i in range(3)])
+    assert (frames['one'] - frames['five']).abs().max() <= 1
+    assert (frames['one'] - frames['other']).abs().max() > 5
+    assert (frames['one'][0] - frames['one'][1]).abs().max() > 5, 'each frame has noise of its own'

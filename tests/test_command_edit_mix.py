@@ -151,3 +151,42 @@ def test_a_bad_image_is_left_out_and_counted(
     assert edit('mix', '--rows', files.images[0], '--rows', tmp_path / 'bad.png', '--cols=3', '--network',
                 files.network, '--outdir', tmp_path / 'out') == 1  # fmt: skip
     assert 'bad.png' in capsys.readouterr().err and (tmp_path / 'out' / 'picture0-3.png').exists()
+
+
+def test_mixtures_of_all_layers_are_said_to_be_the_columns(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ('--rows=1', '--cols=2', '--network', files.network, '--outdir', tmp_path)
+    assert edit('mix', *args) == 0
+    assert '--styles=0-5: are all layers' in capsys.readouterr().err
+    assert edit('mix', *args, '--styles=0-4') == 0
+    assert not capsys.readouterr().err
+
+
+def test_grids_too_large_to_look_at_are_refused(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ('--rows=0-799', '--cols=0-799', '--network', files.network, '--outdir', tmp_path / 'out', '--styles=0')
+    refused(capsys, edit('mix', *args), '800 x 800 pictures are too large for one grid', tmp_path / 'out')
+
+
+def test_the_comparison_shows_as_many_pairs_as_have_room(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sheets, 'MAX_PIXELS', 700_000)
+    args = ('--rows=1-2', '--cols=3-5', '--network', files.network, '--outdir', tmp_path)
+    assert edit('mix', *args, '--styles=0-2', '--styles=3-5') == 0
+    fit = sheets.most_rows(4, 16)
+    assert f'styles.png: has room for the first {fit} of 6 pairs' in capsys.readouterr().err and 0 < fit < 6
+    assert picture(tmp_path / 'styles.png').shape[1] == sheets.LINE + fit * (128 + sheets.GAP) - sheets.GAP
+
+
+def test_small_tiles_show_the_files_in_their_places(files: Files, tmp_path: Path) -> None:
+    assert edit('mix', '--rows', files.images[0], '--rows=1', '--cols=2-4', '--styles=0-2', '--tile=8', '--batch=4',
+                '--network', files.network, '--outdir', tmp_path) == 0  # fmt: skip
+    step = 8 + sheets.GAP
+    grid = picture(tmp_path / 'grid.png')[:, -(2 * step - sheets.GAP) :, -(3 * step - sheets.GAP) :]
+    for row, name in enumerate(('picture0', '1')):
+        for i, column in enumerate('234'):
+            expected = sheets.shrunk(picture(tmp_path / f'{name}-{column}.png'), 8)
+            assert torch.equal(grid[:, row * step : row * step + 8, i * step : i * step + 8], expected)

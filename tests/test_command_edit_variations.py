@@ -148,3 +148,54 @@ def test_what_is_refused(files: Files, tmp_path: Path, capsys: pytest.CaptureFix
         (files.stage1, [files.images[0]], 'has no encoder'),
     ):
         refused(capsys, edit('variations', *args, '--network', network, '--outdir', out), words, out)
+
+
+def test_a_share_changes_one_coordinate_at_least(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ('7', '--network', files.network, '--num=3', '--outdir')
+    assert edit('variations', *args, tmp_path / 'few', '--resample=0.001') == 0
+    with np.load(tmp_path / 'few' / 'variations.npz') as file:
+        before = seed_z(7).numpy()
+        assert (np.abs(file['z'] - before) > 1e-4).sum(axis=1).tolist() == [1, 1, 1]
+    capsys.readouterr()
+    refused(capsys, edit('variations', *args, tmp_path / 'none', '--resample=0'), '--resample', tmp_path / 'none')
+
+
+def test_rows_of_several_rho_draw_the_same(files: Files, tmp_path: Path) -> None:
+    """So that what stands beneath each other differs in rho alone: e = (z' - rho z) / sqrt(1 - rho^2)."""
+    assert edit('variations', '5,6', '--num=2', '--rho=0.9', '--rho=0.2', '--network', files.network, '--outdir',
+                tmp_path) == 0  # fmt: skip
+    z = torch.from_numpy(arrays(tmp_path / 'variations.npz')['z']).unflatten(0, [2, 2, 2])
+    old = torch.cat([seed_z(5), seed_z(6)])[:, None]
+    near, far = ((z[i] - rho * old) / math.sqrt(1 - rho**2) for i, rho in enumerate((0.9, 0.2)))
+    torch.testing.assert_close(near, far, atol=1e-3, rtol=1e-3)
+
+
+def test_the_sheet_shows_as_many_inputs_as_have_room(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sheets, 'MAX_PIXELS', 300_000)
+    assert edit('variations', '1-5', '--num=1', '--network', files.network, '--outdir', tmp_path) == 0
+    assert 'room for the first 3 of 5 inputs' in capsys.readouterr().err
+    sheet = picture(tmp_path / 'variations.png')
+    assert sheet.shape[1] == sheets.LINE + 3 * (128 + sheets.GAP) - sheets.GAP
+    assert len(arrays(tmp_path / 'variations.npz')['z']) == 5
+
+
+def test_small_tiles_leave_files_and_figures_as_they_are(files: Files, tmp_path: Path) -> None:
+    """Of what is larger than its tile only small copies are kept; of two inputs the sheet has rows of its own."""
+    args = (files.images[0], '5', '--num=3', '--batch=2', '--network', files.network, '--outdir')
+    for tile in (8, 16):
+        assert edit('variations', *args, tmp_path / str(tile), f'--tile={tile}') == 0
+    small, whole = (told(tmp_path / str(tile)) for tile in (8, 16))
+    assert small == whole
+    for name in ('picture0.png', 'picture0_02.png', 'seed0005_01.png'):
+        assert torch.equal(picture(tmp_path / '8' / name), picture(tmp_path / '16' / name))
+    step = 8 + sheets.GAP
+    sheet = picture(tmp_path / '8' / 'variations.png')[:, sheets.LINE :, -(5 * step - sheets.GAP) :]
+    for row, names in enumerate((['picture0', 'picture0_00', 'picture0_01', 'picture0_02'],
+                                 ['seed0005', 'seed0005_00', 'seed0005_01', 'seed0005_02'])):  # fmt: skip
+        for i, name in enumerate(names, 1):
+            expected = sheets.shrunk(picture(tmp_path / '16' / f'{name}.png'), 8)
+            assert torch.equal(sheet[:, row * step : row * step + 8, i * step : i * step + 8], expected)

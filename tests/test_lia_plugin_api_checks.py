@@ -204,3 +204,33 @@ def test_codes_in_the_wrong_place(lia: Lia, y: Any) -> None:
         lia.interpolate([found, found])
     with pytest.raises(ValueError, match=r'got Latents; lia\.decode'):
         lia_plugin.show(found)
+
+
+# What commands can
+
+
+def test_refinement_goes_on_from_codes(lia: Lia, tmp_path: Path) -> None:
+    img = torch.rand([3, 3, 16, 16], generator=torch.Generator().manual_seed(0)) * 2 - 1
+    first = lia.refine(img, 2, 'y+', percep='none')
+    assert torch.equal(lia.refine(img, 0, percep='none', start=first).code, first.code), 'in the space they are in'
+    more = lia.refine(img, 2, percep='none', start=first)
+    np.testing.assert_allclose(more.figures['start_mse'], first.figures['mse'], rtol=1e-4)
+    assert (more.figures['mse'] <= more.figures['start_mse']).all() and more.y_plus is not None
+    base = lia.refine(img, 0, 'y', percep='none', start=first)
+    assert torch.equal(base.y, first.y) and base.y_plus is None
+    seeded = lia.refine(img, 0, percep='none', start=7)
+    assert all(torch.equal(row, seeded.y[0]) for row in seeded.y), 'one for all'
+    np.testing.assert_allclose(seeded.y[:1], lia.interpolate(7, 7, steps=1, out='latents').y[:1], atol=1e-5)
+    mean = lia.refine(img, 0, percep='none', start='mean')
+    assert not torch.allclose(mean.y, lia.refine(img, 0, percep='none', start='encoder').y)
+    lia.save(tmp_path / 'codes.npz', first)
+    stored = lia.refine(img, 0, percep='none', start=tmp_path / 'codes.npz')
+    np.testing.assert_array_equal(stored.code, first.code)
+    with pytest.raises(ValueError, match='start: expected codes of one image, or of 3, got 2'):
+        lia.refine(img, 1, percep='none', start=[1, 2])
+
+
+def test_each_layer_varies_by_itself(lia: Lia) -> None:
+    together, apart = (lia.variations(1, num=2, each_layer=each, out='latents') for each in (False, True))
+    assert together.y_plus is None and apart.y_plus.shape == (2, lia.num_ws, lia.dim)
+    assert len(np.unique(apart.y_plus[0], axis=0)) == lia.num_ws

@@ -136,7 +136,7 @@ def test_a_change_applied_where_it_was_learned(lia: Lia, space: str) -> None:
 
 def test_labels_at_hand(lia: Lia) -> None:
     y, positive = labelled(lia)
-    found = lia.directions_from_labels(y, positive, 'sum')
+    found = lia.directions_from_labels(y, positive, 'sum', fit='plane')
     assert list(found) == ['sum=True']
     one = found['sum=True']
     wanted = torch.zeros(DIM)
@@ -147,9 +147,9 @@ def test_labels_at_hand(lia: Lia) -> None:
     told = repr(found).splitlines()
     assert len(told) == 2 and f'{one.figures["balanced_accuracy"]:.3f}' in told[1]
     words = np.where(positive, 'b', 'a')
-    again = lia.directions_from_labels(y, {'sum': list(words)})
+    again = lia.directions_from_labels(y, {'sum': list(words)}, fit='plane')
     np.testing.assert_array_equal(again['sum=b'].vector, one.vector)
-    turned = lia.directions_from_labels(y, words, 'sum', values=['b', 'a'])
+    turned = lia.directions_from_labels(y, words, 'sum', values=['b', 'a'], fit='plane')
     np.testing.assert_allclose(turned['sum=a'].vector, -one.vector, atol=1e-3)
     three = [None if i == 0 else 'abc'[i % 3] for i in range(COUNT)]
     assert list(lia.directions_from_labels(y, three, 'third', fit='means')) == ['third=a', 'third=b', 'third=c']

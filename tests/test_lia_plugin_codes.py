@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from test_lia_plugin_inversion import RESOLUTION, make_generator, save_pickle, save_pictures
+from test_lia_plugin_sampling import make_deep
 
 from lia_plugin import cli, codes, images, paths, spaces
 from lia_plugin.host import UserError
@@ -27,7 +28,7 @@ def test_what_is_a_seed(text: str, seeds: list[int] | None) -> None:
     assert codes.parse_seeds(text) == seeds
 
 
-@pytest.mark.parametrize('text', ['6-4', '0-99999999', str(2**32)])
+@pytest.mark.parametrize('text', ['6-4', '0-99999999', '0-69999,0-69999', str(2**32)])
 def test_seeds_that_cannot_be(text: str) -> None:
     with pytest.raises(UserError, match='seeds'):
         codes.parse_seeds(text)
@@ -148,3 +149,21 @@ def test_resolution_is_the_networks(G: Any, tmp_path: Path) -> None:
     folder = save_pictures(tmp_path / 'in', 1, side=40)
     found = read(G, str(folder))
     assert found.originals[0] is not None and found.originals[0].shape == (3, RESOLUTION, RESOLUTION)
+
+def test_codes_too_large_for_float32_are_refused(G: Any, tmp_path: Path) -> None:
+    np.savez(tmp_path / 'large.npz', y=np.full([2, G.z_dim], 1e300))
+    with pytest.raises(UserError, match='too large for float32'):
+        read(G, str(tmp_path / 'large.npz'))
+
+
+def test_where_y_has_one_length_it_is_not_truncated() -> None:
+    """The picture of psi * y is that of y there, so that --trunc would do nothing and say nothing."""
+    G = make_deep(base_kwargs={})
+    with pytest.raises(UserError, match='--trunc: .*one length'):
+        read(G, '3', psi=0.5)
+    assert len(read(G, '3')) == 1
+
+
+def test_many_equal_names_are_numbered() -> None:
+    assert codes.unique_names(['a', 'A', 'a_2', 'a', 'b']) == ('a', 'A_2', 'a_2_2', 'a_3', 'b')
+    assert len(set(codes.unique_names(['x'] * 20_000))) == 20_000

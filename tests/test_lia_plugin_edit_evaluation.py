@@ -162,6 +162,17 @@ def test_figures_do_not_depend_on_the_batch(evaluated: Any) -> None:
         np.testing.assert_allclose(again.values[name], values, atol=1e-5, err_msg=name)
 
 
+def test_directions_of_means_are_the_difference_of_means(evaluated: Any) -> None:
+    labels = np.array([[0], [1], [1], [-1]])
+    y = torch.tensor([[1.0, 0, 0, 0], [4, 3, 0, 0], [4, 5, 0, 0], [9, 9, 9, 9]])
+    codes = evaluated.held.codes[[0, 1, 2, 3]].with_code(y)
+    learned = edit_evaluation_run.Learned([], evaluated, codes, labels)
+    found = edit_evaluation_run.learn_edits(evaluated.session, learned, [Attribute('a', ('no', 'yes'))], 'means')
+    assert [edit.direction.space for edit in found] == ['y', 'z'] and 'means of 3' in found[0].direction.source
+    for edit in found:
+        np.testing.assert_allclose(edit.direction.vector, [0.6, 0.8, 0, 0], atol=1e-6)
+
+
 def given(evaluated: Any, vector: list[float], amount: float) -> tuple[Any, int]:
     """What an edit towards upper=bright along a vector of y does, and the attribute's place."""
     upper = next(k for k, attribute in enumerate(evaluated.attributes) if attribute.name == 'upper')
@@ -337,6 +348,7 @@ def test_directions_out_of_files(network: str, data: Set, tmp_path: Path, capsys
     ({'--attributes': 'hat'}, "no column 'hat'; it has upper, lower"),
     ({'--attributes': 'upper=dark/pale'}, "upper has no value 'pale'"),
     ({'--directions': 'none.npz'}, 'none.npz'),
+    ({'--directions': 'none.npz', '--fit': 'means'}, '--fit: how directions are learned; not with --directions'),
 ])
 def test_bad_inputs_get_one_line(
     network: str, data: Set, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, str], message: str

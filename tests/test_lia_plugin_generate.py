@@ -242,7 +242,7 @@ def test_captions_and_formats(nets: Networks, tmp_path: Path) -> None:
     ('lia', ['--seeds=0', '--trunc-cutoff=2'], '--trunc-cutoff: only with --trunc'),
     ('lia', ['--seeds=0', '--trunc=0.5', '--trunc-cutoff=7'], 'has 6 layers; got 7'),
     ('lia', ['--seeds=0', '--captions'], '--captions: only with --grid'),
-    ('lia', ['--seeds=0', '--grid=2000x1', '--format=webp'], 'too large for a webp'),
+    ('lia', ['--seeds=0', '--grid=2000x1', '--format=webp'], 'too large for webp'),
     ('lia', ['--projected-w=nothing.npz'], 'nothing.npz: no such file'),
     ('labels', ['--seeds=0', '--class=0,1', '--projected-w=x.npz'], '--class: codes of --projected-w'),
 ])

@@ -52,7 +52,7 @@ def test_seeds_that_do_not_go_round(count: int, cells: int, keys: int | None, op
 @pytest.mark.parametrize('kind', ['cubic', 'linear'])
 @pytest.mark.parametrize('spherical', [False, True])
 def test_keyframes_are_passed_and_parts_are_the_whole(kind: str, spherical: bool) -> None:
-    walk = latent_walk.Walk(keyframes(), 6, kind, spherical)
+    walk = paths.Walk(keyframes(), 6, kind, True, spherical)
     whole = walk.at(0, len(walk))
     torch.testing.assert_close(whole[::6], walk.keys)
     torch.testing.assert_close(torch.cat([walk.at(0, 7), walk.at(7, 8), walk.at(8, len(walk))]), whole)
@@ -61,7 +61,7 @@ def test_keyframes_are_passed_and_parts_are_the_whole(kind: str, spherical: bool
 def test_the_end_leads_to_the_beginning_without_a_break() -> None:
     """Value, slope and curvature, by finite differences across the seam, against those at any other keyframe."""
     steps = 1000
-    walk = latent_walk.Walk(keyframes(), steps)
+    walk = paths.Walk(keyframes(), steps, 'cubic', True)
     last, first = walk.at(len(walk) - 3, len(walk)), walk.at(0, 3)
     seam = torch.cat([last, first])
     assert (first[0] - last[-1]).abs().max() < 10 / steps, 'no jump'
@@ -73,7 +73,7 @@ def test_the_end_leads_to_the_beginning_without_a_break() -> None:
 
 
 def test_arcs_keep_between_the_lengths_of_their_ends() -> None:
-    walk = latent_walk.Walk(keyframes(3, 1, 64), 4, 'linear', spherical=True)
+    walk = paths.Walk(keyframes(3, 1, 64), 4, 'linear', True, True)
     lengths = walk.at(0, 12).norm(dim=2)[:, 0]
     ends = walk.keys.norm(dim=2)[:, 0]
     expected = torch.cat([ends[k] + (ends[(k + 1) % 3] - ends[k]) * torch.arange(4) / 4 for k in range(3)])
@@ -157,6 +157,8 @@ def test_a_video_has_all_its_frames(network: str, tmp_path: Path, capsys: pytest
 
 @pytest.mark.parametrize('args, reason', [
     (['--seeds=0-4', '--grid=2x1'], 'no multiple of the 2'),
+    (['--seeds=0-3', '--class=1', '--grid=2000x1', '--num-keyframes=2', '--output=walk.mp4'], 'too large for mp4'),
+    (['--seeds=0', '--class=1', '--num-keyframes=999999999'], '--num-keyframes: .* more than 100000'),
     (['--seeds=0-3'], '--class'),
     (['--seeds=0-3', '--class=2'], '0 to 1; got 2'),
     (['--seeds=0-3', '--class=1', '--grid=2'], "'4x3'"),

@@ -52,7 +52,7 @@ def test_a_cubic_path_is_scipys_spline(closed: bool, condition: str) -> None:
     keys, t = draw(5, 3, 4), torch.linspace(0, 4, 17)
     points = np.concatenate([keys, keys[:1]]) if closed else keys.numpy()
     expected = scipy.interpolate.CubicSpline(np.arange(len(points)), points, bc_type=condition)(t.numpy())
-    np.testing.assert_allclose(paths.cubic(keys, t, closed), expected, atol=1e-5)
+    np.testing.assert_allclose(paths.Cubic(keys, closed)(t), expected, atol=1e-5)
 
 
 def test_a_cubic_path_keeps_the_length_that_its_ends_have() -> None:
@@ -77,6 +77,33 @@ def test_a_closed_cubic_walk_has_no_seam() -> None:
     path = paths.walk(draw(4, 6), 200, 'cubic', closed=True)
     steps = torch.cat([path, path[:2]]).diff(dim=0)
     assert (steps[1:] - steps[:-1]).norm(dim=1).max() < 0.02 * steps.norm(dim=1).max()
+
+
+@pytest.mark.parametrize('closed', [False, True])
+def test_a_curve_through_zero_keeps_no_length(closed: bool) -> None:
+    """Between opposite keyframes there is no shortest way on the sphere, for a spline as little as for an arc."""
+    keys = torch.stack([draw(6), -draw(6)])
+    with pytest.raises(ValueError, match='opposite'):
+        paths.walk(keys, 4, 'cubic', closed, spherical=True)
+    assert paths.walk(keys, 4, 'cubic', closed).isfinite().all()
+
+
+@pytest.mark.parametrize('kind', paths.KINDS)
+@pytest.mark.parametrize('closed', [False, True])
+@pytest.mark.parametrize('spherical', [False, True])
+def test_parts_of_a_walk_are_the_whole(kind: str, closed: bool, spherical: bool) -> None:
+    walk = paths.Walk(draw(4, 2, 6), 5, kind, closed, spherical)
+    whole = walk.at(0, len(walk))
+    assert len(whole) == len(walk) == (20 if closed else 16)
+    cuts = [0, 1, 4, 13, len(walk) - 1, len(walk)]
+    torch.testing.assert_close(torch.cat([walk.at(i, k) for i, k in zip(cuts, cuts[1:])]), whole)
+
+
+def test_a_spline_is_fitted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a video of many frames fits it for every batch of them."""
+    walk = paths.Walk(draw(4, 6), 3, 'cubic', closed=True)
+    monkeypatch.setattr(scipy.interpolate, 'CubicSpline', None)
+    assert walk.at(2, 5).shape == (3, 6)
 
 
 @pytest.mark.parametrize('keys, steps, kind', [(draw(1, 4), 3, 'linear'), (draw(2, 4), 0, 'linear'),

@@ -45,7 +45,7 @@ def test_the_work_waits_for_files_that_are_slow(tmp_path: Path, monkeypatch: pyt
             folder.add(flat(level), f'a{level}')
         threading.Timer(0.2, gate.set).start()
         folder.add(flat(0), 'one more')
-        assert gate.is_set() and len(folder.waiting) <= picture_files.MAX_WAITING
+        assert gate.is_set() and len(folder.background.waiting) <= picture_files.MAX_WAITING
 
 
 def test_grids_are_written_as_they_fill(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lia_plugin import sheets
+from lia_plugin import images, sheets
 from lia_plugin.images import WHITE
 
 
@@ -68,3 +68,20 @@ def test_what_is_no_sheet() -> None:
         sheets.sheet([[None]])
     with pytest.raises(ValueError, match='captions: expected 1, got 2'):
         sheets.sheet([[tile(1)]], captions=['a', 'b'])
+
+
+@pytest.mark.parametrize('columns, resolution, side', [(3, 16, None), (12, 1024, None), (5, 32, 100), (1, 8, 8)])
+def test_the_rows_that_have_room_make_no_larger_sheet(columns: int, resolution: int, side: int | None) -> None:
+    rows = sheets.most_rows(columns, resolution, side)
+    tile = torch.zeros([1, resolution, resolution], dtype=torch.uint8)
+    row = sheets.sheet([[tile] * columns], ['a'] * columns, ['caption ' * 30], side=side)
+    assert 0.3 * images.MAX_PIXELS < rows * row.shape[1] * row.shape[2] <= images.MAX_PIXELS
+
+
+@pytest.mark.parametrize('resolution, side', [(512, None), (600, 96), (16, None), (16, 50)])
+def test_a_sheet_of_shrunk_pictures_is_that_of_whole_ones(resolution: int, side: int | None) -> None:
+    tiles = torch.randint(256, [2, 3, resolution, resolution], generator=torch.Generator().manual_seed(0)).byte()
+    small = sheets.shrunk(tiles, side)
+    assert small.shape[2] == min(resolution, side or sheets.SIDE)
+    assert torch.equal(small[1], sheets.shrunk(tiles[1], side))
+    assert torch.equal(sheets.sheet([[*small]], side=side), sheets.sheet([[*tiles]], side=side))

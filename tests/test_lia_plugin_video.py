@@ -1,5 +1,7 @@
 """Videos: as many frames as were given, of the right colours, in both formats; the states of a refinement."""
 
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -120,3 +122,30 @@ def test_a_recorder_keeps_even_steps_and_the_best_of_each_image() -> None:
 def test_short_refinements_show_every_state_and_large_images_are_made_smaller() -> None:
     recorder = video.Recorder(torch.zeros([1, 3, 512, 512]), steps=3)
     assert recorder.wanted == {0, 1, 2, 3} and recorder.original.shape == (1, 3, video.MAX_SIDE, video.MAX_SIDE)
+
+
+def test_an_mp4_is_written_as_its_frames_come(tmp_path: Path) -> None:
+    """The memory that it takes has nothing to do with its length."""
+    alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+    most = 0
+
+    def frames() -> Iterator[torch.Tensor]:
+        nonlocal most
+        for i in range(60):
+            frame = torch.full([3, 16, 16], i, dtype=torch.uint8)
+            alive.add(frame)
+            most = max(most, len(alive))
+            yield frame
+
+    video.save_video(str(tmp_path / 'long.mp4'), frames())
+    assert len(read_mp4(tmp_path / 'long.mp4')[1]) == 60 and most <= video.AHEAD + 4
+
+
+def test_an_error_among_the_frames_leaves_no_video(tmp_path: Path) -> None:
+    def frames() -> Iterator[torch.Tensor]:
+        yield torch.zeros([3, 16, 16], dtype=torch.uint8)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        video.save_video(str(tmp_path / 'half.mp4'), frames())
+    assert not list(tmp_path.iterdir())

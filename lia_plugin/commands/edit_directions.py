@@ -40,9 +40,9 @@ def parse_words(ctx: click.Context, param: click.Parameter, value: str | None) -
 @click.option('--group-column', metavar='COLUMN', help='Images with the same value are held out together')
 @click.option('--holdout', type=FiniteRange(min=0, max=0.5, min_open=True), metavar='SHARE',
               help='Share of images held out  [default: 0.2]')
-@click.option('--fit', type=click.Choice(['plane', 'means']),
-              help='plane: the normal of the plane that parts both kinds best; means: from the mean of one to that of '
-                   'the other, which takes along what goes with it, and changes more  [default: plane]')
+@click.option('--fit', type=click.Choice(['means', 'plane']),
+              help='means: from the mean of one kind to that of the other; plane: the normal of the plane that parts '
+                   'them best, which may hardly change a picture  [default: means]')
 # From two sets.
 @click.option('--positive', multiple=True, metavar='INPUT', help='Images that the direction leads to')
 @click.option('--negative', multiple=True, metavar='INPUT', help='Images that it leads away from')
@@ -59,10 +59,11 @@ def parse_words(ctx: click.Context, param: click.Parameter, value: str | None) -
 def edit_directions(**options: Any) -> int:
     """Find directions: by labels, by two sets of images, or without either.
 
-    With labels or sets it is the normal of the plane that logistic regression puts between the codes of two kinds of
-    images; an attribute with more than two values gives one direction for each, against the rest. Its accuracy on
-    images held out stands in the file, beside that of always naming the more frequent kind. The normal parts best,
-    but may hardly change a picture; --fit=means tells labels less well and shows more.
+    With labels or sets it leads from the mean code of one kind of images to that of the other; an attribute with more
+    than two values gives one direction for each, against the rest. Its accuracy on images held out stands in the file,
+    beside that of always naming the more frequent kind, and that of logistic regression, which tells how well codes
+    know the label. --fit=plane takes the normal of the latter's plane, as InterFaceGAN does: it tells labels best, and
+    changes pictures less.
 
     \b
     python edit.py directions --network=net.pkl --method=labels --data=train.zip --labels=labels.csv --attribute=hair

@@ -36,6 +36,8 @@ class Amounts(click.ParamType):
 @click.option('--directions', multiple=True, metavar='FILE',
               help='Directions called COLUMN=VALUE, as `edit directions` writes them; several times for several files  '
                    '[default: learned from --data, in y and in z]')
+@click.option('--fit', type=click.Choice(['means', 'plane']),
+              help='How they are learned: see edit directions  [default: means]')
 @click.option('--aim', 'aims', nargs=2, multiple=True, metavar='NAME COLUMN=VALUE',
               help='What a direction of another name leads to')
 @click.option('--shift', 'shifts', type=Amounts(), default='0.5,1,1.5,2,3,4,6,9,14,20,30', metavar='LIST',

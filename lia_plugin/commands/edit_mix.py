@@ -10,19 +10,10 @@ from lia_plugin.edit_options import common_options
 from lia_plugin.params import NumberSet
 
 
-class StylesType(NumberSet):
-    """Such a list, or the word 'each'."""
-
-    name = 'styles'
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return value if value == 'each' else super().convert(value, param, ctx)
-
-
 @click.command(name='mix', context_settings={'show_default': True})
 @click.option('--rows', multiple=True, required=True, metavar='INPUT', help='What layers are put into; see edit --help')
 @click.option('--cols', multiple=True, required=True, metavar='INPUT', help='What these layers are taken from')
-@click.option('--styles', multiple=True, type=StylesType(), metavar='LIST|each',
+@click.option('--styles', multiple=True, type=NumberSet('each'), metavar='LIST|each',
               help="Layers that come from the columns; given several times, one grid each; 'each' is every layer by "
                    'itself  [default: 0-6]')
 @click.option('--tile', type=click.IntRange(min=8, max=4096), metavar='PIXELS',

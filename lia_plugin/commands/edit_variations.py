@@ -16,7 +16,7 @@ from lia_plugin.params import FiniteRange, NumberSet
 @click.option('--rho', type=FiniteRange(min=0, max=1), multiple=True, metavar='RHO',
               help='Correlation with the input, 1 = the same, 0 = drawn anew; given several times, a row each  '
                    '[default: 0.9; 0 with --resample or --coords]')
-@click.option('--resample', type=FiniteRange(min=0, max=1), metavar='SHARE',
+@click.option('--resample', type=FiniteRange(min=0, max=1, min_open=True), metavar='SHARE',
               help='Change only this share of the coordinates of z, others for each variation')
 @click.option('--coords', type=NumberSet(), metavar='LIST', help='Change only these coordinates of z, such as 0-15,40')
 @click.option('--layers', type=NumberSet(), metavar='LIST', help='Change only these layers, such as 0-3')

@@ -53,12 +53,14 @@ def video(
     from lia_plugin.edit_session import Session
     from lia_plugin.latent_walk import Film, place_seeds
     from lia_plugin.outputs import check_output
+    from lia_plugin.picture_files import check_grid
 
     fps = fps or (GIF_FPS if output.lower().endswith('.gif') else FPS)
     check_output('--output', output, folder=False)
-    video_files.check_name(output, fps)
+    kind_of_file = video_files.check_name(output, fps)
     placed = place_seeds(seeds, grid[0] * grid[1], num_keyframes, shuffle_seed)
     session = Session.open(network, os.path.dirname(output) or os.curdir, device, trust_pickle)
+    check_grid(grid, session.G.img_resolution, kind_of_file)
     c = inversion.class_labels(session.G, class_idx, 1, session.device)
     film = Film(session.G, placed, c, trunc, space, w_frames, kind or ('linear' if space == 'z' else 'cubic'))
     frames = film.frames(grid[0], batch, noise_mode)
