@@ -28,8 +28,10 @@ def read(path: str) -> Notebook:
 
 def write(path: str, notebook: Notebook) -> None:
     text = json.dumps(notebook, indent=1, ensure_ascii=False) + '\n'
-    with open(path, 'w', encoding='utf-8') as file:
+    part = f'{path}.part'  # So that a run that is cut off leaves what was there.
+    with open(part, 'w', encoding='utf-8') as file:
         file.write(text)
+    os.replace(part, path)
 
 
 def strip(notebook: Notebook) -> Notebook:
@@ -100,7 +102,10 @@ def main() -> None:
     path = os.path.abspath(asked.notebook)
     sys.path.insert(0, os.path.dirname(os.path.dirname(path)))  # The package of this project, installed or not.
     os.chdir(os.path.dirname(path))  # As Jupyter does.
-    write(path, strip(read(path)) if asked.strip else run(strip(read(path))))
+    try:
+        write(path, strip(read(path)) if asked.strip else run(strip(read(path))))
+    except FileNotFoundError as error:  # What the notebook is to work on: it says in a line what is missing.
+        parser.exit(2, f'{error}\n')
 
 
 if __name__ == '__main__':

@@ -7,12 +7,17 @@ a list, a batch or a folder gives as many. Latents and arrays of codes always ha
 
 Where a method takes `what`, it may be images, Latents, codes as floats [N, dim] or [N, num_ws, dim], an .npz that
 invert or a projector wrote ('latents.npz:NAME' is one of several), or seeds: 7, [7, 8], '7-8'. Floats of a code's shape
-are taken as codes there. All images of a call are in memory at once: for whole data sets there are the commands.
+are taken as codes there, y or y+, never z: `to_y` first.
+
+Arguments have the names of the commands' options, but for psi (--trunc), c (--class), `layers` of `mix` (--styles),
+`share` of `variations` (--resample), `amounts` (--from, --to, --steps), and lr, noise, optimizer of `refine`
+(--refine-lr, …). Errors name the arguments.
+
+All images of a call are in memory at once: for whole data sets there are the commands.
 """
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -21,6 +26,7 @@ import numpy as np
 import torch
 
 from lia_plugin import (
+    api_checks,
     api_images,
     code_output,
     codes,
@@ -31,14 +37,13 @@ from lia_plugin import (
     paths,
     spaces,
 )
-from lia_plugin.api_base import Latents, seed_list
+from lia_plugin.api_base import Layers, seed_list
+from lia_plugin.api_checks import in_python
 from lia_plugin.api_images import Array, Range, give_images, give_latents
+from lia_plugin.api_inversion import Inverting
 from lia_plugin.api_learning import Learner
-from lia_plugin.calibration import Calibration
 from lia_plugin.codes import Codes, made_codes
 from lia_plugin.images import to_float
-from lia_plugin.invert_options import InvertOptions
-from lia_plugin.inverter import Inverter
 from lia_plugin.networks import base_code
 from lia_plugin.placement import Placement, centre_crop
 
@@ -51,8 +56,9 @@ class Typicality(NamedTuple):
     log_p: Array  # log p(y), in nats.
 
 
+@in_python
 def load(
-    network: str,
+    network: str | os.PathLike[str],
     device: str | None = None,
     *,
     batch: int = 8,
@@ -72,12 +78,14 @@ def load(
     Raises:
         UserError (a ValueError): no such file, or none that can be used, in one line.
     """
-    where = inversion.pick_device(device)
-    contents = invert_run.load_networks(network, where, trust_pickle, needs_encoder=False)
-    return Lia(contents, network, where, batch, value_range, noise_mode)
+    if not isinstance(network, str | os.PathLike):
+        raise ValueError(f'network: expected a path or URL, got {type(network).__name__}')
+    where, name = inversion.pick_device(device), os.fspath(network)
+    contents = invert_run.load_networks(name, where, trust_pickle, needs_encoder=False)
+    return Lia(contents, name, where, batch, value_range, noise_mode)
 
 
-class Lia(Learner):
+class Lia(Inverting, Learner):
     """A network and everything that can be done with images through it. Made by `load`.
 
     >>> y, z = lia.invert(photo)  # A PIL picture, a file name, an array …
@@ -99,142 +107,74 @@ class Lia(Learner):
     # -----------------------------------------------------------------------------------------------------------------
     # Images <-> codes
 
-    def invert(self, images: Any, c: Any = None) -> Latents:
-        """Images -> their latents, in one pass of the encoder: `y, z = lia.invert(images)`.
-
-        Latents.figures has what invert.py prints: mse, psnr, ssim of the reconstruction, z_norm2, typicality …
-
-        Args:
-            images: N of any kind, or one.
-            c: Their class, classes [N] or labels [N, c_dim], for a conditional network; files bring those of their
-                dataset.json.
-
-        Raises:
-            ValueError: the network has no encoder, or images or labels don't fit.
-        """
-        self.check_encoder()
-        return self._invert(images, c, Inverter(self.G, calibration=self.calibration, noise_mode=self.noise_mode))
-
-    def refine(
-        self,
-        images: Any,
-        steps: int = 100,
-        space: str | None = None,
-        c: Any = None,
-        *,
-        prior_weight: float = 0.0,
-        consistency_weight: float = 0.0,
-        offset_weight: float = 0.0,
-        optimizer: str | None = None,
-        lr: float | None = None,
-        noise: bool = False,
-        percep: str | None = None,
-        percep_weight: float | None = None,
-    ) -> Latents:
-        """Latents improved by optimisation, as `invert.py --refine=N`; works without encoder, and for stock networks.
-
-        The arguments are the command's options: see `lia_plugin.refinement.Settings`. Figures get start_mse and the
-        like, of the codes before. Codes start from the encoder's, or from the mean if there is none.
-
-        Args:
-            space: 'y', 'y+' (a code for each layer) or 'z'. None = as the encoder gives codes.
-            percep: Features in the loss: 'disc', 'vgg16', 'vgg16-conv4_3' or 'none'. None = those of the pickle's D.
-        """
-        asked = InvertOptions(
-            self.network, (), refine=steps, space=space, prior_weight=prior_weight, percep=percep,
-            consistency_weight=consistency_weight, offset_weight=offset_weight, refine_optimizer=optimizer,
-            refine_lr=lr, refine_noise=noise, percep_weight=percep_weight,
-        )  # fmt: skip
-        start = asked.start(self.G)
-        extractor, name = invert_run.load_percep(asked, self.contents.get('D'), self.device)
-        settings = asked.refine_settings(space or asked.chosen_space(self.G), name, start)
-        inverter = Inverter(self.G, space, start, settings, extractor, calibration=self.calibration)
-        return self._invert(images, c, inverter)
-
-    @functools.cached_property
-    def calibration(self) -> Calibration | None:
-        """What audit found usual among a set's codes, if NAME.calibration.npz lies beside NAME.pkl."""
-        return invert_run.load_calibration(None, self.network, self.G)
-
-    def _invert(self, images: Any, c: Any, inverter: Inverter) -> Latents:
-        given = self.given(images)
-        labels = self.labels(c, len(given.img), given)
-        parts, figures = [], []
-        for rows in self.batches(len(given.img)):
-            own = None if labels is None else labels[rows]
-            batch = inverter(given.img[rows].to(self.device), own, given.names[rows])
-            code = self._code_of(batch, inverter.space)
-            maps = [{name: value[i] for name, value in (batch.noise or {}).items()} for i in range(len(code))]
-            parts.append(made_codes(given.names[rows], code, own, maps, given.placements[rows]))
-            figures.append(batch.figures)
-        together = {name: np.concatenate([part[name] for part in figures]) for name in figures[0]}
-        lead = () if given.single else (len(given.img),)
-        return self.latents(codes.concatenate(self.G, parts), given.form, lead, figures=together, notes=given.notes)
-
-    def _code_of(self, batch: inversion.InvertedBatch, space: str | None) -> torch.Tensor:
-        if batch.y is None:  # A stock network's, whose w is repeated unless w+ was looked for.
-            return spaces.fit_code(self.G, batch.ws, space == 'y+')
-        return batch.y if batch.y_plus is None else batch.y_plus
-
-    def fit(self, images: Any, out: str | None = None) -> Any:
-        """Images as the network takes them: its size and channels."""
-        given = self.given(images)
+    def prepare(self, images: Any, out: str | None = None) -> Any:
+        """Images as the network sees them: its size and channels. All methods do that by themselves; this shows it."""
+        given = self._given(images)
         form = given.form.choose(out)
         lead = () if given.single else (len(given.img),)
         return give_images(api_images.as_stored(given.img, form), form, lead, self.value_range)
 
     def encode(self, images: Any, c: Any = None) -> Any:
         """Images -> y, float32 [N, dim], or y+ [N, num_ws, dim] if the encoder is made for it."""
-        found, given = self.encode_images(images, c)
+        found, given = self._encode_images(images, c)
         return give_latents(found.code, given.form)
 
     def decode(self, what: Any, c: Any = None, psi: float = 1, out: str | None = None) -> Any:
         """Latents or codes -> pictures. Arrays give NumPy uint8 [N, H, W, C], tensors floats [N, C, H, W] in [-1, 1].
 
+        Codes are y or y+: of z take `to_y(z)`.
+
         Args:
             psi: Truncation towards the mean code; 1 = none.
         """
-        found, form, lead = self.read(what, c)
-        return self.give(self._truncate(found, psi), form, lead, out)
+        found, form, lead = self._read(what, c)
+        return self._give(self._truncate(found, psi), form, lead, out)
 
     def _truncate(self, found: Codes, psi: float) -> Codes:
+        api_checks.number('psi', psi)
         return found if psi == 1 else found.with_code(codes.mean_code(self.G).lerp(found.code, psi))
 
     def reconstruct(self, images: Any, c: Any = None, out: str | None = None) -> Any:
         """Images as the network draws them: `decode(invert(images))`."""
-        found, given = self.encode_images(images, c)
-        return self.give(found, given.form, () if given.single else (len(found),), out)
+        found, given = self._encode_images(images, c)
+        return self._give(found, given.form, () if given.single else (len(found),), out)
 
     def generate(self, seeds: Any, psi: float = 1, c: Any = None, out: str | None = None) -> Any:
-        """Pictures of seeds: 7, [7, 8], range(7, 9) or '7-8', as generate.py draws them. PIL, unless `out` says."""
+        """Pictures of seeds: 7, [7, 8], range(7, 9), np.arange(7, 9) or '7-8', as generate.py draws them.
+
+        PIL pictures, unless `out` says. `psi` is truncation towards the mean code, in y; 1 = none.
+        """
         if seed_list(seeds) is None:
             raise ValueError(f"seeds: expected whole numbers, as 7, [7, 8] or '7-8', got {seeds!r:.80}")
-        found, form, lead = self.read(seeds, c)
-        return self.give(self._truncate(found, psi), form, lead, out)
+        found, form, lead = self._read(seeds, c)
+        return self._give(self._truncate(found, psi), form, lead, out)
 
     @torch.no_grad()
     def to_z(self, y: Any, c: Any = None) -> Any:
         """z = φ(y): floats [N, dim] -> [N, dim]; of y+ layer by layer."""
-        self.check_prior('to_z')
-        found, form, _lead = self.read_code(y, c)
+        self._check_prior('to_z')
+        found, form, _lead = self._read_code(y, c)
         return give_latents(paths.to_space(self.G, found.code, found.c, 'z'), form)
 
     @torch.no_grad()
     def to_y(self, z: Any, c: Any = None) -> Any:
         """y = φ⁻¹(z): undoes `to_z`."""
-        self.check_prior('to_y')
-        found, form, _lead = self.read_code(z, c)
+        self._check_prior('to_y')
+        found, form, _lead = self._read_code(z, c)
         return give_latents(paths.from_space(self.G, found.code, found.c, 'z'), form)
 
+    @in_python
     def save(self, path: str | os.PathLike[str], what: Any, c: Any = None) -> None:
         """Writes latents as the .npz that invert.py writes and all commands read: w, y, z, y_plus, names."""
-        code_output.save_codes(os.fspath(path), self.G, self.read(what, c)[0])
+        if not os.fspath(path).lower().endswith('.npz'):
+            raise ValueError(f'path: latents are .npz files, got {os.fspath(path)}')
+        code_output.save_codes(os.fspath(path), self.G, self._read(what, c)[0])
 
     @torch.no_grad()
     def typicality(self, what: Any, c: Any = None) -> Typicality:
         """How likely codes are under the prior, [N] each; of y+ the base code is judged."""
-        self.check_prior('typicality')
-        found = self.read(what, c)[0]
+        self._check_prior('typicality')
+        found = self._read(what, c)[0]
         y = base_code(found.code)
         figures = inversion.code_figures(self.G, y, self.G.mapping.y_to_z(y, found.c), found.c)
         return Typicality(*(np.asarray(figures[name]) for name in ('z_norm2', 'typicality', 'log_prob')))
@@ -262,7 +202,8 @@ class Lia(Learner):
             loop: Back to the first: K·steps pictures.
             c: Of all keyframes.
         """
-        read = [self.read(one, c) for one in what]
+        api_checks.whole('steps', steps)
+        read = [self._read(one, c) for one in what]
         keys = codes.concatenate(self.G, [found for found, _form, _lead in read]) if read else None
         if keys is None or len(keys) < 2:
             raise ValueError(f'interpolate: expected two images at least, got {0 if keys is None else len(keys)}')
@@ -271,21 +212,25 @@ class Lia(Learner):
         noise = editing.NoisePath(self.G, keys.noise, steps, loop)
         names = [f'frame{i:04d}' for i in range(len(way.code))]
         made = made_codes(names, way.code, way.c, noise[:])
-        return self.give(made, read[0][1], (len(way.code),), out)
+        return self._give(made, read[0][1], (len(way.code),), out)
 
-    def mix(self, coarse: Any, fine: Any, layers: Sequence[int], c: Any = None, out: str | None = None) -> Any:
+    def mix(self, coarse: Any, fine: Any, layers: Layers, c: Any = None, out: str | None = None) -> Any:
         """Style mixing: images `coarse` with these layers of images `fine`, every one with every one.
 
         One of each gives one picture; R coarse ones give R rows, C fine ones C columns: [R, C] pictures, row by row.
         Labels are those of the coarse ones.
+
+        Args:
+            layers: Whose codes the fine ones lend: 7, [7, 8], range(4, 8) or '4-7' of 0 to num_ws - 1, the coarsest 0.
         """
-        rows, form, lead = self.read(coarse, c)
-        columns, _form, lead_across = self.read(fine, c)
+        chosen = self._layers(layers) or ()
+        rows, form, lead = self._read(coarse, c)
+        columns, _form, lead_across = self._read(fine, c)
         below, above = (spaces.fit_code(self.G, found.code, True) for found in (rows, columns))
         if editing.mixes_classes(self.G, [rows.c, columns.c]):
             raise ValueError('mix: images of several classes, and this network makes styles of a code and one class')
-        made = self.repeat(rows, len(columns)).with_code(editing.mix(below, above, layers).flatten(0, 1))
-        return self.give(made, form, (*lead, *lead_across), out)
+        made = self._repeat(rows, len(columns)).with_code(editing.mix(below, above, chosen).flatten(0, 1))
+        return self._give(made, form, (*lead, *lead_across), out)
 
     def variations(
         self,
@@ -295,7 +240,8 @@ class Lia(Learner):
         *,
         share: float = 1.0,
         coords: Sequence[int] | None = None,
-        layers: Sequence[int] | None = None,
+        layers: Layers | None = None,
+        each_layer: bool = False,
         seed: int = 0,
         c: Any = None,
         out: str | None = None,
@@ -305,16 +251,16 @@ class Lia(Learner):
         Args:
             rho: 1 = the same, 0 = as if drawn anew.
             share: Share of the coordinates of z that change; `coords` = those it is taken from.
-            layers: Only these layers change; codes become y+.
+            layers: Only these layers change, as [0, 3] or '0-3'; codes become y+.
+            each_layer: Each layer gets an e of its own; codes become y+.
             seed: Of the e.
         """
-        self.check_prior('variations')
-        if num < 1:
-            raise ValueError(f'num: expected at least 1, got {num}')
-        found, form, lead = self.read(what, c)
-        how = editing.Variation(rho, share, coords, layers)
+        self._check_prior('variations')
+        num = api_checks.whole('num', num)
+        found, form, lead = self._read(what, c)
+        how = editing.Variation(rho, share, coords, self._layers(layers), each_layer)
         made = editing.vary(self.G, found.code, found.c, num, how, torch.Generator().manual_seed(seed)).flatten(0, 1)
-        return self.give(self.repeat(found, num).with_code(made), form, (*lead, num), out)
+        return self._give(self._repeat(found, num).with_code(made), form, (*lead, num), out)
 
     # -----------------------------------------------------------------------------------------------------------------
     # Back into the full picture

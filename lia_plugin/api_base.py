@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from lia_plugin import api_images, codes, inversion, paths, spaces
+from lia_plugin import api_checks, api_images, codes, inversion, paths, spaces
 from lia_plugin.api_images import Array, Form, Given, Range, give_images, give_latents, is_array, read_images
 from lia_plugin.codes import Codes, made_codes, unique_names
 from lia_plugin.networks import base_code
+
+Layers = int | str | Sequence[int]  # Places in ws: 3, [0, 3], range(4), '0-3,7'.
 
 LATENTS = 'latents'  # As `out`: codes in place of pictures.
 
@@ -73,13 +75,20 @@ class Latents:
     def count(self) -> int:
         return len(self.codes)
 
-    def pick(self, *indices: int) -> Latents:
-        """Those of some images; of one index alone, as of a single image."""
-        rows = [range(self.count)[index] for index in indices]
+    def pick(self, *indices: int | slice | Sequence[int]) -> Latents:
+        """Those of some images: pick(3) as of a single image; pick(0, 2), pick([0, 2]), pick(range(2)) as of several.
+
+        Raises:
+            IndexError: there is no such image.
+            ValueError: none is picked.
+        """
+        whole = [index for index in indices if isinstance(index, int | np.integer)]
+        rows = _rows_of(self.count, indices)
+        single = len(indices) == len(whole) == 1
         notes = tuple(self.notes[row] for row in rows) if self.notes else ()
         return Latents(
             self.codes[rows], None if self._z is None else self._z[rows], self.form,
-            () if len(rows) == 1 else (len(rows),), {name: value[rows] for name, value in self.figures.items()}, notes,
+            () if single else (len(rows),), {name: value[rows] for name, value in self.figures.items()}, notes,
         )  # fmt: skip
 
     def __repr__(self) -> str:
@@ -88,6 +97,18 @@ class Latents:
                          if name in ('mse', 'typicality'))  # fmt: skip
         images = f'{self.count} image{"s" * (self.count != 1)}'
         return f'<Latents: {kind} {list(self.codes.code.shape)} of {images}{told and "; mean " + told}>'
+
+
+def _rows_of(count: int, indices: Sequence[Any]) -> list[int]:
+    """Numbers, slices and sequences of numbers -> places among `count` images."""
+    rows: list[int] = []
+    for index in indices:
+        found = range(count)[index] if isinstance(index, slice) else index
+        listed = [found] if isinstance(found, int | np.integer) else found
+        rows += [range(count)[int(one)] for one in listed]
+    if not rows:
+        raise ValueError(f'pick: expected at least one of {count} images, got none')
+    return rows
 
 
 class Network:
@@ -159,11 +180,11 @@ class Network:
     # -----------------------------------------------------------------------------------------------------------------
     # In
 
-    def given(self, images: Any) -> Given:
+    def _given(self, images: Any) -> Given:
         """Images of any kind as the network takes them; see `lia_plugin.api_images`."""
         return read_images(images, self.resolution, self.channels, self.value_range)
 
-    def labels(self, c: Any, count: int, given: Given | None = None, seeds: bool = False) -> torch.Tensor | None:
+    def _labels(self, c: Any, count: int, given: Given | None = None, seeds: bool = False) -> torch.Tensor | None:
         """A class, one for each image, or labels [c_dim] or [N, c_dim] -> float32 [N, c_dim] on the device.
 
         c=None takes those of a dataset.json that files came with. The result is None for networks without classes, and
@@ -201,7 +222,7 @@ class Network:
             return torch.stack(rows).to(self.device)
         raise ValueError(f'c: this network needs the class of each image, 0 to {self.G.c_dim - 1}')
 
-    def read(self, given: Any, c: Any = None) -> tuple[Codes, Form, tuple[int, ...]]:
+    def _read(self, given: Any, c: Any = None) -> tuple[Codes, Form, tuple[int, ...]]:
         """Latents, codes, seeds, .npz files or images -> codes on the device, the form for pictures, and their layout.
 
         Raises:
@@ -209,31 +230,46 @@ class Network:
         """
         if isinstance(given, Latents):
             spaces.fit_code(self.G, given.codes.code, plus=True)  # Which refuses those of other networks.
-            labels = given.codes.c if c is None else self.labels(c, given.count)
+            labels = given.codes.c if c is None else self._labels(c, given.count)
             return dataclasses.replace(given.codes, c=labels), given.form, given.lead
         seeds = seed_list(given)
         if seeds is not None:
-            labels = self.labels(c, len(seeds), seeds=True)
+            labels = self._labels(c, len(seeds), seeds=True)
             found = codes.seed_codes(self.G, seeds, c=labels)
             return found, Form(), () if isinstance(given, int | np.integer) else (len(seeds),)
-        if isinstance(given, str) and codes.is_code_file(given):
-            found = codes.file_codes(self.G, given)
-            labels = found.c if c is None else self.labels(c, len(found))
+        if isinstance(given, str | os.PathLike) and codes.is_code_file(os.fspath(given)):
+            found = codes.file_codes(self.G, os.fspath(given))
+            labels = found.c if c is None else self._labels(c, len(found))
             return dataclasses.replace(found, c=labels), Form(), (len(found),)
-        if is_array(given) and self.is_code(given):
-            return self.read_code(given, c)
-        found, read = self.encode_images(given, c)
+        if is_array(given) and self._is_code(given):
+            return self._read_code(given, c)
+        self._refuse_loose_codes(given)
+        found, read = self._encode_images(given, c)
         return found, read.form, () if read.single else (len(found),)
 
-    def is_code(self, array: Any) -> bool:
+    def _is_code(self, array: Any) -> bool:
         """Whether an array is of floats and of the shape [N, dim] or [N, num_ws, dim]."""
         floats = 'float' in str(array.dtype)
         shape = list(array.shape)
         return floats and (len(shape) == 2 and shape[1:] == [self.dim] or shape[1:] == [self.num_ws, self.dim])
 
-    def read_code(self, code: Any, c: Any = None) -> tuple[Codes, Form, tuple[int, ...]]:
-        """Floats [N, dim] or [N, num_ws, dim] -> the same as of `read`; pictures of it are NumPy's or tensors, too."""
-        if not is_array(code) or not self.is_code(code) or not len(code):
+    def _refuse_loose_codes(self, given: Any) -> None:
+        """ValueError for codes that lack the batch, or lie in a list: as images they would only be called misshapen."""
+        listed = given if isinstance(given, list | tuple) else [given]
+        if any(isinstance(one, Latents) for one in listed):
+            raise ValueError('images: a list holds images, not Latents, which are several already; take their codes, '
+                             'np.concatenate([a.code, b.code])')  # fmt: skip
+        if any(is_array(one) and list(one.shape) == [self.dim] for one in listed):
+            raise ValueError(f'code: expected the batch in front, [N, {self.dim}], as code[None] or np.stack(codes), '
+                             f'got [{self.dim}]')  # fmt: skip
+
+    def _layers(self, given: Layers | None) -> tuple[int, ...] | None:
+        """ValueError for layers that the network hasn't; None is none in particular."""
+        return api_checks.layer_list(given, self.num_ws)
+
+    def _read_code(self, code: Any, c: Any = None) -> tuple[Codes, Form, tuple[int, ...]]:
+        """Floats [N, dim] or [N, num_ws, dim] -> the same as of `_read`; pictures of it are NumPy's or tensors, too."""
+        if not is_array(code) or not self._is_code(code) or not len(code):
             got = f'{code.dtype} {list(code.shape)}' if is_array(code) else type(code).__name__
             raise ValueError(f'code: expected floats [N, {self.dim}] or [N, {self.num_ws}, {self.dim}], got {got}')
         tensor = code.detach().float() if isinstance(code, torch.Tensor) else torch.from_numpy(code.astype(np.float32))
@@ -242,60 +278,62 @@ class Network:
             raise ValueError('code: holds numbers that are not finite')
         count = len(tensor)
         kind = Form('torch', floats=True, device=code.device) if isinstance(code, torch.Tensor) else Form('numpy')
-        return made_codes([f'code{i}' for i in range(count)], tensor, self.labels(c, count)), kind, (count,)
+        return made_codes([f'code{i}' for i in range(count)], tensor, self._labels(c, count)), kind, (count,)
 
     @torch.no_grad()
-    def encode_images(self, images: Any, c: Any = None) -> tuple[Codes, Given]:
+    def _encode_images(self, images: Any, c: Any = None) -> tuple[Codes, Given]:
         """Images through the encoder. ValueError without one."""
-        self.check_encoder()
-        given = self.given(images)
-        labels = self.labels(c, len(given.img), given)
+        self._check_encoder()
+        given = self._given(images)
+        labels = self._labels(c, len(given.img), given)
         parts = [self.G.encode(given.img[rows].to(self.device), None if labels is None else labels[rows])
-                 for rows in self.batches(len(given.img))]  # fmt: skip
+                 for rows in self._batches(len(given.img))]  # fmt: skip
         names = unique_names(given.names)
         return made_codes(names, torch.cat(parts), labels, placements=given.placements), given
 
-    def check_encoder(self) -> None:
+    def _check_encoder(self) -> None:
         """ValueError unless images can be encoded."""
         if not (self.has_prior and self.has_encoder):
             what = 'comes from stage 1' if self.has_prior else 'is not a LIA network'
             hint = 'lia.refine(images) finds codes by optimisation'
             raise ValueError(f'{self.network}: {what} and has no encoder; {hint}')
 
-    def check_prior(self, what: str) -> None:
+    def _check_prior(self, what: str) -> None:
         """ValueError unless there is φ."""
         if not self.has_prior:
             raise ValueError(f'{what}: {self.network} is no LIA network, it has no φ, hence neither z nor a prior')
 
-    def batches(self, count: int) -> list[slice]:
+    def _batches(self, count: int) -> list[slice]:
         return [slice(start, start + self.batch) for start in range(0, count, self.batch)]
 
     # -----------------------------------------------------------------------------------------------------------------
     # Out
 
     @torch.no_grad()
-    def give(self, found: Codes, form: Form, lead: Sequence[int], out: str | None = None) -> Any:
+    def _give(self, found: Codes, form: Form, lead: Sequence[int], out: str | None = None) -> Any:
         """Codes as pictures in the form that `out` asks for, or as Latents; `lead` is their layout."""
         if out == LATENTS:
-            return self.latents(found, form, lead)
+            return self._latents(found, form, lead)
         form = form.choose(out)
         parts = []
-        for rows in self.batches(len(found)):
+        for rows in self._batches(len(found)):
             part = found[rows]
             img = codes.render(self.G, part.code, part.c, part.noise, self.noise_mode)
             parts.append(api_images.as_stored(img, form))
         return give_images(torch.cat(parts), form, lead, self.value_range)
 
     @torch.no_grad()
-    def latents(self, found: Codes, form: Form, lead: Sequence[int], **rest: Any) -> Latents:
+    def _latents(self, found: Codes, form: Form, lead: Sequence[int], **rest: Any) -> Latents:
         z = paths.to_space(self.G, base_code(found.code), found.c, 'z') if self.has_prior else None
         return Latents(found, z, form, tuple(lead), **rest)
 
 
 def seed_list(given: Any) -> list[int] | None:
-    """7, [7, 8], range(7, 9) or '7-8' -> seeds; None for anything else."""
+    """7, [7, 8], range(7, 9), whole numbers [N] of NumPy or '7-8' -> seeds; None for anything else."""
     if isinstance(given, bool):
         return None
+    if isinstance(given, np.ndarray) and given.ndim == 1 and given.dtype.kind in 'iu':
+        given = given.tolist()
     if isinstance(given, str):
         return codes.parse_seeds(given)
     numbers = [given] if isinstance(given, int | np.integer) else given

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 
+from lia_plugin import api_checks, manipulation, results, retargeting
 from lia_plugin import directions as direction_store
-from lia_plugin import manipulation, results, retargeting
-from lia_plugin.api_base import Network
+from lia_plugin.api_base import Layers, Network
+from lia_plugin.api_checks import in_python
 from lia_plugin.api_images import Array, is_array
 from lia_plugin.codes import Codes, unique_names
 from lia_plugin.directions import Direction, make_direction, with_scale
@@ -42,6 +42,7 @@ class Directed(Network):
     # -----------------------------------------------------------------------------------------------------------------
     # Where directions come from
 
+    @in_python
     def directions(self, path: str | os.PathLike[str], space: str | None = None, force: bool = False) -> Directions:
         """Directions of a file by their names: ours, or one that InterFaceGAN, e4e, GANSpace … have published.
 
@@ -53,15 +54,26 @@ class Directed(Network):
         Raises:
             UserError (a ValueError): not a file of directions, or of another network.
         """
+        if space is not None:
+            api_checks.one_of('space', space, direction_store.SPACES)
         found = direction_store.load_directions(path, self.G, space, force)
         return Directions((one.name, one) for one in found)
 
-    def save_directions(self, path: str | os.PathLike[str], directions: Mapping[str, Direction]) -> None:
-        """Writes directions as an .npz that `directions` and the commands read."""
-        direction_store.save_directions(path, list(directions.values()))
+    @in_python
+    def save_directions(
+        self, path: str | os.PathLike[str], directions: Mapping[str, Direction] | Sequence[Direction] | Direction
+    ) -> None:
+        """Writes directions as an .npz that `directions` and the commands read: what the methods here give, or some."""
+        listed = _listed(directions)
+        if not all(isinstance(one, Direction) for one in listed):
+            raise ValueError(f'directions: expected Directions, got {directions!r:.80}')
+        direction_store.save_directions(path, listed)
 
+    @in_python
     def direction(self, given: Any) -> Direction:
         """A Direction, FILE or FILE:NAME of one, or a vector [dim] or [num_ws, dim] of any length -> a Direction.
+
+        What finds directions, or `directions`, gives several: found['pc0'] is one; where there is but one, all do.
 
         Raises:
             ValueError: it is none of these, or does not fit the network.
@@ -69,6 +81,10 @@ class Directed(Network):
         if isinstance(given, Direction):
             direction_store.check_network(given, self.G, given.name)
             return with_scale(self.G, given)
+        if isinstance(given, Mapping):
+            if len(given) != 1:
+                raise ValueError(f'direction: expected one, got {len(given)}: {", ".join(given)}; found[NAME] is one')
+            return self.direction(next(iter(given.values())))
         if isinstance(given, str | os.PathLike):
             found = self.directions(given)
             if len(found) != 1:
@@ -86,9 +102,10 @@ class Directed(Network):
     def distance(self, what: Any, direction: Any, c: Any = None) -> Array:
         """code · vector + bias, float32 [N]: on which side of a boundary images lie, and how far from it.
 
-        In units of the direction's space; its `scale` is the standard deviation over images.
+        In units of the direction's space; its `scale` is the standard deviation over images. Without a boundary (SeFa,
+        PCA, published vectors) it is code · vector.
         """
-        found = self.read(what, c)[0]
+        found = self._read(what, c)[0]
         return manipulation.distance(self.G, found.code, found.c, self.direction(direction)).cpu().numpy()
 
     @torch.no_grad()
@@ -100,7 +117,7 @@ class Directed(Network):
         unit: str = 'std',
         *,
         mode: str = 'shift',
-        layers: Sequence[int] | None = None,
+        layers: Layers | None = None,
         conditions: Any = (),
         stay_typical: float | None = None,
         c: Any = None,
@@ -112,31 +129,29 @@ class Directed(Network):
 
         Args:
             direction: A Direction, FILE:NAME, or a vector [dim] or [num_ws, dim].
-            amounts: How far, one number or [A].
+            amounts: How far, one number or [A]. The command's --from, --to, --steps are np.linspace(-2, 2, 5).
             unit: Of amounts: 'std', standard deviations of images along the direction, or 'raw', the space's own.
             mode: What amounts are: 'shift', how far each image moves, or 'distance', where it ends, at that signed
                 distance from the boundary: 0 is on it.
-            layers: Only these move; codes become y+. None = those that the direction names, else all.
+            layers: Only these move, as [0, 3] or '0-3'; codes become y+. None = those the direction names, else all.
             conditions: Directions along which nothing is to move: a list, or what `directions` gives.
             stay_typical: p-value of ‖z‖² under the prior below which no image is to go: it stops before.
         """
-        wanted = np.asarray(amounts, dtype=np.float64)
-        if wanted.ndim > 1 or wanted.size == 0 or not np.isfinite(wanted).all():
-            raise ValueError(f'amounts: expected finite numbers, one or [A], got {amounts!r}')
+        wanted = api_checks.numbers('amounts', amounts)
         way = self._way(direction, unit, mode, layers, _listed(conditions), stay_typical)
-        found, form, lead = self.read(what, c)
+        found, form, lead = self._read(what, c)
         moved = way.codes(found, way.shifts(found, torch.from_numpy(wanted.reshape(-1)))[0])
-        return self.give(moved, form, (*lead, *wanted.shape), out)
+        return self._give(moved, form, (*lead, *wanted.shape), out)
 
     def _way(
-        self, direction: Any, unit: str, mode: str, layers: Sequence[int] | None, conditions: Sequence[Any],
+        self, direction: Any, unit: str, mode: str, layers: Layers | None, conditions: Sequence[Any],
         stay_typical: float | None,
     ) -> Move:  # fmt: skip
         """ValueError for what doesn't go together, or not with this network."""
-        if unit not in UNITS or mode not in MODES:
-            raise ValueError(f"unit, mode: expected 'std' or 'raw', 'shift' or 'distance', got {unit!r} and {mode!r}")
+        api_checks.one_of('unit', unit, UNITS)
+        api_checks.one_of('mode', mode, MODES)
         if stay_typical is not None:
-            self.check_prior('stay_typical')
+            self._check_prior('stay_typical')
             if not 0 < stay_typical < 1:
                 raise ValueError(f'stay_typical: a p-value is more than 0 and less than 1, got {stay_typical}')
         target = self.direction(direction)
@@ -149,12 +164,6 @@ class Directed(Network):
             raise ValueError(f"mode: {target.name} leads to no boundary to be at a distance from; take 'shift'")
         return way
 
-    def _layers(self, layers: Sequence[int] | None) -> tuple[int, ...] | None:
-        """ValueError for layers that the network hasn't."""
-        if layers is not None and (not layers or not all(0 <= layer < self.num_ws for layer in layers)):
-            raise ValueError(f'layers: expected some of 0 to {self.num_ws - 1}, got {list(layers)}')
-        return None if layers is None else tuple(layers)
-
     @torch.no_grad()
     def retarget(
         self,
@@ -164,7 +173,7 @@ class Directed(Network):
         strength: float | Sequence[float] = 1.0,
         space: str | None = None,
         *,
-        layers: Sequence[int] | None = None,
+        layers: Layers | None = None,
         c: Any = None,
         out: str | None = None,
     ) -> Any:
@@ -176,22 +185,20 @@ class Directed(Network):
             strength: 1 = the whole change; [S] of them give S pictures of each.
             space: 'y', 'y+' or 'z', where the change is measured and applied. None = y+ where codes have it, else y.
         """
-        ends = [self.read(end, c)[0] for end in (before, after)]
+        ends = [self._read(end, c)[0] for end in (before, after)]
         if [len(end) for end in ends] != [1, 1]:
             raise ValueError(f'before, after: expected one image each, got {len(ends[0])} and {len(ends[1])}')
         plus = any(end.code.ndim == 3 for end in ends)
         edit = retargeting.learn_edit(
             self.G, ends[0].code, ends[1].code, ends[0].c, ends[1].c, space or ('y+' if plus else 'y'))
-        wanted = np.asarray(strength, dtype=np.float64)
-        if wanted.ndim > 1 or wanted.size == 0:
-            raise ValueError(f'strength: expected one number or [S], got {strength!r}')
-        found, form, lead = self.read(what, c)
+        wanted = api_checks.numbers('strength', strength)
+        found, form, lead = self._read(what, c)
         edited = [retargeting.apply_edit(self.G, found.code, found.c, edit, float(one), self._layers(layers))
                   for one in wanted.ravel()]  # fmt: skip
-        many = self.repeat(found, wanted.size).with_code(torch.stack(edited, dim=1).flatten(0, 1))
-        return self.give(many, form, (*lead, *wanted.shape), out)
+        many = self._repeat(found, wanted.size).with_code(torch.stack(edited, dim=1).flatten(0, 1))
+        return self._give(many, form, (*lead, *wanted.shape), out)
 
-    def repeat(self, found: Codes, num: int) -> Codes:
+    def _repeat(self, found: Codes, num: int) -> Codes:
         """Codes [N·num, …], `num` of each image, with the labels, noise and placements of that."""
         many = found[[i for i in range(len(found)) for _ in range(num)]]
         return replace(many, names=unique_names(many.names))

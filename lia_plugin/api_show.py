@@ -9,7 +9,8 @@ from typing import Any
 import PIL.Image
 import torch
 
-from lia_plugin import api_images, sheets, video
+from lia_plugin import api_checks, api_images, sheets, video
+from lia_plugin.api_base import Latents
 from lia_plugin.images import png_bytes, save_png, to_pil
 
 
@@ -47,6 +48,8 @@ def show(images: Any, captions: Sequence[str] = (), rows: Sequence[str] = (), si
     Raises:
         ValueError: no image, images of several shapes, or another number of captions than of rows.
     """
+    if isinstance(images, Latents):
+        raise ValueError('images: expected pictures, got Latents; lia.decode(latents) draws them')
     found = _rows(images)
     if captions and len(captions) != max(len(row) for row in found):
         raise ValueError(f'captions: expected {max(len(row) for row in found)}, got {len(captions)}')
@@ -61,6 +64,7 @@ def save_video(path: str | os.PathLike[str], frames: Any, fps: int = video.FPS) 
         UserError (a ValueError): another ending, or what writes it is missing.
         ValueError: no frame, or frames of several sizes.
     """
+    api_checks.whole('fps', fps)
     video.save_video(os.fspath(path), (pixels for row in _rows(frames) for pixels in row), fps)
 
 

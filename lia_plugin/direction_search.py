@@ -99,10 +99,21 @@ class SearchOptions:
 
 
 class Search:
-    """One run; `found` in the order of the file, `shown` what the sheet can show them on (None = seeds)."""
+    """One run; `found` in the order of the file, `shown` what the sheet can show them on (None = seeds).
 
-    def __init__(self, session: Session, asked: SearchOptions, failures: Failures) -> None:
+    `given`, with words for its source, is codes and labels at hand already, in place of the files that `asked` names.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        asked: SearchOptions,
+        failures: Failures,
+        given: Labelled | None = None,
+        source: str = '',
+    ) -> None:
         asked.check_network(session)
+        self.given, self.source = given, source
         self.session, self.asked, self.failures = session, asked, failures
         self.space = 'z' if asked.space == 'z' else code_space(session.G)
         self.hash = generator_hash(session.G)
@@ -118,6 +129,8 @@ class Search:
     # From labels
 
     def _by_labels(self) -> list[Direction]:
+        if self.given is not None:
+            return self._learn(self.given, list(self._jobs(self.given)), self.source)
         asked = self.asked
         assert asked.data is not None, 'check() has seen to it'
         options = DataOptions(asked.data, asked.labels, asked.val, asked.splits, asked.group_column, self._share)
@@ -229,7 +242,9 @@ class Search:
 
     def _by_pca(self) -> list[Direction]:
         asked, G = self.asked, self.session.G
-        if asked.data is None:
+        if self.given is not None:
+            inside, source = torch.from_numpy(self.given.points), self.source
+        elif asked.data is None:
             samples = asked.samples or 10_000
             inside = spaces.sample_codes(G, samples, self.session.seed)[0]
             source = f'PCA of {len(inside)} codes of the prior'

@@ -12,7 +12,7 @@ from typing import Any
 import click
 import torch
 
-from lia_plugin import code_output, manipulation, results, sheets, similarity, spaces, typical_limits
+from lia_plugin import code_output, manipulation, prior, results, sheets, similarity, spaces, typical_limits
 from lia_plugin.codes import Codes, unique_names
 from lia_plugin.directions import Direction, load_directions
 from lia_plugin.edit_session import Session
@@ -32,9 +32,7 @@ UNITS = {
     'distance': 'signed distance to the boundary (without one: code . vector), in units of the space',
     'stopped': 'whether --stay-typical ended the way before its goal',
     'mse': 'mean squared difference from the image before the edit, images in [-1, 1]',
-    'z_norm2': 'squared length of z of the base code; its mean under the prior is z_dim',
-    'log_prob': 'log p(y) of the base code, in nats',
-    'typicality': 'two-sided p-value of z_norm2 under chi-square with z_dim degrees of freedom',
+    **prior.UNITS,
 }
 
 

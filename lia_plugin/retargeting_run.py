@@ -11,7 +11,7 @@ from typing import Any
 import click
 import torch
 
-from lia_plugin import code_output, results, retargeting, sheets, similarity, spaces
+from lia_plugin import code_output, prior, results, retargeting, sheets, similarity, spaces
 from lia_plugin.codes import Codes, unique_names
 from lia_plugin.edit_session import Session
 from lia_plugin.host import UserError
@@ -22,9 +22,7 @@ from lia_plugin.pasting import FEATHER
 UNITS = {
     'length': 'of the difference of the two codes, in units of the space; in y+ the root mean square over layers',
     'mse': 'mean squared difference from the image before the edit, images in [-1, 1]',
-    'z_norm2': 'squared length of z of the base code; its mean under the prior is z_dim',
-    'log_prob': 'log p(y) of the base code, in nats',
-    'typicality': 'two-sided p-value of z_norm2 under chi-square with z_dim degrees of freedom',
+    **prior.UNITS,
 }
 
 

@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import click
-import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 import torch
 import torch.nn.functional as F
 
-from lia_plugin.images import MAX_PIXELS, WHITE, enlarge, legible_factor, to_uint8, with_channels
+from lia_plugin.images import MAX_PIXELS, WHITE, enlarge, from_pil, legible_factor, to_uint8, with_channels
 
 GAP = 4
 SIDE = 256  # Larger pictures are shown at about this size …
@@ -145,7 +144,7 @@ def _captioned(
     for i, text in enumerate(captions):
         y = place.corner(i, 0)[0] + place.height / 2
         draw.text((place.left - MARGIN, y), text, fill='black', font=_font(), anchor='rm')
-    return torch.from_numpy(np.asarray(picture).transpose(2, 0, 1).copy())
+    return from_pil(picture)
 
 
 def _tile(img: torch.Tensor) -> torch.Tensor:

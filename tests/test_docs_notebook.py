@@ -6,6 +6,8 @@ import io
 import json
 import os
 import re
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ def load_runner() -> Any:
 @pytest.fixture
 def runner(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(ROOT / 'docs')  # Where Jupyter starts.
-    for name in ('NETWORK', 'IMAGES', 'LABELLED', 'LABELS', 'SPLIT', 'ATTRIBUTE', 'OUTDIR'):
+    for name in ('NETWORK', 'IMAGES', 'LABELLED', 'LABELS', 'SPLIT', 'ATTRIBUTE', 'GROUPS', 'OUTDIR'):
         monkeypatch.delenv(f'LIA_{name}', raising=False)
     return load_runner()
 
@@ -38,8 +40,8 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_it_runs_from_top_to_bottom(runner: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_pictures(tmp_path / 'in', 12)
     save_pictures(tmp_path / 'labelled', 40)
-    rows = ''.join(f'picture{i}.png,{"round" if i % 2 else "square"}\n' for i in range(40))
-    (tmp_path / 'labels.csv').write_text('file,shape\n' + rows)
+    rows = ''.join(f'picture{i}.png,{"round" if i % 2 else "square"},person{i // 2}\n' for i in range(40))
+    (tmp_path / 'labels.csv').write_text('file,shape,look\n' + rows)
     for name, value in dict(NETWORK=save_pickle(tmp_path / 'lia.pkl', make_generator()), IMAGES=tmp_path / 'in',
                             LABELLED=tmp_path / 'labelled', LABELS=tmp_path / 'labels.csv', ATTRIBUTE='shape',
                             OUTDIR=tmp_path / 'out').items():  # fmt: skip
@@ -51,6 +53,7 @@ def test_it_runs_from_top_to_bottom(runner: Any, tmp_path: Path, monkeypatch: py
     assert found['people'].count == 12 and found['y'].shape == (12, 16)
     assert (found['refined'].figures['mse'] <= found['refined'].figures['start_mse'] + 1e-6).all()
     assert list(found['directions']) == ['shape=square']
+    assert found['directions']['shape=square'].figures['held_out_by'] == 'groups of look'
     assert np.shape(found['mixed'])[:2] == (3, 4) and len(found['frames']) == 36
     assert np.array_equal(np.asarray(found['result'])[:, :80], np.asarray(found['photo'])[:, :80])
     assert PIL.Image.open(tmp_path / 'out' / 'people.gif').n_frames > 1 and (tmp_path / 'out' / 'pasted.png').exists()
@@ -78,6 +81,19 @@ def test_it_says_what_is_missing(runner: Any, tmp_path: Path, monkeypatch: pytes
         runner.run(notebook)
 
 
+def test_the_script_says_it_in_a_line(tmp_path: Path) -> None:
+    """Nothing is written, and there is no traceback to read."""
+    (tmp_path / 'docs').mkdir()
+    copy = tmp_path / 'docs' / 'editing.ipynb'
+    copy.write_bytes(NOTEBOOK.read_bytes())
+    env = {**os.environ, 'LIA_NETWORK': 'nowhere.pkl'}
+    script = [sys.executable, str(ROOT / 'docs' / 'run_notebook.py'), str(copy)]
+    done = subprocess.run(script, env=env, capture_output=True, text=True)
+    assert done.returncode == 2 and copy.read_bytes() == NOTEBOOK.read_bytes()
+    told = 'NETWORK: there is no nowhere.pkl. Run `make demo`, or set LIA_NETWORK to a path of yours.\n'
+    assert done.stderr == told
+
+
 def test_it_is_clean(runner: Any) -> None:
     text = NOTEBOOK.read_text(encoding='utf-8')
     assert len(text) < 500_000
@@ -103,4 +119,5 @@ def test_the_runner_shows_what_a_notebook_shows(runner: Any, tmp_path: Path) -> 
     assert second['outputs'][0]['data'] == {'text/plain': ['42']} and not third['outputs'] and not fourth['outputs']
     assert text == notebook['cells'][-1]
     runner.write(str(tmp_path / 'a.ipynb'), runner.strip(notebook))
+    assert os.listdir(tmp_path) == ['a.ipynb']
     assert [cell.get('outputs') for cell in runner.read(str(tmp_path / 'a.ipynb'))['cells']] == [[], [], [], [], None]
