@@ -60,4 +60,5 @@ for space in y z; do
 done
 "$python" edit.py interpolate "${faces[@]:2}" --network="$network" --space=z --space=y --steps=6 --video=webp \
   --outdir="$out/interpolation"
-"$python" -m lia_plugin figures --network="$network" --data=demo/people64_val.zip "${labels[@]}" --outdir="$out/figures"
+"$python" -m lia_plugin figures --network="$network" --data=demo/people64_val.zip "${labels[@]}" --split=val \
+  --group-column=look --num=90 --outdir="$out/figures"
