@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -234,3 +235,19 @@ def test_each_layer_varies_by_itself(lia: Lia) -> None:
     together, apart = (lia.variations(1, num=2, each_layer=each, out='latents') for each in (False, True))
     assert together.y_plus is None and apart.y_plus.shape == (2, lia.num_ws, lia.dim)
     assert len(np.unique(apart.y_plus[0], axis=0)) == lia.num_ws
+
+
+def test_a_notebook_is_told_how_far_it_is(
+    lia: Lia, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = list(np.zeros([3, 16, 16, 3], np.uint8))
+    monkeypatch.setattr(lia, 'batch', 2)
+    lia.refine(images, 2, percep='none')
+    assert capsys.readouterr().err == '', 'no terminal, no bar'
+    monkeypatch.setitem(sys.modules, 'ipykernel', sys)
+    lia.refine(images, 2, percep='none')
+    assert '6/6' in capsys.readouterr().err, 'two batches, a start and two steps each'
+    lia.invert(images)
+    assert 'Inverting' in capsys.readouterr().err
+    lia.invert(images[0])
+    assert capsys.readouterr().err == ''
