@@ -166,7 +166,9 @@ def _by_name(found: Sequence[Direction]) -> Directions:
 
 def _column(name: str, column: Labels, count: int) -> list[str | None]:
     values = column.tolist() if hasattr(column, 'tolist') else column  # Of arrays, tensors, pandas: plain numbers.
-    if not isinstance(values, list | tuple | range) or len(values) != count:
+    if not isinstance(values, list | tuple | range) or len(values) != count or any(
+        isinstance(value, list | tuple) for value in values
+    ):
         raise ValueError(f'labels: expected {count} values of {name}, got {column!r:.80}')
     return [None if value is None or isinstance(value, float) and math.isnan(value) else str(value)
             for value in values]  # fmt: skip

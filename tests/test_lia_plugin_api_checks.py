@@ -145,6 +145,17 @@ def test_numbers_that_cannot_be(lia: Lia, y: Any, tmp_path: Path) -> None:
         (lambda: lia.pca(2, y, space='w'), "space: expected 'y' or 'z', got 'w'"),
         (lambda: lia.directions_from_labels(y, np.arange(24) % 2, space='q'), "space: expected 'y' or 'z', got 'q'"),
         (lambda: lia.directions(tmp_path / 'd.npz', space='q'), "space: .* got 'q'"),
+        (lambda: lia.variations(1, rho='x'), "rho: .* got 'x'"),
+        (lambda: lia.variations(1, seed=-1), 'seed: expected a whole number from 0 on, got -1'),
+        (lambda: lia.variations(1, coords=[99]), r'coords: expected some of 0 to 15, .* got \[99\]'),
+        (lambda: lia.variations(1, coords=[]), 'coords: '),
+        (lambda: lia.manipulate(1, y[0], 1, stay_typical='x'), "stay_typical: .* got 'x'"),
+        (lambda: lia.direction(np.array(['a'] * 16)), 'vector of floats, got <U1'),
+        (lambda: lia.paste(image, image, 3), 'placement: .* got int'),
+        (lambda: lia.directions_from_labels(y, np.zeros([24, 2])), 'expected 24 values'),
+        (lambda: lia.save_directions(tmp_path / 'd.npy', lia.sefa(1)), r'written as \.npz'),
+        (lambda: lia_plugin.show(image).save(tmp_path / 'a.jpg'), r'written as \.png'),
+        (lambda: lia_plugin.show(image, side=0), 'side: '),
         (lambda: lia_plugin.save_video(tmp_path / 'a.gif', [image], fps=0), 'fps: expected a whole number'),
     ):
         with pytest.raises(ValueError, match=complaint):
