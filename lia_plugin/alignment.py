@@ -37,7 +37,7 @@ def face_placement(points: Array, size: tuple[int, int], resolution: int) -> Pla
     x = across - _turned(down)
     half = max(EYES_TIMES * np.linalg.norm(across), MOUTH_TIMES * np.linalg.norm(down))
     if not np.linalg.norm(x) > 0 or not half >= 1:
-        raise ValueError('landmarks: all at one point')
+        raise ValueError('landmarks: hardly a pixel apart; they must be in pixels of the picture')
     x = x / np.linalg.norm(x) * half
     y = _turned(x)
     centre = (first + second) / 2 + LOWERED * down

@@ -16,6 +16,8 @@ import PIL.ImageDraw
 import PIL.ImageFont
 import torch
 
+from lia_plugin.images import from_pil
+
 Array = npt.NDArray[np.float64]
 Colour = str
 
@@ -24,6 +26,7 @@ INK, GRID, FAINT = '#222222', '#e4e4e4', '#c3ccd6'
 BLUE, RED, GREEN, ORANGE, PURPLE, GREY = '#1f62a8', '#c0392b', '#2e8b57', '#d98200', '#7d3c98', '#8a949e'
 LEFT, RIGHT, TOP, BOTTOM = 64, 18, 34, 46  # Margins, of axes with marks.
 BARE = 12  # Margins without marks, but for the title's.
+LEGEND_LINE = 18  # Height of a name in a legend.
 TICKS = 6  # About so many marks.
 
 
@@ -150,26 +153,38 @@ class Panel:
     def legend(self, keys: Sequence[Key], corner: str = 'right') -> None:
         """Names with their colours, in the upper left or right corner, on white."""
         longest = max(self.small.getlength(key.name) for key in keys) / SCALE
-        width, height = longest + 36, 18 * len(keys) + 8
+        width, height = longest + 36, LEGEND_LINE * len(keys) + 8
         left = self.right - width - 6 if corner == 'right' else self.left + 8
         top = self.top + 6
         box = [left * SCALE, top * SCALE, (left + width) * SCALE, (top + height) * SCALE]
         self.draw.rectangle(box, fill='white', outline=GRID)
         for i, key in enumerate(keys):
-            middle = top + 13 + 18 * i
-            if key.is_line:
-                self._segment([(left + 6, middle), (left + 24, middle)], key.colour, 3)
-            else:
-                reach = 4
-                self.draw.ellipse([(left + 15 - reach) * SCALE, (middle - reach) * SCALE,
-                                   (left + 15 + reach) * SCALE, (middle + reach) * SCALE], fill=key.colour)  # fmt: skip
-            self.text(left + 30, middle, key.name, anchor='lm')
+            self._key(left + 6, top + 13 + LEGEND_LINE * i, key)
+
+    def _key(self, left: float, middle: float, key: Key) -> None:
+        """One line of a legend, from `left` on."""
+        if key.is_line:
+            self._segment([(left, middle), (left + 18, middle)], key.colour, 3)
+        else:
+            reach = 4
+            self.draw.ellipse([(left + 9 - reach) * SCALE, (middle - reach) * SCALE,
+                               (left + 9 + reach) * SCALE, (middle + reach) * SCALE], fill=key.colour)  # fmt: skip
+        self.text(left + 24, middle, key.name, anchor='lm')
+
+    def legend_below(self, keys: Sequence[Key]) -> None:
+        """Names with their colours beneath the axes, where they cover nothing; the picture grows."""
+        grown = PIL.Image.new('RGB', (self.canvas.width, self.canvas.height + LEGEND_LINE * SCALE * len(keys)), 'white')
+        grown.paste(self.canvas)
+        below = self.canvas.height // SCALE
+        self.canvas, self.draw = grown, PIL.ImageDraw.Draw(grown)
+        for i, key in enumerate(keys):
+            self._key(BARE, below + LEGEND_LINE * (i + 0.5), key)
 
     def picture(self) -> torch.Tensor:
         """uint8 [3, height, width]."""
         size = (self.canvas.width // SCALE, self.canvas.height // SCALE)
         small = self.canvas.resize(size, PIL.Image.Resampling.BOX)
-        return torch.from_numpy(np.asarray(small).transpose(2, 0, 1).copy())
+        return from_pil(small)
 
 
 def beside(pictures: Sequence[torch.Tensor]) -> torch.Tensor:

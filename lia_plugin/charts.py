@@ -11,6 +11,8 @@ import PIL.ImageDraw
 import PIL.ImageFont
 import torch
 
+from lia_plugin.images import from_pil
+
 WIDTH, HEIGHT = 380, 200
 LEFT, RIGHT, TOP, BOTTOM = 12, 12, 26, 24  # Margins.
 BAR, CURVE, TEXT = '#4a7fb0', '#c0392b', '#222222'
@@ -52,7 +54,7 @@ def histogram(
         draw.line(line, fill=CURVE, width=2)
     draw.line([LEFT, base, WIDTH - RIGHT, base], fill=TEXT)
     _labels(draw, title, start, stop)
-    return torch.from_numpy(np.asarray(picture).transpose(2, 0, 1).copy())
+    return from_pil(picture)
 
 
 def _labels(draw: PIL.ImageDraw.ImageDraw, title: str, start: float, stop: float) -> None:

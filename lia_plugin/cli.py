@@ -18,7 +18,7 @@ from lia_plugin import __version__
 COMMANDS = {
     'train': 'Train LIA (both stages) or a plain StyleGAN2.',
     'invert': 'Put real images into the latent space: reconstructions, y and z.',
-    'edit': 'Edit images: interpolate, manipulate, mix, vary, learn directions, paste back.',
+    'edit': 'Edit images: interpolate, manipulate, mix, vary, learn directions, paste back, measure.',
     'generate': 'Draw pictures of random seeds or of stored latents.',
     'video': 'Film a walk through the latent space that ends where it began.',
     'audit': 'Look at a data set through a network: odd images, duplicates, and a list of what to keep.',

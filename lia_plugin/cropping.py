@@ -5,7 +5,7 @@ Also whether the centre crop looks as if it were far from what the network was t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import click
@@ -51,10 +51,16 @@ class DetectingAligner:
 
 
 def _face(target: Target, points: Any, full: torch.Tensor, resolution: int) -> Placement:
+    size = (full.shape[2], full.shape[1])
     try:
-        return alignment.face_placement(points, (full.shape[2], full.shape[1]), resolution)
+        placement = alignment.face_placement(points, size, resolution)
     except ValueError as error:
         raise UserError(f'{target.label}: {error}') from None
+    x, y = placement.corners.mean(axis=0)
+    if not (0 <= x <= size[0] and 0 <= y <= size[1]):
+        raise UserError(f'{target.label}: its landmarks lie outside of it, about ({x:.0f}, {y:.0f}); the picture, '
+                        f'upright, has {size[0]}x{size[1]} pixels')
+    return placement
 
 
 class SearchingAligner:
@@ -95,29 +101,41 @@ MOST_AT_ONCE = 64
 PIXELS_AT_ONCE = 2**22
 
 
+MOST_CHECKED = 50  # The check of an image costs as much as twenty inversions: of many images it takes a sample.
+
+
 def open_cropper(
-    G: Any, labels: Mapping[str, torch.Tensor] | None, align: str | None, check: bool, batch: int
+    G: Any, labels: Mapping[str, torch.Tensor] | None, align: str | None, check: bool, batch: int,
+    items: Sequence[Target],
 ) -> Cropper:
-    """The cropper of `--align` and `--check-alignment`; raises UserError as `open_aligner` does."""
+    """The cropper of `--align` and `--check-alignment` for these items; raises UserError as `open_aligner` does."""
     at_once = max(batch, min(MOST_AT_ONCE, PIXELS_AT_ONCE // G.img_resolution**2))
-    return Cropper(G, labels, open_aligner(align, G, labels, at_once), check, at_once)
+    checked = sample_names(items) if check else ()
+    return Cropper(G, labels, open_aligner(align, G, labels, at_once), checked, at_once)
+
+
+def sample_names(items: Sequence[Target], most: int = MOST_CHECKED) -> frozenset[str]:
+    """Names of all items, or of `most` that are spread evenly over them."""
+    count = min(most, len(items))
+    return frozenset(items[i * len(items) // count].name for i in range(count))
 
 
 class Cropper:
-    """Reads targets, as `Target.read` does, by an aligner if there is one; looks at centre crops if it is to `check`.
+    """Reads targets, as `Target.read` does, by an aligner if there is one; else looks at the centre crops `checked`.
 
     `gains` then holds what a moved crop would gain, by the target's name; see `alignment_search.moved_gain`.
     """
 
     def __init__(
-        self, G: Any, labels: Mapping[str, torch.Tensor] | None, aligner: Aligner | None, check: bool, batch: int
+        self, G: Any, labels: Mapping[str, torch.Tensor] | None, aligner: Aligner | None, checked: Collection[str],
+        batch: int,
     ) -> None:
-        self.G, self.labels, self.aligner, self.check, self.batch = G, labels, aligner, check, batch
+        self.G, self.labels, self.aligner, self.checked, self.batch = G, labels, aligner, checked, batch
         self.gains: dict[str, float] = {}
 
     def __call__(self, target: Target) -> LoadedImage:
         resolution, channels = self.G.img_resolution, self.G.img_channels
-        if self.aligner is None and not self.check:
+        if self.aligner is None and target.name not in self.checked:
             return target.read(resolution, channels)
         found = target.read_full()
         full = with_channels(found.pixels, channels)
@@ -136,12 +154,13 @@ class Cropper:
         Entries get `moved_gain`, where it was measured.
         """
         found = {}
-        for entry in entries if self.check else ():
+        for entry in entries if self.checked else ():
             gain = self.gains.get(entry['image'])
             if gain is not None:
                 entry['moved_gain'] = gain
             if gain is not None and gain > alignment_search.FAR_GAIN:
-                found[entry['source']] = f'a moved crop fits better, by {gain:.2f}'
+                usual = alignment_search.FAR_GAIN
+                found[entry['source']] = f'a moved crop fits better, by {gain:.2f} nats; up to {usual} is usual'
             elif entry.get('p_distance', 1) < TINY_P:
                 found[entry['source']] = f'its z is as far out as p = {entry["p_distance"]:.2g} of the calibration'
         return found
@@ -167,10 +186,15 @@ def _notes(placement: Placement) -> list[str]:
 MAX_TOLD = 5
 
 
-def tell_far(far: Mapping[str, str]) -> None:
-    """One line on stderr for each image that is far from the training alignment (label -> why), and what would help."""
+def tell_far(far: Mapping[str, str], checked: int, total: int) -> None:
+    """One line on stderr for each image that is far from the training alignment (label -> why), and what would help.
+
+    How many were looked at is told where these are not all.
+    """
     for label, why in list(far.items())[:MAX_TOLD]:
         click.echo(f'{label}: looks far from what the network was trained on ({why}); --align=search may help, and '
                    'for faces as FFHQ has them --align=detect or a file of landmarks', err=True)  # fmt: skip
     if len(far) > MAX_TOLD:
         click.echo(f'… and {len(far) - MAX_TOLD} more, far_from_alignment in results.json', err=True)
+    if far and checked < total:
+        click.echo(f'Of {total} images {checked}, spread over all, were looked at for this', err=True)

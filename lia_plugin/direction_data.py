@@ -64,6 +64,12 @@ class Labelled:
         return Split(np.flatnonzero(~kept), np.flatnonzero(kept))
 
 
+def group_numbers(values: Sequence[str | None]) -> Array:
+    """The same number for the same value, int64 [N]; what has no group is a group of its own."""
+    keys = [f'={value}' if value is not None else f'#{row}' for row, value in enumerate(values)]
+    return np.unique(keys, return_inverse=True)[1]
+
+
 @dataclass(frozen=True)
 class DataOptions:
     """Where images and labels are, by the names of the command's parameters."""
@@ -111,10 +117,7 @@ class DataOptions:
         """Groups, what is held out for certain, and words for it; columns that say these are no attributes."""
         if self.group_column is not None:
             table.column(self.group_column)  # Says what is wrong with the name.
-            values = told.pop(self.group_column)
-            # What has no group is a group of its own.
-            keys = [f'={value}' if value is not None else f'#{row}' for row, value in enumerate(values)]
-            return np.unique(keys, return_inverse=True)[1], None, f'groups of {self.group_column}'
+            return group_numbers(told.pop(self.group_column)), None, f'groups of {self.group_column}'
         column = next((name for name in told if name.lower() in SPLIT_COLUMNS), None)
         if column is None:
             return None, None, f'a random share of {self.holdout:g}'

@@ -55,9 +55,9 @@ def save_all(
 
     Each direction gets the figure `change`; what hardly changes pictures is told of on stderr. Returns the directions.
     """
-    drawn = draw(session, found, shown, extent)
-    found = [dataclasses.replace(one, figures={**one.figures, 'change': change(images), 'change_at': extent})
-             for one, images in zip(found, drawn)]  # fmt: skip
+    drawn, changes = draw(session, found, shown, extent)
+    found = [dataclasses.replace(one, figures={**one.figures, 'change': changed, 'change_at': extent})
+             for one, changed in zip(found, changes)]  # fmt: skip
     outdir = session.outdir
     os.makedirs(outdir, exist_ok=True)
     save_directions(os.path.join(outdir, 'directions.npz'), found)
@@ -95,23 +95,28 @@ def amounts(extent: float) -> torch.Tensor:
     return manipulation.even_steps(-extent, extent, COLUMNS)
 
 
-def draw(session: Session, found: Sequence[Direction], shown: Codes, extent: float) -> list[torch.Tensor]:
-    """For each direction pixels uint8 [N·COLUMNS, C, H, W], image by image."""
+def draw(
+    session: Session, found: Sequence[Direction], shown: Codes, extent: float
+) -> tuple[list[torch.Tensor], list[float]]:
+    """For each direction pixels [N·COLUMNS, C, H, W], image by image, no larger than sheets show them; `change`s."""
     from tqdm import tqdm
 
-    drawn = []
+    drawn, changes = [], []
     for direction in tqdm(found, desc='Drawing', unit='direction', disable=None):
         steps = amounts(extent) * direction.scale
         codes = shown[[i for i in range(len(shown)) for _ in steps]]
         moved = manipulation.shift(session.G, codes.code, codes.c, direction, steps.repeat(len(shown)))
-        drawn.append(session.render(moved, codes.c, codes.noise))
-    return drawn
+        images = session.render(moved, codes.c, codes.noise)
+        changes.append(change(images))
+        drawn.append(sheets.shrunk(images))
+    return drawn, changes
 
 
 def _overview(found: Sequence[Direction], drawn: Sequence[torch.Tensor], extent: float) -> torch.Tensor:
     """One row for each direction, of the first image."""
-    rows = [list(images[:COLUMNS]) for images in drawn]
-    return sheets.sheet(rows, _headings(extent), [one.name for one in found])
+    most = sheets.most_shown('sheet.png', len(drawn), COLUMNS, drawn[0].shape[-1])
+    rows = [list(images[:COLUMNS]) for images in drawn[:most]]
+    return sheets.sheet(rows, _headings(extent), [one.name for one in found[:most]])
 
 
 def _strips(images: torch.Tensor, shown: Codes, extent: float) -> torch.Tensor:

@@ -38,8 +38,12 @@ class Options:
     percep: str | None = None  # 'disc', 'vgg16' or 'none' (pixels). None = the best that is at hand.
     vgg16: str | None = None  # Path or URL.
     compare: str | None = None
+    group_column: str | None = None  # Images with one value there are held out together.
     directions: str | None = None
+    direction_space: str | None = None  # Of a file that doesn't tell.
+    force: bool = False  # Take directions of another network.
     labels: str | None = None
+    split: str | None = None  # Of the labels, in their column `split`.
     roll_steps: int = 2500
     seed: int = 0
 
@@ -121,7 +125,7 @@ class Exhibit:
         if self.has_encoder:
             rows = spread(len(self.reals), count)
             some = self.reals[rows]
-            return Sitters(self.originals[rows].to(self.session.device), some.c, list(some.names), some.code)
+            return Sitters(self.originals(rows).to(self.session.device), some.c, list(some.names), some.code)
         self.check_data()
         items = [self.items[i] for i in spread(len(self.items), count)]
         labels = inversion.target_labels(self.G, self.session.class_idx, items)
@@ -138,10 +142,10 @@ class Exhibit:
         c = None if labels is None else torch.stack([labels[name] for name in pixels]).to(device)
         return Sitters(images.to_float(torch.stack(list(pixels.values()))).to(device), c, list(pixels), None)
 
-    @cached_property
-    def originals(self) -> torch.Tensor:
-        """The real images, NCHW float in [-1, 1], on the CPU."""
-        return images.to_float(torch.stack([pixels for pixels in self.reals.originals if pixels is not None]))
+    def originals(self, rows: Sequence[int]) -> torch.Tensor:
+        """Some of the real images, NCHW float in [-1, 1], on the CPU. All of them as floats would be too much."""
+        pixels = [self.reals.originals[row] for row in rows]
+        return images.to_float(torch.stack([one for one in pixels if one is not None]))
 
     @torch.no_grad()
     def draw(self, code: torch.Tensor, c: torch.Tensor | None) -> torch.Tensor:

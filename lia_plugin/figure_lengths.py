@@ -62,10 +62,11 @@ def draw(exhibit: Exhibit, advance: Advance) -> Figure:
              f'{row["typical"]:.0%}']
             for name, row in figures.items()]  # fmt: skip
     rows.append([f'χ² with {dim} degrees', '', f'{dim}', '1.00', f'{(2 * dim) ** 0.5:.1f}', '0', '', '95%'])
+    whose = ' (of y+ the base codes)' if exhibit.has_encoder and exhibit.is_deep() else ''
+    inside = ', '.join(f'{row["typical"]:.0%} of those {NAMES[name]}' for name, row in figures.items())
     text = (
-        f'If codes of real images filled the prior, |z|² would follow χ² with {dim} degrees of freedom. Those drawn '
-        f'from the prior do, and show what chance does to a sample. An optimisation without a prior goes where no '
-        f'sample is.'
+        f'If codes of real images{whose} filled the prior, |z|² would follow χ² with {dim} degrees of freedom. Codes '
+        f'drawn from the prior do, and show what chance does to a sample. Inside the middle 95 % of χ² are {inside}.'
     )
     caption = ('Densities on a logarithmic axis. Of sets with fewer than '
                f'{BARS_FROM} codes each is a tick below the axis of densities.')  # fmt: skip

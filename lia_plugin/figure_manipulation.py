@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from lia_plugin import (
     attribute_labels,
+    direction_data,
     direction_factors,
     direction_learning,
     directions,
     images,
     manipulation,
+    sheets,
     spaces,
 )
+from lia_plugin.direction_learning import Split, Task
 from lia_plugin.directions import Direction
 from lia_plugin.figure_base import Advance, CannotDraw, Exhibit, Figure, rows_of
 from lia_plugin.host import UserError
 from lia_plugin.networks import base_code
+
+Array = npt.NDArray[Any]
 
 REACH = 3.0  # Units to both sides.
 MAX_DIRECTIONS = 6
 MAX_CLASSES = 12  # Columns of more values are names, not attributes.
 ROWS = 3  # Images a direction.
 HELD_OUT = 0.25
+JUDGES = 3  # Images held out of each kind; where there are fewer, one right answer would be 100 %.
 UNLABELLED = 3  # Of SeFa and of PCA each.
 
 
@@ -39,15 +47,32 @@ class Edit(NamedTuple):
 
 class Found(NamedTuple):
     edits: list[Edit]
-    accuracies: list[dict[str, Any]]  # Of labels: held out, in y and in z.
+    accuracies: list[dict[str, Any]]  # Of labels: see `Learned.figures`.
     text: str
+
+
+def check(exhibit: Exhibit) -> None:
+    """UserError for directions or labels that can't be used: before long work."""
+    if exhibit.options.directions is not None:
+        read_directions(exhibit, exhibit.options.directions)
+    if exhibit.options.labels is not None and exhibit.has_encoder and exhibit.items:
+        direction_learning.check_installed()
+        known = read_labels(exhibit)
+        if exhibit.options.group_column is not None:
+            known.column(exhibit.options.group_column)  # Says what is wrong with the name.
+
+
+def read_directions(exhibit: Exhibit, path: str) -> list[Direction]:
+    options = exhibit.options
+    return exhibit.once('directions', lambda: directions.load_directions(
+        path, exhibit.G, options.direction_space, options.force))  # fmt: skip
 
 
 def find(exhibit: Exhibit) -> Found:
     """The directions that were asked for, or those that can be had."""
-    options, G = exhibit.options, exhibit.G
+    options = exhibit.options
     if options.directions is not None:
-        given = directions.load_directions(options.directions, G)
+        given = read_directions(exhibit, options.directions)
         return Found([plain(direction) for direction in given], [], f'Directions of {options.directions}.')
     if options.labels is not None:
         return from_labels(exhibit, options.labels)
@@ -59,79 +84,104 @@ def plain(direction: Direction) -> Edit:
     return Edit(direction, direction.scale, f'{direction.scale:.3g} in {direction.space}: the spread of codes along it')
 
 
-def pattern(direction: Direction, codes: torch.Tensor) -> Edit:
-    """How codes [n, dim] change, on average, where their distance to a boundary changes by its spread.
-
-    With the normal v and the covariance Σ that is σ·Σv/(vᵀΣv). The normal itself tells classes apart, and for that it
-    cancels what they share: along it codes hardly differ, and images hardly change (Haufe et al. 2014, "On the
-    interpretation of weight vectors of linear models in multivariate neuroimaging").
-    """
-    codes = codes.cpu().double()  # In this order: MPS has no float64.
-    centred = codes - codes.mean(dim=0)
-    distances = centred @ direction.vector.double()
-    along = centred.t() @ distances / distances.square().sum()
-    spread = float(distances.std())
-    moved = directions.make_direction(direction.name, along, direction.space, meaning=direction.meaning)
-    unit = spread * float(along.norm())
-    return Edit(moved, unit, f'{unit:.3g} in {direction.space}: what goes with one deviation ({spread:.3g}) of the '
-                'distance to the boundary')  # fmt: skip
+def read_labels(exhibit: Exhibit) -> attribute_labels.Attributes:
+    """What --labels says of all images of --data: of a table that goes by their places all have to be known."""
+    table = exhibit.options.labels
+    assert table is not None, 'asked for only where there is one'
+    names = [target.stored_name for target in exhibit.everything]
+    return exhibit.once('labels', lambda: attribute_labels.read_attributes(table, names, exhibit.options.split))
 
 
 def from_labels(exhibit: Exhibit, table: str) -> Found:
     """A direction for each attribute with two values, or for each value of the others: the best held-out ones first."""
     direction_learning.check_installed()
-    reals = exhibit.reals
-    # Of a table whose rows go by the images' places all images have to be known.
-    known = attribute_labels.read_attributes(table, [target.stored_name for target in exhibit.everything])
+    reals, known = exhibit.reals, read_labels(exhibit)
     place = {target.label: i for i, target in enumerate(exhibit.everything)}
     rows = [place[source] for source in reals.sources]
-    learned: list[tuple[Edit, dict[str, Any]]] = []
+    together = exhibit.options.group_column
+    groups = None if together is None else direction_data.group_numbers([known.column(together)[row] for row in rows])
+    learned: list[Learned] = []
+    skipped: dict[str, str] = {}
     for name, column in known.columns.items():
-        if name not in attribute_labels.SPLIT_COLUMNS:
-            learned += learn(exhibit, name, tuple(column[row] for row in rows))
+        if name not in (*attribute_labels.SPLIT_COLUMNS, together):
+            learned += learn(exhibit, name, tuple(column[row] for row in rows), groups, skipped)
     if not learned:
         raise CannotDraw(f'--labels={table}: no column has values that {len(rows)} images could teach; --num=… encodes '
                          'more')  # fmt: skip
-    learned.sort(key=lambda pair: -pair[1]['y']['balanced_accuracy'])
-    text = (f'Directions in y from {table}, by logistic regression on codes of {len(rows)} real images, and judged on '
-            f'a quarter of them held out; the same in z for comparison. Images are moved as real ones go along with '
-            f'a change of the distance to the boundary.')  # fmt: skip
-    return Found([edit for edit, _ in learned], [accuracy for _, accuracy in learned], text)
+    learned.sort(key=_order)
+    text = (f'Directions in y from {table}, of codes of {len(rows)} real images; those that tell their label best come '
+            'first. Images move from the mean of those without a label to that of those with it, as by edit directions '
+            '--fit=means, which takes along what goes with the label. How well codes tell the label is judged on a '
+            'quarter of them, held out ' + ('at random' if together is None else f'in whole groups of {together}')
+            + ': by the plane of logistic regression in y and in z, and by the direction that is shown; labels that '
+            f'fewer than {JUDGES} images of a kind judge come last.'
+            + (f' {known.note}.' if known.note else '')
+            + ''.join(f' Not learned: {name}: {reason}.' for name, reason in skipped.items()))  # fmt: skip
+    accuracies = [dict(name=one.edit.direction.name, **one.figures) for one in learned]
+    return Found([one.edit for one in learned], accuracies, text)
+
+
+def _order(one: Learned) -> tuple[bool, float]:
+    """The directions that tell their label best first, behind all others those that next to no image judges."""
+    judged = one.figures['means']
+    few = min(judged['n_positive'], judged['n'] - judged['n_positive']) < JUDGES
+    return few, -judged['balanced_accuracy']
+
+
+class Learned(NamedTuple):
+    edit: Edit
+    figures: dict[str, dict[str, float]]  # Held out, of the planes in 'y' and in 'z' and of the 'means' in y.
 
 
 def learn(
-    exhibit: Exhibit, name: str, column: attribute_labels.Column
-) -> list[tuple[Edit, dict[str, Any]]]:
-    """The directions of one column, with their held-out figures in both spaces; [] if it teaches none."""
+    exhibit: Exhibit, name: str, column: attribute_labels.Column, groups: Array | None, skipped: dict[str, str]
+) -> list[Learned]:
+    """The directions of one column; what it doesn't teach goes to `skipped`, with the reason.
+
+    With `groups`, numbers [N], images of one group are held out together.
+    """
     rows = [i for i, value in enumerate(column) if value is not None]
     values = [str(column[i]) for i in rows]
-    if not 2 <= len(set(values)) <= MAX_CLASSES:
+    classes, numbers = np.unique(values, return_inverse=True)
+    if not 2 <= len(classes) <= MAX_CLASSES:
+        skipped[name] = f'{len(classes)} values, not 2 to {MAX_CLASSES}'
         return []
-    reals, G = exhibit.reals, exhibit.G
-    y = base_code(reals.code)[rows]
-    z = G.mapping.y_to_z(y, rows_of(reals.c, rows))
-    codes = dict(y=y.cpu().double().numpy(), z=z.cpu().double().numpy())
-    order = sorted(set(values))
     try:
-        split = direction_learning.hold_out(np.array([order.index(v) for v in values]), HELD_OUT,
-                                            seed=exhibit.options.seed)  # fmt: skip
+        own_groups = None if groups is None else groups[rows]
+        split = direction_learning.hold_out(numbers, HELD_OUT, own_groups, exhibit.options.seed)
         tasks = direction_learning.make_tasks(name, values)
-    except UserError:  # Too few images, or too small classes.
+    except UserError:
+        skipped[name] = f'{len(classes)} values among {len(values)} images are too few of each'
         return []
+    y = base_code(exhibit.reals.code)[rows]
+    z = exhibit.G.mapping.y_to_z(y, rows_of(exhibit.reals.c, rows))
+    codes = dict(y=y.cpu().double().numpy(), z=z.cpu().double().numpy())
     found = []
     for task in tasks:
-        if direction_learning.why_not(task.positive, split) is not None:
-            continue
-        fits, figures = {}, {}
-        for space, code in codes.items():
-            fits[space] = direction_learning.fit_boundary(
-                code[split.train], task.positive[split.train], seed=exhibit.options.seed)
-            figures[space] = direction_learning.judge(fits[space], code[split.held_out], task.positive[split.held_out])
-        boundary = fits['y']
-        normal = directions.make_direction(task.name, torch.from_numpy(boundary.vector), 'y', bias=boundary.bias,
-                                           meaning=task.meaning)  # fmt: skip
-        found.append((pattern(normal, y), dict(name=task.name, **figures)))
+        reason = direction_learning.why_not(task.positive, split, own_groups)
+        if reason is None:
+            found.append(learn_one(task, split, codes, own_groups, exhibit.options.seed))
+        else:
+            skipped[task.name] = reason
     return found
+
+
+def learn_one(
+    task: Task, split: Split, codes: dict[str, Array], groups: Array | None, seed: int
+) -> Learned:
+    """What is shown, the way between the means in y, and how well that and planes in y and z tell the label."""
+    (train, held_out), label = split, task.positive
+    apart = None if groups is None else groups[train]
+    fits = {space: direction_learning.fit_boundary(code[train], label[train], apart, seed)
+            for space, code in codes.items()}  # fmt: skip
+    figures = {space: direction_learning.judge(fit, codes[space][held_out], label[held_out])
+               for space, fit in fits.items()}  # fmt: skip
+    means = direction_learning.fit_means(codes['y'][train], label[train])
+    figures['means'] = direction_learning.judge(means, codes['y'][held_out], label[held_out])
+    direction = directions.make_direction(
+        task.name, torch.from_numpy(means.vector), 'y', bias=means.bias, meaning=task.meaning,
+        scale=float((codes['y'][train] @ means.vector).std()))  # fmt: skip
+    return Learned(plain(direction), figures)
 
 
 def without_labels(exhibit: Exhibit) -> Found:
@@ -141,12 +191,12 @@ def without_labels(exhibit: Exhibit) -> Found:
         codes, whose = base_code(exhibit.reals.code), 'of the real images'
     else:
         codes, whose = spaces.sample_codes(G, 4096, seed)[0], 'of the prior'
-    sefa = [directions.with_scale(G, directions.make_direction(f'SeFa {i + 1}', factor.vector, 'y'))
+    sefa = [directions.with_scale(G, directions.make_direction(f'sefa{i}', factor.vector, 'y'))
             for i, factor in enumerate(direction_factors.sefa(G, UNLABELLED, seed=seed))]  # fmt: skip
-    pca = [directions.make_direction(f'PCA {i + 1}', factor.vector, 'y', scale=max(factor.strength, 1e-12) ** 0.5)
+    pca = [directions.make_direction(f'pc{i}', factor.vector, 'y', scale=max(factor.strength, 1e-12) ** 0.5)
            for i, factor in enumerate(direction_factors.pca(codes, UNLABELLED))]  # fmt: skip
-    text = (f'No labels were given, so what the directions mean is for you to say: SeFa, what the style weights '
-            f'amplify most, and PCA of codes {whose}.')  # fmt: skip
+    text = (f'No labels were given, so what the directions mean is for you to say: sefa0 and so on is what the '
+            f'style weights amplify most (SeFa), pc0 and so on are principal components of codes {whose}.')  # fmt: skip
     return Found([plain(direction) for direction in (*sefa, *pca)], [], text)
 
 
@@ -169,7 +219,7 @@ def draw(exhibit: Exhibit, advance: Advance) -> Figure:
     pictures, told = {}, []
     for i, (direction, unit, what) in enumerate(shown):
         caption = f'{direction.name}: −{REACH:g} to {REACH:g} times {what}'
-        pictures[str(i + 1)] = (strips(exhibit, code, c, direction, reach * unit), caption)
+        pictures[str(i + 1)] = (strips(exhibit, code, c, names, direction, reach * unit), caption)
         told.append(dict(name=direction.name, space=direction.space, unit=unit, meaning=direction.meaning,
                          amounts=(reach * unit).tolist()))  # fmt: skip
         advance(0.5 + 0.5 * (i + 1) / len(shown))
@@ -183,7 +233,8 @@ def draw(exhibit: Exhibit, advance: Advance) -> Figure:
 
 
 def strips(
-    exhibit: Exhibit, code: torch.Tensor, c: torch.Tensor | None, direction: Direction, amounts: torch.Tensor
+    exhibit: Exhibit, code: torch.Tensor, c: torch.Tensor | None, names: Sequence[str], direction: Direction,
+    amounts: torch.Tensor,
 ) -> torch.Tensor:
     """A row for each code, a column for each amount."""
     rows = []
@@ -191,14 +242,15 @@ def strips(
         many = code[[i] * len(amounts)]
         labels = rows_of(c, [i] * len(amounts))
         moved = manipulation.shift(exhibit.G, many, labels, direction, amounts.to(code.device))
-        rows.append(exhibit.draw(moved, labels))
-    return images.interpolation_strips(rows)
+        rows.append(list(images.to_uint8(exhibit.draw(moved, labels))))
+    return sheets.sheet(rows, captions=names)
 
 
 def accuracy_table(accuracies: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Held out: 0.5 is chance for balanced accuracy and AUC."""
-    header = ['direction', 'held out', 'with it', 'balanced accuracy in y', 'in z', 'AUC in y', 'in z']
+    header = ['direction', 'held out', 'with it', 'balanced accuracy: plane in y', 'in z', 'as shown',
+              'AUC: plane in y', 'in z', 'as shown']  # fmt: skip
     rows = [[row['name'], str(row['y']['n']), str(row['y']['n_positive']), *(
-        f'{row[space][key]:.3f}' for key in ('balanced_accuracy', 'auc') for space in ('y', 'z'))]
+        f'{row[fit][key]:.3f}' for key in ('balanced_accuracy', 'auc') for fit in ('y', 'z', 'means'))]
         for row in accuracies]  # fmt: skip
     return header, rows

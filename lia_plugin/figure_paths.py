@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lia_plugin import canvas, editing, embedding, images, paths, prior, spaces
+from lia_plugin import canvas, editing, embedding, images, paths, prior, sheets, spaces
 from lia_plugin.canvas import Key, Panel
 from lia_plugin.figure_base import (
     Advance,
@@ -28,8 +28,11 @@ Array = npt.NDArray[np.float64]
 FINENESS = 3  # Measured points for each step of a strip.
 MAPPED_PAIRS = 3  # On the map of samples.
 CROSS_FADE = 'pixels'
-COLOURS = {'y': canvas.BLUE, 'y+': canvas.BLUE, 'z': canvas.RED, CROSS_FADE: canvas.GREY}
-LABELS = {'y': 'straight in y', 'y+': 'straight in y+', 'z': 'arc in z', CROSS_FADE: 'cross-fade of pixels'}
+LINE_IN_Z = 'z-line'
+COLOURS = {'y': canvas.BLUE, 'y+': canvas.BLUE, 'z': canvas.RED, LINE_IN_Z: canvas.PURPLE, CROSS_FADE: canvas.GREY}
+LABELS = {'y': 'straight in y', 'y+': 'straight in y+', 'z': 'arc in z', LINE_IN_Z: 'straight in z',
+          CROSS_FADE: 'cross-fade of pixels'}  # fmt: skip
+MEASURED_ALONE = (LINE_IN_Z,)  # And not shown in strips.
 
 
 class Ways(NamedTuple):
@@ -60,15 +63,26 @@ def draw_pairs(labels: torch.Tensor | None, count: int, seed: int, total: int) -
     return found[:count]
 
 
-def walk(exhibit: Exhibit, pairs: Sequence[tuple[int, int]], space: str, points: int, advance: Advance) -> Ways:
-    """The pairs' paths in 'y', 'y+' or 'z'."""
+def walk(exhibit: Exhibit, pairs: Sequence[tuple[int, int]], space: str, points: int) -> Ways:
+    """The pairs' paths in 'y', 'y+' or 'z', or straight in z."""
     reals, found = exhibit.reals, []
-    for i, pair in enumerate(pairs):
-        path = editing.interpolate(exhibit.G, reals.code[list(pair)], rows_of(reals.c, pair), space, points - 1)
+    for pair in pairs:
+        ends, c = reals.code[list(pair)], rows_of(reals.c, pair)
+        if space == LINE_IN_Z:
+            path = straight_in_z(exhibit.G, ends, c, points)
+        else:
+            path = editing.interpolate(exhibit.G, ends, c, space, points - 1)
         found.append((exhibit.draw(path.code, path.c), *code_figures(exhibit.G, path)))
-        advance((i + 1) / len(pairs))
     img, log_p, z_norm2 = zip(*found)
     return Ways(torch.stack(img), np.stack(log_p), np.stack(z_norm2))
+
+
+@torch.no_grad()
+def straight_in_z(G: Any, ends: torch.Tensor, c: torch.Tensor | None, points: int) -> editing.Path:
+    """Not a way to go, for z of its middle is too short, but the arc's control: what is due to length, what to z."""
+    line = paths.walk(paths.to_space(G, ends, c, 'z'), points - 1)
+    labels = None if c is None else paths.walk(c, points - 1)
+    return editing.Path(paths.from_space(G, line, labels, 'z'), labels)
 
 
 @torch.no_grad()
@@ -121,6 +135,45 @@ def measure(
     return Measured(figures, profiles, rows.reshape(count, points, -1))
 
 
+def measure_all(
+    exhibit: Exhibit, pairs: Sequence[tuple[int, int]], own: str, points: int, space: FeatureSpace,
+    real_rows: npt.NDArray[np.float32], advance: Advance,
+) -> tuple[dict[str, Measured], list[dict[str, torch.Tensor]]]:
+    """All kinds of paths, measured over all pairs; and of those shown the strips, uint8 [steps, C, H, W] by kind.
+
+    Pair by pair: the images of all would not fit into memory where they are large.
+    """
+    parts: dict[str, list[Measured]] = {}
+    shown: list[dict[str, torch.Tensor]] = []
+    for i, pair in enumerate(pairs):
+        ways = {kind: walk(exhibit, [pair], kind, points) for kind in (own, 'z', LINE_IN_Z)}
+        ways[CROSS_FADE] = cross_fade(ways[own])
+        for kind, way in ways.items():
+            parts.setdefault(kind, []).append(measure(way, space, real_rows, [pair]))
+        if i < exhibit.options.shown:
+            shown.append({kind: images.to_uint8(way.images[0, ::FINENESS]) for kind, way in ways.items()
+                          if kind not in MEASURED_ALONE})  # fmt: skip
+        advance((i + 1) / len(pairs))
+    return {kind: together(found) for kind, found in parts.items()}, shown
+
+
+def together(parts: Sequence[Measured]) -> Measured:
+    """What was measured of several pairs, as if of all at once."""
+    first = parts[0]
+    return Measured(
+        {name: np.concatenate([part.figures[name] for part in parts]) for name in first.figures},
+        {name: np.concatenate([part.profiles[name] for part in parts]) for name in first.profiles},
+        np.concatenate([part.rows for part in parts]),
+    )
+
+
+def embed_reals(exhibit: Exhibit, space: FeatureSpace) -> npt.NDArray[np.float32]:
+    """All real images in feature space, [N, D]."""
+    count, size = len(exhibit.reals), exhibit.session.batch
+    blocks = [range(start, min(start + size, count)) for start in range(0, count, size)]
+    return np.concatenate([space.embed(exhibit.originals(rows)) for rows in blocks])
+
+
 def summary(figures: dict[str, Array]) -> dict[str, dict[str, float]]:
     """Mean over pairs and its standard error."""
     return {name: mean_and_error(values) for name, values in figures.items()}
@@ -142,19 +195,16 @@ def draw(exhibit: Exhibit, advance: Advance) -> Figure:
     pairs = draw_pairs(reals.c, options.pairs, options.seed, len(reals))
     points = FINENESS * (options.steps - 1) + 1
     percep, feature_name = exhibit.percep
-    ways = {own: walk(exhibit, pairs, own, points, lambda s: advance(0.2 * s)),
-            'z': walk(exhibit, pairs, 'z', points, lambda s: advance(0.2 + 0.2 * s))}  # fmt: skip
-    ways[CROSS_FADE] = cross_fade(ways[own])
     space = FeatureSpace(percep, exhibit.session.device, exhibit.session.batch, options.seed)
-    real_rows = space.embed(exhibit.originals)
-    measured = {kind: measure(way, space, real_rows, pairs) for kind, way in ways.items()}
-    advance(0.55)
-    pictures = {'': (strips(ways, options.steps, options.shown), f'{min(len(pairs), options.shown)} of {len(pairs)} '
-                     f'pairs of real images, first and last column: their reconstructions.')}  # fmt: skip
+    real_rows = embed_reals(exhibit, space)
+    measured, shown = measure_all(exhibit, pairs, own, points, space, real_rows, lambda s: advance(0.55 * s))
+    pictures = {'': (strips(shown, measured), f'{len(shown)} of {len(pairs)} pairs of real images, each path with '
+                     'its perceptual length; first and last column: their reconstructions.')}  # fmt: skip
     pictures['profiles'] = (profile_panels(measured), 'Along the paths: mean over all pairs.')
     numbers: dict[str, Any] = dict(
         space=own, features=feature_name, pairs=[[reals.sources[i], reals.sources[j]] for i, j in pairs],
         points=points, n_reals=len(reals), paths={kind: summary(m.figures) for kind, m in measured.items()},
+        per_pair={kind: {name: v.tolist() for name, v in m.figures.items()} for kind, m in measured.items()},
         z_minus_y=differences(measured[own].figures, measured['z'].figures),
         profiles={kind: {name: v.mean(axis=0).tolist() for name, v in m.profiles.items()}
                   for kind, m in measured.items()},
@@ -173,15 +223,11 @@ def draw(exhibit: Exhibit, advance: Advance) -> Figure:
 # Pictures
 
 
-def strips(ways: dict[str, Ways], steps: int, shown: int) -> torch.Tensor:
-    """A strip for each pair and kind of path, kinds of one pair together."""
-    rows, captions = [], []
-    for i in range(min(shown, len(next(iter(ways.values())).images))):
-        for kind, way in ways.items():
-            rows.append(way.images[i, ::FINENESS])
-            captions.append(f'pair {i + 1}: {LABELS[kind]}')
-    assert rows[0].shape[0] == steps, 'measured points are FINENESS a step'
-    return images.interpolation_strips(rows, captions)
+def strips(shown: Sequence[dict[str, torch.Tensor]], measured: dict[str, Measured]) -> torch.Tensor:
+    """A strip [T, C, H, W] for each pair and kind of path, kinds of one pair together, with the path's length."""
+    rows = [list(strip) for kinds in shown for strip in kinds.values()]
+    return sheets.sheet(rows, captions=[f'{i + 1}: {LABELS[kind]}, {measured[kind].figures["length"][i]:.3f}'
+                                        for i, kinds in enumerate(shown) for kind in kinds])  # fmt: skip
 
 
 def profile_panels(measured: dict[str, Measured]) -> torch.Tensor:
@@ -221,7 +267,7 @@ def sample_map(
     """t-SNE of samples of the generator and the real images, with the paths of some pairs."""
     embedding.check_tsne()
     samples_rows = sample_rows(exhibit, space, advance)
-    kinds = [kind for kind in measured if kind != CROSS_FADE]
+    kinds = [kind for kind in measured if kind not in (CROSS_FADE, *MEASURED_ALONE)]
     shown = min(MAPPED_PAIRS, len(measured[kinds[0]].rows))
     ways = [measured[kind].rows[i] for kind in kinds for i in range(shown)]
     found = embedding.tsne_map(np.concatenate([samples_rows, real_rows]), np.concatenate(ways), exhibit.options.seed)
@@ -267,7 +313,7 @@ def table_of(numbers: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         rows.append([LABELS[kind], *(_cell(figures.get(name), form) for name, _title, form in COLUMNS)])
     gap = numbers['z_minus_y']
     cells = [_cell(gap.get(name), '+.1%' if name == 'length' else '+' + form) for name, _title, form in COLUMNS]
-    rows.append([f'z − {numbers["space"]}, pair by pair', *cells])
+    rows.append([f'arc in z − {numbers["space"]}, pair by pair', *cells])
     return ['path', *(title for _name, title, _form in COLUMNS)], rows
 
 
@@ -277,15 +323,18 @@ def _cell(value: dict[str, float] | None, form: str) -> str:
 
 def text_of(numbers: dict[str, Any], count: int) -> str:
     gap, space = numbers['z_minus_y']['length'], numbers['space']
+    longer = with_error(dict(gap, mean=abs(gap['mean'])), '.1%')
     return (
         f'Between the reconstructions of {count} pairs of real images: a straight line in {space}, an arc in z '
-        f'(spherical interpolation, with the length interpolated), and a cross-fade of pixels for comparison. '
+        f'(spherical interpolation, with the length interpolated), and for comparison a straight line in z, whose '
+        f'middle is shorter than its ends (|z|²/d tells how long each path\'s codes are), and a cross-fade of pixels. '
         f'Perceptual length is the sum of the distances of neighbours among {numbers["points"]} points '
         f'({numbers["features"]}); '
         f'straightness is the distance of the ends over it, evenness the mean step over the largest. Distances to real '
-        f'images are to the nearest of {numbers["n_reals"]}, without the path\'s own two; a path off the manifold is '
-        f'farther from them in its middle half than at its ends. ± is the standard error over pairs. Paths in z are '
-        f'{abs(gap["mean"]):.1%} ± {gap["error"]:.1%} {"longer" if gap["mean"] > 0 else "shorter"} than in {space}, '
+        f'images are to the nearest of {numbers["n_reals"]}, without the path\'s own two. A path off the manifold '
+        f'should be farther from them in its middle half than at its ends; how far these features tell that is seen '
+        f'from the cross-fade, which is off it. ± is the standard error over pairs. Arcs in z are '
+        f'{longer} {"longer" if gap["mean"] > 0 else "shorter"} than in {space}, '
         f'and longer for {gap["pairs_greater"]:.0%} of the pairs.'
     )
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lia_plugin import compare, compare_report, figure_base, images, inversion, refinement, spaces
+from lia_plugin import compare, compare_report, figure_base, images, inversion, refinement, sheets, spaces
 from lia_plugin.figure_base import Advance, Exhibit, Figure, Sitters, rows_of
 from lia_plugin.host import UserError
 from lia_plugin.networks import base_code
@@ -90,8 +90,8 @@ def draw(exhibit: Exhibit, advance: Advance) -> Figure:
     original = sitters.img.cpu()
     scores = {name: inversion.compare_images(original, attempt.recon) for name, attempt in methods.items()}
     shown = min(exhibit.options.shown, len(original))
-    columns = {attempt.caption: images.to_uint8(attempt.recon[:shown]).numpy() for attempt in methods.values()}
-    picture = compare_report.grid(images.to_uint8(original[:shown]), columns)
+    rows = [[original[i], *(attempt.recon[i] for attempt in methods.values())] for i in range(shown)]
+    picture = sheets.sheet(rows, ['original', *(attempt.caption for attempt in methods.values())])
     pictures = {'': (picture, f'{shown} of the {len(original)} images that are measured.')}
     means = {name: {key: figure_base.mean_and_error(values) for key, values in score.items()}
              for name, score in scores.items()}  # fmt: skip

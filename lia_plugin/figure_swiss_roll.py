@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from lia_plugin.swiss_roll import Roll, RollFit, fit, noisy
 Array = npt.NDArray[np.float64]
 
 PAIRS = 300
-STEPS = 65  # Points of a path.
+STEPS = 129  # Points of a path.
 HELD_OUT = 8192
 SHOWN = 4000  # Points in pictures.
 NEAR = 3.0  # Noise deviations from the roll within which a point counts as on it.
@@ -52,21 +53,38 @@ def ways_between(roll: Roll, phi: Phi, start: Array, stop: Array) -> Walked:
 
 
 def measure(roll: Roll, walked: Walked) -> dict[str, dict[str, float]]:
-    """Kind -> figures, means over pairs; lengths are ratios to the shortest way on the roll."""
+    """Kind -> figures, means over pairs; lengths are ratios to the shortest way on the roll.
+
+    Along a path every stretch counts by its length: in z a gap between two turns is crossed in a moment.
+    """
     shortest = roll.geodesic(walked.start, walked.stop)
     found = {}
     for kind, way in walked.ways.items():
-        away = distances(roll, way)
+        away, share = distances(roll, way), shares(way)
         length = np.linalg.norm(np.diff(way, axis=0), axis=2).sum(axis=0)
         nats = -roll.log_density(way.reshape(-1, 3)).reshape(away.shape)
+        near = away <= NEAR * roll.noise
         found[kind] = dict(
-            distance=float(away.mean()), farthest=float(away.max(axis=0).mean()),
-            on_roll=float((away <= NEAR * roll.noise).mean()),
-            wholly_on_roll=float((away.max(axis=0) <= NEAR * roll.noise).mean()),
+            distance=float((share * away).sum(axis=0).mean()), farthest=float(away.max(axis=0).mean()),
+            on_roll=float((share * near).sum(axis=0).mean()), wholly_on_roll=float(near.all(axis=0).mean()),
             length=float(length.mean()), length_ratio=float(np.median(length / shortest)),
-            nll=float(np.median(nats)),
+            nll=weighted_median(nats, share),
         )  # fmt: skip
     return found
+
+
+def shares(way: Array) -> Array:
+    """[STEPS, P, 3] -> which share of a path's length belongs to each of its points, [STEPS, P]."""
+    half = np.linalg.norm(np.diff(way, axis=0), axis=2) / 2
+    belongs = np.pad(half, [(0, 1), (0, 0)]) + np.pad(half, [(1, 0), (0, 0)])
+    return belongs / belongs.sum(axis=0)
+
+
+def weighted_median(values: Array, weights: Array) -> float:
+    """The least value up to which half of the weight lies."""
+    order = np.argsort(values, axis=None)
+    reached = np.cumsum(weights.ravel()[order])
+    return float(values.ravel()[order[np.searchsorted(reached, reached[-1] / 2)]])
 
 
 def distances(roll: Roll, way: Array) -> Array:
@@ -95,11 +113,12 @@ def draw(exhibit: Exhibit, advance: Advance) -> Figure:
     nats = likelihoods(roll, phi, stream)
     walked = ways_between(roll, phi, roll.draw(PAIRS, stream), roll.draw(PAIRS, stream))
     figures = measure(roll, walked)
+    advance(0.97)
     shown = typical_pairs(roll, walked)
     numbers: dict[str, Any] = dict(
         pairs=PAIRS, noise=roll.noise, spiral_length=roll.length, height=roll.height, near=NEAR * roll.noise,
         geodesic=float(roll.geodesic(walked.start, walked.stop).mean()), log_likelihood=nats, paths=figures,
-        fit=dict(steps=settings.steps, batch=settings.batch, couplings=settings.couplings, hidden=settings.hidden),
+        fit=dataclasses.asdict(settings),
     )  # fmt: skip
     pictures = {
         '': (canvas.beside([side_view(roll, walked, shown, stream), oblique_view(roll, walked, shown, stream)]),
@@ -107,16 +126,18 @@ def draw(exhibit: Exhibit, advance: Advance) -> Figure:
              f'paths of three pairs: of those at least {FAR_APART:.0%} of the spiral apart, the pairs whose path in z '
              'has a mean distance to the roll at the quartiles.'),
         'z': (canvas.beside([z_view(roll, phi, walked, shown[1], stream), profile(roll, walked)]),
-              'The same points, and the paths of the middle pair, after φ (left). Distance to the roll along the paths '
-              'of all pairs: median, and quartiles as thin lines (right).'),
+              'Such points, and the paths of the middle pair, after φ (left; what crosses empty space lies far outside '
+              'and is drawn at the edge of the samples). Distance to the roll along the paths of all pairs: median, '
+              'and quartiles as thin lines (right).'),
     }  # fmt: skip
-    return Figure('Swiss roll', text_of(roll, figures, nats), pictures, tables_of(figures, nats), numbers)
+    return Figure('Swiss roll', text_of(settings, figures, nats), pictures, tables_of(figures, nats), numbers)
 
 
 def typical_pairs(roll: Roll, walked: Walked) -> list[int]:
     """Of the pairs far apart along the roll, those whose z paths' mean distance to the roll is at the quartiles."""
     apart = np.abs(walked.stop - walked.start)[:, 0] > FAR_APART * roll.length
-    away = distances(roll, walked.ways[DRAWN[1]]).mean(axis=0)
+    way = walked.ways[DRAWN[1]]
+    away = (shares(way) * distances(roll, way)).sum(axis=0)
     rows = np.flatnonzero(apart) if apart.any() else np.arange(len(away))
     order = rows[np.argsort(away[rows], kind='stable')]
     return [int(order[int(share * (len(order) - 1))]) for share in QUARTILES]
@@ -215,24 +236,25 @@ def profile(roll: Roll, walked: Walked) -> torch.Tensor:
 # Words
 
 
-def text_of(roll: Roll, figures: dict[str, dict[str, float]], nats: dict[str, float]) -> str:
+def text_of(settings: RollFit, figures: dict[str, dict[str, float]], nats: dict[str, float]) -> str:
     data, z = (figures[kind] for kind in DRAWN)
     return (
-        f'φ was fitted to a three-dimensional Swiss roll by maximum likelihood; nothing else told it of the roll. '
+        f'φ was fitted to noisy points of a three-dimensional Swiss roll by maximum likelihood (their noise is '
+        f'{settings.blur:g} times as wide at first and comes down to its own); nothing else told it of the roll. '
         f'Between {PAIRS} random pairs of points, the straight line in the data lies on the roll (within {NEAR:g} '
-        f'deviations of its noise) for {data["on_roll"]:.0%} of its way, the straight line in z for '
-        f'{z["on_roll"]:.0%}; {z["wholly_on_roll"]:.0%} of the paths in z never leave it, the others cut across from '
-        f'one turn to the next. The roll stands for the images that there are: a cross-fade of two images is none of '
-        f'them, a path through the latent space of an invertible model is made of them. The shortest way on the roll '
-        f'is known in closed form, and so is the density that the points come from (held-out log p: φ '
-        f'{nats["phi"]:.2f}, truth {nats["truth"]:.2f} nats).'
+        f'deviations of its noise) for {data["on_roll"]:.0%} of its length, the path that is a straight line in z for '
+        f'{z["on_roll"]:.0%}; {z["wholly_on_roll"]:.0%} of the paths in z never leave it, and '
+        f'{data["wholly_on_roll"]:.0%} of those in the data. The roll stands for the images that there are: a '
+        f'cross-fade of two images is none of them, and a path through z keeps to them as far as φ has learned where '
+        f'they are. The shortest way on the roll is known in closed form, and so is the density that the points come '
+        f'from (held-out log p: φ {nats["phi"]:.2f}, truth {nats["truth"]:.2f} nats).'
     )
 
 
 def tables_of(
     figures: dict[str, dict[str, float]], nats: dict[str, float]
 ) -> list[tuple[list[str], list[list[str]]]]:
-    header = ['path', 'mean distance to the roll', 'farthest point', 'share on the roll', 'paths wholly on it',
+    header = ['path', 'mean distance to the roll', 'farthest point', 'length on the roll', 'paths wholly on it',
               'length / geodesic (median)', '−log p (median, true density)']  # fmt: skip
     rows = [
         [kind, f'{row["distance"]:.3f}', f'{row["farthest"]:.3f}', f'{row["on_roll"]:.1%}',

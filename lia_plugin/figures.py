@@ -32,7 +32,7 @@ CONTENTS = {
     'swiss-roll': Entry('figure_swiss_roll', 'φ on a Swiss roll: straight in the data, and straight in z',
                         lambda o: 5 * o.roll_steps, needs_network=False),
     'paths': Entry('figure_paths', 'real images interpolated in y and in z, with a t-SNE of samples',
-                   lambda o: 5 * o.samples + 15 * o.pairs * o.steps),
+                   lambda o: 5 * o.samples + 20 * o.pairs * o.steps),
     'reconstructions': Entry('figure_reconstruction', 'reconstructions by each method',
                              lambda o: 9 * o.opt_num * o.refine),
     'manipulation': Entry('figure_manipulation', 'images moved along directions', lambda o: 50 * o.steps),

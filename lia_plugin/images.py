@@ -129,7 +129,7 @@ def read_image(
     profile = loaded.info.get('icc_profile')
     grey = loaded.mode in ('L', 'LA')
     fits = profile is not None and profile[16:20] == (b'GRAY' if grey else b'RGB ')
-    full = LoadedImage(_pixels(loaded), tuple(notes), None, profile if fits else None)
+    full = LoadedImage(from_pil(loaded), tuple(notes), None, profile if fits else None)
     if resolution is None and channels is None:
         return full
     found = fitted(full, resolution, channels)
@@ -143,16 +143,11 @@ def fitted(full: LoadedImage, resolution: int | None = None, channels: int | Non
     pixels, notes, placement, profile = full.pixels, list(full.notes), None, full.profile
     if resolution is not None:
         placement = centre_crop((pixels.shape[2], pixels.shape[1]), resolution)
-        pixels = _pixels(_fit(to_pil(pixels), resolution, notes))
+        pixels = from_pil(_fit(to_pil(pixels), resolution, notes))
     if channels is not None and channels != pixels.shape[0]:
         notes.append('grey turned into RGB' if channels == 3 else 'RGB turned into grey')
         pixels, profile = with_channels(pixels, channels), None
     return LoadedImage(pixels, tuple(notes), placement, profile)
-
-
-def _pixels(picture: PIL.Image.Image) -> torch.Tensor:
-    array = np.asarray(picture)
-    return torch.from_numpy(array.reshape(picture.height, picture.width, -1).transpose(2, 0, 1).copy())
 
 
 def _path(file: object) -> str:
@@ -181,6 +176,12 @@ def to_pil(img: torch.Tensor) -> PIL.Image.Image:
     pixels = img if img.dtype == torch.uint8 else to_uint8(img)
     array = pixels.detach().cpu().permute(1, 2, 0).numpy()
     return PIL.Image.fromarray(np.ascontiguousarray(array[:, :, 0] if array.shape[2] == 1 else array))
+
+
+def from_pil(picture: PIL.Image.Image) -> torch.Tensor:
+    """A picture of one byte a channel -> uint8 CHW; undoes `to_pil`."""
+    array = np.asarray(picture)
+    return torch.from_numpy(array.reshape(picture.height, picture.width, -1).transpose(2, 0, 1).copy())
 
 
 def png_bytes(img: torch.Tensor) -> bytes:
@@ -285,7 +286,7 @@ def _caption_band(width: int, pitch: int, captions: Sequence[str]) -> torch.Tens
     font = PIL.ImageFont.load_default(12)
     for i, text in enumerate(captions):
         draw.text((i * pitch + 3, 4), text, fill='black', font=font)
-    return torch.from_numpy(np.asarray(band).transpose(2, 0, 1).copy())
+    return from_pil(band)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import click
 import torch
 
-from lia_plugin import code_output, editing, results, sheets, spaces
+from lia_plugin import code_output, editing, prior, results, sheets, spaces
 from lia_plugin.codes import Codes, made_codes
 from lia_plugin.edit_session import Session
 from lia_plugin.host import UserError
@@ -285,9 +285,7 @@ class Interpolation:
 UNITS = {
     'step': 'root mean square difference from one frame to the next, images in [-1, 1]',
     'picture_length': 'sum of the steps',
-    'z_norm2': 'squared length of z; its mean under the prior is z_dim',
-    'log_prob': 'log p(y), in nats, of the base code',
-    'typicality': 'two-sided p-value of z_norm2 under chi-square with z_dim degrees of freedom',
+    **prior.UNITS,
 }
 COLUMNS = {
     'frames': ('frames', 'd'),

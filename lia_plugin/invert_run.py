@@ -117,7 +117,7 @@ class Job:
         if asked.save_video not in (None, 'auto'):
             video.check_format(asked.save_video)
         self.cropper = cropping.open_cropper(
-            self.G, self.labels, asked.align, asked.checks_alignment(self.G), asked.batch)
+            self.G, self.labels, asked.align, asked.checks_alignment(self.G), asked.batch, items)
         self.settings = asked.refine_settings(space, self.percep_name, self.start)
         self.tune_settings = asked.tune_settings(self.percep_name)
         self.inverter = Inverter(
@@ -244,12 +244,12 @@ class Job:
             facts['delta'] = asked.delta
         facts['align'] = asked.align
         far = self.cropper.far(self.writer.entries)
-        facts['far_from_alignment'] = list(far)
+        facts.update(far_from_alignment=list(far), alignment_checked=len(self.cropper.gains))
         self.writer.finish({**facts, 'device': str(self.device)})
         print(results.format_table(self.writer.names, self.writer.rows))
         size, where = f'{G.img_resolution}x{G.img_resolution}', click.format_filename(asked.outdir)
         print(f'n = {len(self.writer.rows)}, {size}, images in [-1, 1]; written to {where}')
-        cropping.tell_far(far)
+        cropping.tell_far(far, len(self.cropper.gains), len(self.writer.rows))
         self._say()
 
     def _say(self) -> None:

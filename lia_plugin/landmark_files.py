@@ -87,7 +87,7 @@ def _read(path: str) -> Mapping[str, Array]:
         raise UserError(f"--align={path}: no such file; it may be 'detect', 'search', 'beside', or a JSON or CSV file")
     try:
         text = _text(path)
-        rows = _json(text) if text.lstrip().startswith('{') else _csv(text)
+        rows = _json(text) if text.lstrip().startswith(('{', '[')) else _csv(text)
         if not rows:
             raise ValueError('it is empty')
         return rows
@@ -97,7 +97,16 @@ def _read(path: str) -> Mapping[str, Array]:
 
 
 def _json(text: str) -> dict[str, Array]:
-    return {name: _points(values) for name, values in json.loads(text).items()}
+    table = json.loads(text)
+    if not isinstance(table, dict):
+        raise ValueError('it is a list, without names')
+    found = {}
+    for name, values in table.items():
+        try:
+            found[name] = _points(values)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f'{name}: {error}') from None
+    return found
 
 
 def _csv(text: str) -> dict[str, Array]:

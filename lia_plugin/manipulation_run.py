@@ -12,7 +12,7 @@ from typing import Any
 import click
 import torch
 
-from lia_plugin import code_output, manipulation, results, sheets, similarity, spaces, typical_limits
+from lia_plugin import code_output, manipulation, prior, results, sheets, similarity, spaces, typical_limits
 from lia_plugin.codes import Codes, unique_names
 from lia_plugin.directions import Direction, load_directions
 from lia_plugin.edit_session import Session
@@ -32,9 +32,7 @@ UNITS = {
     'distance': 'signed distance to the boundary (without one: code . vector), in units of the space',
     'stopped': 'whether --stay-typical ended the way before its goal',
     'mse': 'mean squared difference from the image before the edit, images in [-1, 1]',
-    'z_norm2': 'squared length of z of the base code; its mean under the prior is z_dim',
-    'log_prob': 'log p(y) of the base code, in nats',
-    'typicality': 'two-sided p-value of z_norm2 under chi-square with z_dim degrees of freedom',
+    **prior.UNITS,
 }
 
 
@@ -174,20 +172,32 @@ class Manipulation:
         session, asked = self.session, self.asked
         os.makedirs(session.outdir, exist_ok=True)
         before = session.render(self.images.code, self.images.c, self.images.noise)
-        after = session.render(self.codes.code, self.codes.c, self.codes.noise, desc='Drawing')
-        save_png(self._strip(before, after), self._path('strip.png'))
         names = unique_names([f'{name}_{k:02d}' for name in self.images.names for k in range(asked.steps)])
-        for k, (name, img) in enumerate(zip(names, after)):
-            if asked.images:
-                save_png(img, self._path(f'{name}.png'))
-            if self.paster is not None:
-                self.paster.save(k // asked.steps, img, self._path(f'{name}_pasted.png'))
+        most = sheets.most_shown('strip.png', len(before), asked.steps + 2, before.shape[-1], asked.tile)
+        shown: list[torch.Tensor] = []
+        mse: list[float] = []
+        for batch in session.render_batches(self.codes.code, self.codes.c, self.codes.noise, desc='Drawing'):
+            first = len(mse)
+            own = before[[k // asked.steps for k in range(first, first + len(batch))]]
+            mse += similarity.mse(to_float(batch), to_float(own)).tolist()
+            self._write(batch, first, names)
+            if first < most * asked.steps:
+                shown += self._tiles(batch[: most * asked.steps - first], first)
+        save_png(self._strip(before[:most], shown), self._path('strip.png'))
         code_output.save_codes(self._path('edited.npz'), session.G, dataclasses.replace(self.codes, names=names))
         if asked.video is not None:
             save_video(self._path(f'video.{asked.video}'), self._frames(), asked.fps)
-        told = self._told(before, after)
+        told = self._told(mse)
         results.save_json(self._path('results.json'), self._report(told))
         click.echo('\n'.join(results.aligned(_table(told))))
+
+    def _write(self, images: torch.Tensor, first: int, names: Sequence[str]) -> None:
+        """Files of the pictures from number `first` on; full pictures, too, where they are asked for."""
+        for k, img in enumerate(images, first):
+            if self.asked.images:
+                save_png(img, self._path(f'{names[k]}.png'))
+            if self.paster is not None:
+                self.paster.save(k // self.asked.steps, img, self._path(f'{names[k]}_pasted.png'))
 
     def _path(self, name: str) -> str:
         return os.path.join(self.session.outdir, name)
@@ -201,18 +211,24 @@ class Manipulation:
         unit = ' sd' if self.asked.unit == 'std' else ''
         return f'{"at " if self.asked.mode == "distance" else ""}{value:+.3g}{unit}'
 
-    def _strip(self, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-        """A row for each image: original, as it is, and each step; frames round those that were stopped."""
-        stopped = self.stopped.flatten().tolist()
-        steps = self.asked.steps
-        tiles = [marked(img) if stop else img for img, stop in zip(_comparable(after, any(stopped)), stopped)]
-        rows: list[list[sheets.Cell]] = [list(tiles[i * steps : (i + 1) * steps]) for i in range(len(before))]
+    def _tiles(self, images: torch.Tensor, first: int) -> list[torch.Tensor]:
+        """Pictures from number `first` on as the strip shows them: frames round those that were stopped."""
+        stopped = self.stopped.flatten()[first : first + len(images)].tolist()
+        return [marked(img) if stop else img for img, stop in zip(self._shown(images), stopped, strict=True)]
+
+    def _shown(self, images: torch.Tensor) -> torch.Tensor:
+        return sheets.shrunk(_comparable(images, bool(self.stopped.any())), self.asked.tile)
+
+    def _strip(self, before: torch.Tensor, tiles: Sequence[torch.Tensor]) -> torch.Tensor:
+        """A row for each image: original, as it is, and the tiles of its steps."""
+        steps, count = self.asked.steps, len(before)
+        rows: list[list[sheets.Cell]] = [list(tiles[i * steps : (i + 1) * steps]) for i in range(count)]
         columns = [self.caption(value) for value in self.values.tolist()]
         if self.asked.mode == 'distance' or 0 not in self.values.tolist():
-            rows, columns = sheets.led_by(list(_comparable(before, any(stopped))), 'as it is', rows, columns)
-        first = [None if img is None else _comparable(img[None], any(stopped))[0] for img in self.images.originals]
+            rows, columns = sheets.led_by(list(self._shown(before)), 'as it is', rows, columns)
+        first = [None if img is None else self._shown(img[None])[0] for img in self.images.originals[:count]]
         rows, columns = sheets.led_by(first, 'original', rows, columns)
-        return sheets.sheet(rows, columns, self.images.names, side=self.asked.tile)
+        return sheets.sheet(rows, columns, self.images.names[:count], side=self.asked.tile)
 
     def _frames(self) -> Iterator[torch.Tensor]:
         """All images together, from one end to the other and back."""
@@ -231,14 +247,14 @@ class Manipulation:
 
     # Figures
 
-    def _told(self, before: torch.Tensor, after: torch.Tensor) -> list[dict[str, Any]]:
-        """For JSON, one entry for each image."""
+    def _told(self, mse: list[float]) -> list[dict[str, Any]]:
+        """For JSON, one entry for each image; `mse` of all steps of all images."""
         G, steps = self.session.G, self.asked.steps
         figures: dict[str, list[Any]] = {
             'shift': self.shifts.flatten().tolist(),
             'distance': manipulation.distance(G, self.codes.code, self.codes.c, self.move.direction).tolist(),
             'stopped': self.stopped.flatten().tolist(),
-            'mse': similarity.mse(to_float(after), to_float(before.repeat_interleave(steps, dim=0))).tolist(),
+            'mse': mse,
             **code_output.prior_figures(G, self.codes.code, self.codes.c),
         }
         start = manipulation.distance(G, self.images.code, self.images.c, self.move.direction).tolist()

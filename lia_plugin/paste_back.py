@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import click
 import torch
 
 from lia_plugin import targets
@@ -34,6 +36,8 @@ class Style:
 def read_picture(placement: Placement, moved: str | None = None) -> LoadedImage:
     """The full picture of a crop, with its transparency; `moved`: the file where it is now.
 
+    What is lost on the way, as of 16 bits, is told on stderr.
+
     Raises:
         UserError: it is not there, no image, or of another size than the crop was cut from.
     """
@@ -41,14 +45,24 @@ def read_picture(placement: Placement, moved: str | None = None) -> LoadedImage:
         raise UserError('--picture: the crop is not of a file; say which picture it belongs to')
     target = targets.of_placement(placement) if moved is None else targets.Target(moved, None, '')
     if not os.path.exists(target.path):
-        hint = '' if moved else '; --picture=FILE says where it is now'
+        hint = '' if moved else f'{_from_where(target.path)}; --picture=FILE says where it is now'
         raise UserError(f'{target.label}: no such file{hint}')
     found = target.read_full(alpha=True)
     size = (found.pixels.shape[2], found.pixels.shape[1])
     if size != placement.size:
         raise UserError(f'{target.label}: has {size[0]}x{size[1]} pixels, but the crop was cut from a picture of '
                         f'{placement.size[0]}x{placement.size[1]}')
+    if found.notes:
+        click.echo(f'{target.label}: {"; ".join(found.notes)}', err=True)
     return found
+
+
+def _from_where(path: str) -> str:
+    """A relative path is as it was given to invert.py."""
+    return '' if os.path.isabs(path) else ', seen from this folder; be where invert.py was run'
+
+
+Reader = Callable[[Placement, str | None], LoadedImage]
 
 
 class CodePaster:
@@ -65,7 +79,8 @@ class CodePaster:
                 raise UserError(f'--paste: {source}: is not cut out of a picture; --paste is for images, and for .npz '
                                 'files of invert.py')
             if not os.path.exists(placement.source):
-                raise UserError(f'--paste: {source}: its picture {placement.label} is not there any more')
+                raise UserError(f'--paste: {source}: its picture {placement.label} is not there'
+                                f'{_from_where(placement.source)}')
         self._last: tuple[int, LoadedImage, torch.Tensor | None] | None = None
 
     def __call__(self, row: int, edited: torch.Tensor) -> torch.Tensor:
@@ -146,14 +161,14 @@ def read_crop(path: str, placement: Placement, option: str) -> torch.Tensor:
 
 def paste_file(
     edited: targets.Target, latents: str, known: Mapping[str, Placement], outdir: str, style: Style,
-    picture: str | None = None, reconstruction: str | None = None,
+    picture: str | None = None, reconstruction: str | None = None, read: Reader = read_picture,
 ) -> str:
-    """One edited file into its picture -> where the result is: NAME_pasted.png in `outdir`.
+    """One edited file into its picture, which `read` reads -> where the result is: NAME_pasted.png in `outdir`.
 
     Raises:
         UserError: one line, for whatever is wrong with the files.
     """
-    name, placement = match(edited.name, known, latents)
+    name, placement = match(edited.stem, known, latents)
     R = placement.resolution
     pixels = edited.read_full().pixels
     if pixels.shape[1:] != (R, R):
@@ -162,7 +177,7 @@ def paste_file(
     if style.mode == DIFFERENCE:
         path = reconstruction or find_reconstruction(latents, name, placement)
         base = read_crop(path, placement, '--reconstruction')
-    full = read_picture(placement, picture)
+    full = read(placement, picture)
     result = paste(full.pixels, pixels, placement, base, style.feather)
     os.makedirs(outdir, exist_ok=True)
     path = os.path.join(outdir, f'{edited.name}_pasted.png')
@@ -177,10 +192,11 @@ def paste_files(
     """All of them -> paths of results, and (what messages call it, reason) for those that can't be used."""
     from tqdm import tqdm
 
+    read = functools.lru_cache(maxsize=1)(read_picture)  # Edits of one picture mostly come together.
     written, failures = [], []
     for item in tqdm(items, desc='Pasting', unit='image', disable=True if len(items) == 1 else None):
         try:
-            written.append(paste_file(item, latents, known, outdir, style, picture, reconstruction))
+            written.append(paste_file(item, latents, known, outdir, style, picture, reconstruction, read))
         except UserError as error:
             failures.append((item.label, str(error)))
     return written, failures

@@ -222,6 +222,7 @@ def log_likelihood(phi: Phi, w: torch.Tensor, c: torch.Tensor | None) -> float:
 
 
 def log_prob(phi: Phi, w: torch.Tensor, c: torch.Tensor | None) -> torch.Tensor:
+    """log p(w | c) = log N(φ(w); 0, I) + log|det ∂φ/∂w|, in nats: [N, dim] -> [N], with a gradient."""
     z, log_det = phi(w, c)
     return log_det - 0.5 * (z.square() + math.log(2 * math.pi)).sum(dim=1)
 

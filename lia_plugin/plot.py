@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 import torch
+
+from lia_plugin.images import from_pil
 
 WIDTH, HEIGHT = 900, 560
 LEFT, RIGHT, TOP, BOTTOM = 80, 30, 44, 60  # Margins.
@@ -81,7 +82,7 @@ def scatter(points: Sequence[Point], title: str, x_label: str, y_label: str) -> 
     for (x, y), point in zip(places, points):
         draw.ellipse([(x - 4, y - 4), (x + 4, y + 4)], fill=POINT)
         _name(draw, small, point.name, x, y, taken)
-    return torch.from_numpy(np.asarray(canvas).transpose(2, 0, 1).copy())
+    return from_pil(canvas)
 
 
 def _name(

@@ -10,6 +10,13 @@ import torch
 
 from lia_plugin.networks import base_code
 
+# What figures of codes are called in files of results, and what they are in.
+UNITS = {
+    'z_norm2': 'squared length of z of the base code; its mean under the prior is z_dim',
+    'log_prob': 'log p(y) of the base code, in nats',
+    'typicality': 'two-sided p-value of z_norm2 under chi-square with z_dim degrees of freedom',
+}
+
 
 def squared_norm(z: torch.Tensor) -> torch.Tensor:
     """‖z‖²: [N, z_dim] -> [N]. Under the prior it follows χ² with z_dim degrees of freedom: mean z_dim."""

@@ -28,7 +28,8 @@ def warp(img: torch.Tensor, matrix: Array, size: tuple[int, int]) -> torch.Tenso
     if reduction > 1:
         img, matrix = _reduced(img, matrix, reduction)
     width, height = size
-    finer = max(1, math.ceil(_largest_step(matrix) - 1e-6))
+    # Of a picture that is a few pixels by now more look-ups would tell no more.
+    finer = max(1, min(2 * FINEST, math.ceil(_largest_step(matrix) - 1e-6)))
     drawn = _sample(img, np.column_stack([matrix[:, :2] / finer, matrix[:, 2]]), (width * finer, height * finer))
     return _resized(drawn, height, width)[0]
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from lia_plugin import page
+from lia_plugin.alignment_search import FAR_GAIN
 from lia_plugin.host import atomic_write
 from lia_plugin.images import LoadedImage, reconstruction_rows, save_png, side_by_side, to_uint8
 from lia_plugin.inversion import ALL_UNITS, InvertedBatch, mean_figures
@@ -37,6 +38,10 @@ FORMATS = {
     'typicality_set': ('set p', '.3g'),
     'p_distance': ('far p', '.3g'),
     'phi_error': ('phi error', '.1e'),
+}
+ENTRY_UNITS = {  # Of what stands beside an image's figures and has no mean.
+    'moved_gain': 'by how much the best of a few moved crops has less misfit, in nats (log of the unexplained share, '
+                  f'plus -log p(y) per dimension); above {FAR_GAIN} it looks far from the training alignment',
 }
 CAPTIONS = ('original', 'reconstruction')
 MAX_TABLE_ROWS = 50
@@ -196,7 +201,8 @@ class InversionWriter:
         content = {
             **settings,
             'n': len(self.rows),
-            'units': {name: unit for name, unit in ALL_UNITS.items() if name in self.rows[0]},
+            'units': {name: unit for name, unit in (ALL_UNITS | ENTRY_UNITS).items()
+                      if any(name in entry for entry in self.entries)},
             'mean': mean_figures(self.rows),
             'psnr_of_mean_mse': float(psnr_from_mse(torch.tensor(mean_figures(self.rows)['mse']))),
             'images': self.entries,

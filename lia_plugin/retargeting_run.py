@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import click
 import torch
 
-from lia_plugin import code_output, results, retargeting, sheets, similarity, spaces
+from lia_plugin import code_output, prior, results, retargeting, sheets, similarity, spaces
 from lia_plugin.codes import Codes, unique_names
 from lia_plugin.edit_session import Session
 from lia_plugin.host import UserError
@@ -21,9 +22,7 @@ from lia_plugin.pasting import FEATHER
 UNITS = {
     'length': 'of the difference of the two codes, in units of the space; in y+ the root mean square over layers',
     'mse': 'mean squared difference from the image before the edit, images in [-1, 1]',
-    'z_norm2': 'squared length of z of the base code; its mean under the prior is z_dim',
-    'log_prob': 'log p(y) of the base code, in nats',
-    'typicality': 'two-sided p-value of z_norm2 under chi-square with z_dim degrees of freedom',
+    **prior.UNITS,
 }
 
 
@@ -86,40 +85,56 @@ class Retargeting:
         os.makedirs(session.outdir, exist_ok=True)
         source = [session.render(end.code, end.c, end.noise)[0] for end in self.ends]
         before = session.render(self.targets.code, self.targets.c, self.targets.noise)
-        after = session.render(self.codes.code, self.codes.c, self.codes.noise, desc='Drawing')
-        save_png(self._strip(source, before, after), self._path('strip.png'))
         names = unique_names([name if steps == 1 else f'{name}_{k:02d}' for name in self.targets.names
                               for k in range(steps)])  # fmt: skip
-        for k, (name, img) in enumerate(zip(names, after)):
-            if asked.images:
-                save_png(img, self._path(f'{name}.png'))
-            if self.paster is not None:
-                self.paster.save(k // steps, img, self._path(f'{name}_pasted.png'))
+        most = sheets.most_shown('strip.png', len(before), steps + 2, before.shape[-1], asked.tile)
+        shown: list[torch.Tensor] = []
+        mse: list[float] = []
+        for batch in session.render_batches(self.codes.code, self.codes.c, self.codes.noise, desc='Drawing'):
+            first = len(mse)
+            own = before[[k // steps for k in range(first, first + len(batch))]]
+            mse += similarity.mse(to_float(batch), to_float(own)).tolist()
+            self._write(batch, first, names)
+            if first < most * steps:
+                shown += sheets.shrunk(batch[: most * steps - first], asked.tile)
+        save_png(self._strip(source, before[:most], shown), self._path('strip.png'))
         code_output.save_codes(self._path('edited.npz'), session.G, dataclasses.replace(self.codes, names=names))
-        told = self._told(names, before, after)
+        told = self._told(names, mse)
         results.save_json(self._path('results.json'), self._report(told))
         click.echo('\n'.join(results.aligned(_table(told))))
 
-    def _strip(self, source: list[torch.Tensor], before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    def _write(self, images: torch.Tensor, first: int, names: Sequence[str]) -> None:
+        """Files of the pictures from number `first` on; full pictures, too, where they are asked for."""
+        for k, img in enumerate(images, first):
+            if self.asked.images:
+                save_png(img, self._path(f'{names[k]}.png'))
+            if self.paster is not None:
+                self.paster.save(k // len(self.asked.strengths), img, self._path(f'{names[k]}_pasted.png'))
+
+    def _strip(
+        self, source: list[torch.Tensor], before: torch.Tensor, after: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
         """The two images; beneath them a row for each of the others: original, as it is, and with the edit."""
-        strengths, tile = self.asked.strengths, self.asked.tile
+        strengths, tile, steps = self.asked.strengths, self.asked.tile, len(self.asked.strengths)
+        before = sheets.shrunk(before, tile)
         ends: list[list[sheets.Cell]] = [[end.originals[0], img] for end, img in zip(self.ends, source)]
         if all(original is None for original, _img in ends):
             ends = [[img] for img in source]
         rows: list[list[sheets.Cell]] = [
-            [img, *edited] for img, edited in zip(before, after.split(len(strengths)), strict=True)]
+            [img, *after[i * steps : (i + 1) * steps]] for i, img in enumerate(before)]
         headings = ['as it is', *(f'{strength:+.3g} x edit' for strength in strengths)]
-        rows, headings = sheets.led_by(self.targets.originals, 'original', rows, headings)
+        originals = sheets.shrunk_cells(self.targets.originals[: len(before)], tile)
+        rows, headings = sheets.led_by(originals, 'original', rows, headings)
         learned = sheets.sheet(ends, ['original', 'as it is'][-len(ends[0]) :], ['before', 'after'], side=tile)
-        return sheets.stack([learned, sheets.sheet(rows, headings, self.targets.names, side=tile)])
+        return sheets.stack([learned, sheets.sheet(rows, headings, self.targets.names[: len(before)], side=tile)])
 
     def _path(self, name: str) -> str:
         return os.path.join(self.session.outdir, name)
 
-    def _told(self, names: tuple[str, ...], before: torch.Tensor, after: torch.Tensor) -> list[dict[str, Any]]:
+    def _told(self, names: tuple[str, ...], mse: list[float]) -> list[dict[str, Any]]:
         steps = len(self.asked.strengths)
         figures: dict[str, list[Any]] = {
-            'mse': similarity.mse(to_float(after), to_float(before.repeat_interleave(steps, dim=0))).tolist(),
+            'mse': mse,
             **code_output.prior_figures(self.session.G, self.codes.code, self.codes.c),
         }
         return [

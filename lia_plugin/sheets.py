@@ -7,14 +7,14 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
+import click
 import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 import torch
 import torch.nn.functional as F
 
-from lia_plugin.images import MAX_PIXELS, WHITE, enlarge, legible_factor, to_uint8, with_channels
+from lia_plugin.images import MAX_PIXELS, WHITE, enlarge, from_pil, legible_factor, to_uint8, with_channels
 
 GAP = 4
 SIDE = 256  # Larger pictures are shown at about this size …
@@ -114,6 +114,14 @@ def most_rows(columns: int, resolution: int, side: int | None = None) -> int:
     return MAX_PIXELS // ((columns * (shown + GAP) + MAX_CAPTION + 2 * MARGIN) * (shown + LINE + 3 * GAP))
 
 
+def most_shown(name: str, count: int, columns: int, resolution: int, side: int | None = None) -> int:
+    """How many of `count` rows a sheet called `name` has; told on stderr if it has not room for all."""
+    most = min(count, max(1, most_rows(columns, resolution, side)))
+    if most < count:
+        click.echo(f'{name}: has room for the first {most} of {count}', err=True)
+    return most
+
+
 def stack(parts: Sequence[torch.Tensor], gap: int = 3 * GAP) -> torch.Tensor:
     """Sheets beneath each other, [3, H, W] each, narrow ones filled up with white -> uint8 [3, H, W]."""
     width = max(part.shape[2] for part in parts)
@@ -136,7 +144,7 @@ def _captioned(
     for i, text in enumerate(captions):
         y = place.corner(i, 0)[0] + place.height / 2
         draw.text((place.left - MARGIN, y), text, fill='black', font=_font(), anchor='rm')
-    return torch.from_numpy(np.asarray(picture).transpose(2, 0, 1).copy())
+    return from_pil(picture)
 
 
 def _tile(img: torch.Tensor) -> torch.Tensor:

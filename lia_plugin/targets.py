@@ -44,6 +44,11 @@ class Target(NamedTuple):
         """What dataset.json and lists of images call it: '/'-separated, relative to its folder or zip."""
         return (self.member or os.path.relpath(self.path, self.source)).replace('\\', '/')
 
+    @property
+    def stem(self) -> str:
+        """Its file's name without ending and folder, fit for a file name; of several images it may be the same."""
+        return _safe((self.member or self.path).replace('\\', '/').rsplit('/', 1)[-1])
+
     def read(self, resolution: int, channels: int) -> LoadedImage:
         """Pixels at the network's size and channels. Raises UserError for whatever is wrong with the file."""
         loaded = read_image(self._file(), resolution, channels, name=self.label)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import click
 import torch
 
-from lia_plugin import code_output, editing, paths, results, sheets, similarity, spaces
+from lia_plugin import code_output, editing, paths, prior, results, sheets, similarity, spaces
 from lia_plugin.codes import Codes, concatenate, made_codes, unique_names
 from lia_plugin.edit_session import Session
 from lia_plugin.editing import Variation
@@ -26,9 +26,7 @@ UNITS = {
     'moved_z': 'root mean square change of a coordinate of z; for a typical z, sqrt(2 - 2 rho) where all change',
     'moved_y': 'the same of y, in standard deviations of each coordinate under the prior',
     'mse': 'mean squared difference from the input\'s reconstruction, images in [-1, 1]',
-    'z_norm2': 'squared length of z; its mean under the prior is z_dim',
-    'log_prob': 'log p(y), in nats, of the base code',
-    'typicality': 'two-sided p-value of z_norm2 under chi-square with z_dim degrees of freedom',
+    **prior.UNITS,
 }
 COLUMNS = {
     'moved_z': ('moved z', '.3f'),

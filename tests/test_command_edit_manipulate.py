@@ -116,6 +116,26 @@ def test_the_way_ends_where_codes_are_no_longer_typical(files: Moved, tmp_path: 
     assert int(red.sum()) == frames
 
 
+@pytest.mark.parametrize('command', ['manipulate', 'retarget'])
+def test_a_strip_has_as_many_rows_as_one_can_look_at(
+    files: Moved, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """The others are in the files all the same, whatever the batch."""
+    monkeypatch.setattr('lia_plugin.sheets.MAX_PIXELS', 30_000)
+    own = ['--direction', f'{files.file}:a', '--steps=3']
+    if command == 'retarget':
+        own = ['--before=7', '--after=8', '--strength=-1', '--strength=0', '--strength=1']
+    assert edit(command, '--network', files.network, *own, '--images', '--tile=8', '--batch=4', '--outdir', tmp_path,
+                '0-4') == 0  # fmt: skip
+    said = capsys.readouterr().err
+    rows = int(said.split('strip.png: has room for the first ')[1].split(' of 5')[0])
+    assert rows in (2, 3) and picture(tmp_path / 'strip.png').shape[1] < 20 + (rows + 3) * 20
+    found = arrays(tmp_path / 'edited.npz')
+    assert len(found['y']) == 15 and len(json.loads((tmp_path / 'results.json').read_text())['images']) in (5, 15)
+    for name, img in zip(found['names'], drawn(files.G, found['y'])):
+        assert (picture(tmp_path / f'{name}.png').int() - img.int()).abs().max() <= 1
+
+
 def test_layered_codes_and_grey_images(tmp_path: Path) -> None:
     G = make_layered()
     network, target = save_pickle(tmp_path / 'plus.pkl', G), tmp_path / 'x.png'

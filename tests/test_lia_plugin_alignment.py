@@ -58,7 +58,8 @@ def test_68_landmarks_are_eyes_and_mouth_corners_of_dlib() -> None:
 
 
 @pytest.mark.parametrize('points, complaint', [
-    (np.zeros([5, 2]), 'one point'), (FACE[:4], 'expected 68 points or 5 points'), (FACE * np.nan, 'finite'),
+    (np.zeros([5, 2]), 'hardly a pixel apart'), (FACE / 100, 'must be in pixels'),
+    (FACE[:4], 'expected 68 points or 5 points'), (FACE * np.nan, 'finite'),
     (np.zeros([5, 3]), 'expected'),
 ])
 def test_refuses_what_is_no_face(points: np.ndarray, complaint: str) -> None:
@@ -89,7 +90,8 @@ def test_csv_with_and_without_a_header(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('content, complaint', [
     ('{"a": [[1]]}', 'pairs'), ('{"a": 1}', 'pairs'), ('{', 'JSON'), ('', 'empty'), ('a,1,2\nb,1,x', 'line 2'),
-    ('{"a": [[1, "x"]]}', 'JSON'), ('{"a": null}', 'JSON'),
+    ('{"a": [[1, "x"]]}', r'\(a: could not convert'), ('{"a": null}', r'\(a: expected pairs'),
+    ('[[1, 2]]', 'without names'),
 ])
 def test_damaged_tables_are_one_line(tmp_path: Path, content: str, complaint: str) -> None:
     (tmp_path / 'marks').write_text(content)

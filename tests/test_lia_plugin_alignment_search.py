@@ -22,7 +22,8 @@ class KnowsOnePicture(torch.nn.Module):
         super().__init__()
         self.picture = picture
         self.img_resolution, self.img_channels = picture.shape[1], picture.shape[0]
-        self.mapping = SimpleNamespace(phi=True, w_avg=torch.zeros(1), log_prob=lambda y, c: y[:, 0] * 0 - nats)
+        self.mapping = SimpleNamespace(phi=True, w_avg=torch.zeros(1), log_prob=lambda y, c: y[:, 0] * 0 - nats,
+                                       y_to_z=lambda y, c: y)
 
     def encode(self, img: torch.Tensor, c: Any = None) -> torch.Tensor:
         return (img * self.picture).sum(dim=(1, 2, 3))[:, None] / self.picture.square().sum()
@@ -61,6 +62,19 @@ def test_misfit_in_closed_form() -> None:
     assert unknown == pytest.approx(expected, rel=1e-4) and known < unknown - 10
 
 
+def test_an_absurd_z_does_not_outweigh_the_picture() -> None:
+    picture = torch.randn([1, 8, 8], generator=torch.Generator().manual_seed(0)) / 4
+    for z, expected in ((1.0, 50.0), (2.0, 50.0), (10.0, 50.0 - (50 - alignment_search.FARTHEST))):
+        G = KnowsOnePicture(picture)
+        G.mapping = SimpleNamespace(phi=True, log_prob=lambda y, c: y[:, 0] * 0 - 50.0,
+                                    y_to_z=lambda y, c, z=z: y * 0 + z)  # fmt: skip
+        plain = KnowsOnePicture(picture)
+        plain.mapping.log_prob = lambda y, c: y[:, 0] * 0
+        plain.mapping.y_to_z = lambda y, c: y * 0
+        gained = alignment_search.misfit(G, picture[None]) - alignment_search.misfit(plain, picture[None])
+        assert float(gained) == pytest.approx(expected, abs=1e-3)
+
+
 def test_a_known_motion_is_found_by_the_network_alone() -> None:
     full = scene()
     base = placement.centre_crop((48, 48), 12)
@@ -92,6 +106,19 @@ def test_the_search_ends_at_the_least_value_and_never_above_the_start() -> None:
     assert gain == pytest.approx(float(bowl([Motion()])[0] - bowl([motion])[0]))
     motion, gain = alignment_search.search(lambda motions: np.square(np.array(motions) - [1, 0, 0, 0]).sum(axis=1))
     assert (motion, gain) == (Motion(), 0)
+
+
+def test_a_photograph_is_judged_by_a_smaller_copy() -> None:
+    full = torch.nn.functional.interpolate(scene()[None], size=[1200, 1600], mode='nearest')[0]
+    base = placement.centre_crop((1600, 1200), 12)
+    small, there = alignment_search.working_copy(full, base)
+    assert small.shape == (1, 24, 32) and there.scale == pytest.approx(2, rel=1e-6) and there.size == (32, 24)
+    motions = [Motion(), Motion(0.6, 0.2, 0.1, -0.1), Motion(1.2)]
+    fine, coarse = alignment_search.crops(full, base, motions), alignment_search.crops(small, there, motions)
+    assert (fine - coarse).abs().mean() < 0.04
+    assert (fine - coarse.roll(1, dims=3)).abs().mean() > 0.1, 'the test can fail'
+    exact = placement.centre_crop((1600, 1200), 1200)
+    assert alignment_search.working_copy(full, exact) == (full, exact)
 
 
 def test_what_lies_outside_counts_against_a_crop() -> None:

@@ -66,6 +66,17 @@ def test_an_image_without_landmarks_is_told_and_the_rest_goes_on(
     assert 'b.png: --align=' in capsys.readouterr().err
 
 
+def test_landmarks_of_another_size_of_the_picture_are_refused(
+    folder: Path, network: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    marks = {'a': (np.array(MARKS) * 4).tolist(), 'b': (np.array(MARKS) / 64).tolist()}
+    (folder / 'marks.json').write_text(json.dumps(marks))
+    assert invert(folder, network, f'--align={folder / "marks.json"}', code=2) is None
+    told = capsys.readouterr().err
+    assert 'a.png: its landmarks lie outside of it, about (136, 83' in told and 'has 64x48 pixels' in told
+    assert 'b.png: landmarks: hardly a pixel apart; they must be in pixels' in told
+
+
 def test_detected_faces(folder: Path, network: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The detector sees the picture enlarged by ten; of the first one it finds a face, of the second none."""
     calls = []
@@ -108,13 +119,29 @@ def test_the_check_tells_which_image_is_far_and_what_helps(
     assert told['far_from_alignment'] == [str(folder / 'in' / 'a.png')]
     lines = [line for line in capsys.readouterr().err.splitlines() if 'looks far' in line]
     assert len(lines) == 1 and lines[0].startswith(str(folder / 'in' / 'a.png')) and '--align=search' in lines[0]
+    assert told['alignment_checked'] == 2 and 'nats' in told['units']['moved_gain']
+    assert plain['alignment_checked'] == 0 and 'moved_gain' not in plain['units']
     assert [entry['mse'] for entry in told['images']] == [entry['mse'] for entry in plain['images']]
     assert [entry['placement'] for entry in told['images']] == [entry['placement'] for entry in plain['images']]
     assert [entry['changes'] for entry in told['images']] == [entry['changes'] for entry in plain['images']]
 
 
+def test_of_many_images_a_sample_is_looked_at(
+    folder: Path, network: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    items = [cropping.Target(f'{i}.png', None, str(i)) for i in range(10)]
+    assert cropping.sample_names(items) == {str(i) for i in range(10)}
+    assert cropping.sample_names(items, 3) == {'0', '3', '6'} and cropping.sample_names([]) == frozenset()
+    sample = cropping.sample_names
+    monkeypatch.setattr(cropping, 'sample_names', lambda items: sample(items, 1))
+    monkeypatch.setattr(alignment_search, 'moved_gain', lambda judge: 1.0)
+    told = invert(folder, network)
+    assert told['alignment_checked'] == 1 and ['moved_gain' in entry for entry in told['images']] == [True, False]
+    assert 'Of 2 images 1, spread over all, were looked at' in capsys.readouterr().err
+
+
 def test_a_tiny_p_of_the_calibration_is_far_too() -> None:
-    cropper = cropping.Cropper(make_generator(), None, None, True, 8)
+    cropper = cropping.Cropper(make_generator(), None, None, 'ab', 8)
     cropper.gains['b'] = -0.5
     entries = [dict(image='a', source='a.png', p_distance=0.0005), dict(image='b', source='b.png', p_distance=0.4)]
     assert list(cropper.far(entries)) == ['a.png'] and entries[1]['moved_gain'] == -0.5

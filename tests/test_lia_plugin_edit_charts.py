@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from lia_plugin import canvas
 from lia_plugin import edit_charts as ec
 from lia_plugin.edit_charts import Line
 from lia_plugin.edit_evaluation_report import Table, number, with_interval
@@ -16,13 +17,16 @@ def colour(text: str) -> torch.Tensor:
 def test_lines_run_from_corner_to_corner() -> None:
     x = np.array([0.0, 1, 2])
     picture = ec.lines([Line('rising', x, x), Line('none', x, x * np.nan)], 'title', 'x')
-    assert picture.dtype == torch.uint8 and picture.shape == (3, ec.HEIGHT + 32, ec.WIDTH)
-    middle_x = (ec.LEFT + ec.WIDTH - ec.RIGHT) // 2
-    middle_y = (ec.TOP + ec.HEIGHT - ec.BOTTOM) // 2
+    assert picture.dtype == torch.uint8
+    assert picture.shape == (3, ec.HEIGHT + 2 * canvas.LEGEND_LINE, ec.WIDTH)
+    middle_x = (canvas.LEFT + ec.WIDTH - canvas.RIGHT) // 2
+    middle_y = (canvas.TOP + ec.HEIGHT - canvas.BOTTOM) // 2
     near = picture[:, middle_y - 2 : middle_y + 3, middle_x - 2 : middle_x + 3].flatten(1).t()
     assert (near == colour(ec.COLOURS[0])).all(dim=1).any()
-    off = picture[:, ec.TOP + 5 : middle_y - 20, ec.LEFT + 5 : middle_x - 20]
-    assert (off == 255).all()
+    off = picture[:, canvas.TOP + 5 : middle_y - 20, canvas.LEFT + 5 : middle_x - 20]
+    assert int(off.min()) >= int(colour(canvas.GRID).min()), 'nothing but the grid'
+    beneath = picture[:, ec.HEIGHT :].flatten(1).t()
+    assert all((beneath == colour(one)).all(dim=1).any() for one in ec.COLOURS[:2]), 'both are named'
 
 
 def test_cells_are_the_darker_the_larger() -> None:

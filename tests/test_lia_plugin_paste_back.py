@@ -87,6 +87,26 @@ def test_a_picture_that_has_moved_and_one_that_lies_on_its_side(inverted: Path, 
     assert torch.equal(upright, pixels(inverted / 'out' / 'a_bright_pasted.png'))
 
 
+def test_relative_paths_are_those_of_the_folder_where_invert_was_run(
+    network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / 'in').mkdir()
+    save_wide(tmp_path / 'in' / 'a.png', 0)
+    monkeypatch.chdir(tmp_path)
+    args = ['--device=cpu', f'--network={network}', '--target=in/a.png', '--outdir=inv']
+    assert cli.run(cli.load_command('invert'), args) == 0
+    edit = save_edit(tmp_path, 'a_same', 0)
+    call = (f'--edited={edit}', f'--latents={tmp_path}/inv/projected_w.npz')
+    monkeypatch.chdir(tmp_path / 'in')
+    assert paste(tmp_path, *call) == 2
+    assert 'in/a.png: no such file, seen from this folder; be where invert.py was run' in capsys.readouterr().err
+    session = Session.open(network, str(tmp_path / 'x'), 'cpu')
+    with pytest.raises(UserError, match='its picture in/a.png is not there, seen from this folder'):
+        paste_back.CodePaster(session, session.read([f'{tmp_path}/inv/projected_w.npz']))
+    monkeypatch.chdir(tmp_path)
+    assert paste(tmp_path, *call) == 0
+
+
 def test_colour_profiles_go_on(network: str, tmp_path: Path) -> None:
     from PIL import ImageCms
 
@@ -114,6 +134,33 @@ def test_seeds_have_no_picture(network: str, tmp_path: Path) -> None:
     session = Session.open(network, str(tmp_path), 'cpu')
     with pytest.raises(UserError, match='--paste: seed 7: is not cut out of a picture'):
         paste_back.CodePaster(session, session.read(['7']))
+
+
+def test_edits_of_one_name_in_two_folders_belong_to_the_same_picture(inverted: Path) -> None:
+    """Results take their folders' names; b/a_bright.png is still an edit of a."""
+    edit = save_edit(inverted, 'a_same', 0)
+    copies = [inverted / folder / edit.name for folder in 'bc']
+    for copy in copies:
+        copy.parent.mkdir()
+        copy.write_bytes(edit.read_bytes())
+    assert paste(inverted, *(f'--edited={copy}' for copy in copies), f'--latents={inverted}/inv/latents.npz') == 0
+    for folder in ('b', 'c'):
+        result = pixels(inverted / 'out' / f'{folder}_a_same_pasted.png')
+        assert torch.equal(result, pixels(inverted / 'in' / 'a.png'))
+
+
+def test_sixteen_bits_that_become_eight_are_told_once(
+    network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / 'in').mkdir()
+    deep = np.random.RandomState(0).randint(0, 2**16, [RESOLUTION, 40]).astype(np.uint16)
+    PIL.Image.fromarray(deep).save(tmp_path / 'in' / 'a.png')
+    args = ['--device=cpu', f'--network={network}', f'--target={tmp_path / "in"}', f'--outdir={tmp_path / "inv"}']
+    assert cli.run(cli.load_command('invert'), args) == 0
+    capsys.readouterr()
+    edits = [save_edit(tmp_path, name, 9) for name in ('a_1', 'a_2')]
+    assert paste(tmp_path, *(f'--edited={edit}' for edit in edits), f'--latents={tmp_path}/inv/projected_w.npz') == 0
+    assert capsys.readouterr().err.count('a.png: 16 bits reduced to 8') == 1
 
 
 def test_names_match_whole_words() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from lia_plugin import images
+from lia_plugin import images, resample
 from lia_plugin.resample import warp
 
 
@@ -35,6 +35,18 @@ def test_borders_are_mirrored_as_numpy_pads(x: int, y: int) -> None:
     found = warp(img, matrix(1, x, y), (16, 16))[0]
     padded = np.pad(img[0].numpy(), 64, mode='symmetric')
     np.testing.assert_allclose(found, padded[y + 64 : y + 80, x + 64 : x + 80], atol=1e-4)
+
+
+def test_only_the_part_that_is_needed_is_read_and_it_makes_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    cases = [(noise(*rng.integers(2, 60, 2)), matrix(*np.exp(rng.normal(size=1)), *rng.uniform(-60, 120, 2),
+              angle=rng.uniform(-3, 3)), (int(rng.integers(1, 24)), int(rng.integers(1, 24)))) for _ in range(40)]
+    found = [warp(*case) for case in cases]
+    parts = [resample._needed(*case)[0] for case in cases]
+    assert sum(part.numel() < img.numel() / 2 for part, (img, _matrix, _size) in zip(parts, cases)) > 8
+    monkeypatch.setattr(resample, '_needed', lambda img, _matrix, _size: (img, np.zeros(2)))
+    for part, case in zip(found, cases):
+        torch.testing.assert_close(part, warp(*case), rtol=0, atol=1e-4)
 
 
 def test_a_smooth_picture_turned_is_as_scipy_has_it() -> None:

@@ -138,6 +138,32 @@ def test_paths_of_a_phi_that_does_nothing_are_straight() -> None:
     assert figures['straight in the data']['distance'] > 0.1
 
 
+def test_paths_are_measured_by_length_however_their_points_are_spread() -> None:
+    """A leap off the roll and back in few of many points weighs as much as it is long."""
+    flat = np.stack([np.linspace(2, 4, 9), np.full(9, 1.5)], axis=1)
+    slow, end = ROLL.embed(flat), ROLL.embed(flat[-1:])
+    out = end + np.array([[0.0, 2.0, 0.0]])  # Two beyond the roll's middle, half of a unit beyond its edge.
+    sparse = np.concatenate([slow, out])[:, None]
+    dense = np.concatenate([slow, end + (out - end) * np.linspace(0, 1, 401)[1:, None]])[:, None]
+    for way, rtol in ((sparse, 1e-12), (dense, 1e-12)):
+        share = figure_swiss_roll.shares(way)
+        np.testing.assert_allclose(share.sum(axis=0), 1, rtol=rtol)
+    half = figure_swiss_roll.shares(sparse)[-1, 0]
+    assert half == pytest.approx(1 / np.linalg.norm(np.diff(sparse[:, 0], axis=0), axis=1).sum())
+    walked = figure_swiss_roll.Walked(flat[:1], flat[-1:], dict(leap=dense))
+    found = figure_swiss_roll.measure(ROLL, walked)['leap']
+    beyond = 0.5 - 3 * ROLL.noise  # Of the way out, what lies more than 3 deviations over the edge.
+    assert found['on_roll'] == pytest.approx(1 - beyond / found['length'], abs=2e-3)
+    assert found['distance'] == pytest.approx(0.5**2 / 2 / found['length'], rel=1e-2)
+    assert found['wholly_on_roll'] == 0 and found['farthest'] == pytest.approx(0.5)
+
+
+def test_a_weighted_median_is_that_of_repeated_values() -> None:
+    values, weights = stream().standard_normal([7, 3]), stream(1).integers(1, 5, [7, 3])
+    expected = np.quantile(np.repeat(values.ravel(), weights.ravel()), 0.5, method='inverted_cdf')
+    assert figure_swiss_roll.weighted_median(values, weights.astype(float)) == expected
+
+
 def test_the_figure_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figure_swiss_roll, 'PAIRS', 12)
     monkeypatch.setattr(figure_swiss_roll, 'SHOWN', 50)

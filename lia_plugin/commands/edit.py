@@ -27,4 +27,7 @@ def edit() -> None:
       an image, a folder, a pattern or a zip     real images, through the network's encoder
       out/face.npz, out/latents.npz:face         latents that invert.py or a projector wrote
       7, or 0,1,4-6, or seed:4-6                 seeds of random images
+
+    Images are cropped to their centre square, and neither aligned nor looked at whether they are. For other crops, by
+    landmarks or by search, take invert.py --align=… first and give what it writes.
     """

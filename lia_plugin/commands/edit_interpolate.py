@@ -10,7 +10,7 @@ from lia_plugin.edit_options import common_options
 
 
 @click.command(name='interpolate', context_settings={'show_default': True})
-@click.argument('inputs', nargs=-1, required=True, metavar='INPUT...')
+@click.argument('inputs', nargs=-1, required=True, metavar='INPUT…')
 @click.option('--space', 'spaces', multiple=True, type=click.Choice(['z', 'y', 'y+']),
               help='Where paths lie; several are drawn beneath each other  [default: y; y+ where codes have it]')
 @click.option('--steps', type=click.IntRange(min=1, max=100_000), default=8,

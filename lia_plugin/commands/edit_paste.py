@@ -26,6 +26,12 @@ def edit_paste(
 
     Writes NAME_pasted.png for each, of the picture's full size, upright. Outside the crop nothing changes.
 
+    Any square of the network's size can go back: what a painting program made of a crop, or a path's frames:
+
+    \b
+    python edit.py interpolate --network=net.pkl inv/anna.npz edits/edited.npz:anna_06 --frames --outdir=path
+    python edit.py paste --edited=path/frames --latents=inv/anna.npz
+
     Exit codes: 0 done; 1 done, but some images could not be used; 2 nothing written.
     """
     from lia_plugin import code_files, codes, paste_back, targets

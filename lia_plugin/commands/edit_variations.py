@@ -11,7 +11,7 @@ from lia_plugin.params import FiniteRange, NumberSet
 
 
 @click.command(name='variations', context_settings={'show_default': True})
-@click.argument('inputs', nargs=-1, required=True, metavar='INPUT...')
+@click.argument('inputs', nargs=-1, required=True, metavar='INPUT…')
 @click.option('--num', type=click.IntRange(min=1, max=1000), default=8, help='Variations of each input')
 @click.option('--rho', type=FiniteRange(min=0, max=1), multiple=True, metavar='RHO',
               help='Correlation with the input, 1 = the same, 0 = drawn anew; given several times, a row each  '

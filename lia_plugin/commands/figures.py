@@ -19,12 +19,19 @@ POSITIVE = click.IntRange(min=1)
 @click.option('--opt-num', type=POSITIVE, default=32, help='Those of them to refine and to optimise')
 @click.option('--refine', type=POSITIVE, default=100, metavar='N', help='Steps of these optimisations')
 @click.option('--pairs', type=POSITIVE, default=32, help='Pairs of real images to interpolate')
-@click.option('--samples', type=click.IntRange(min=4), default=4000, help='Generated images on the map by t-SNE')
-@click.option('--steps', type=click.IntRange(min=2), default=9, help='Images in a strip')
-@click.option('--shown', type=POSITIVE, default=6, help='Images or pairs in pictures')
+@click.option('--samples', type=click.IntRange(4, 50_000), default=4000, help='Generated images on the map by t-SNE')
+@click.option('--steps', type=click.IntRange(2, 100), default=9, help='Images in a strip')
+@click.option('--shown', type=click.IntRange(1, 50), default=6, help='Images or pairs in pictures')
 @click.option('--labels', metavar='FILE',
               help='Attributes of the images, for directions: CSV or dataset.json, as in edit directions')
+@click.option('--split', metavar='NAME',
+              help="What the labels' column `split` calls --data, if it has one, as train or val  [default: all rows]")
+@click.option('--group-column', metavar='COLUMN',
+              help='Images with the same value there are held out together, as variants of one motif')
 @click.option('--directions', metavar='FILE', help='Directions to move along, as edit directions writes them')
+@click.option('--direction-space', type=click.Choice(['y', 'z', 'w']),
+              help='Of --directions, if they do not tell  [default: as in edit manipulate]')
+@click.option('--force', is_flag=True, help='Take directions that were found with another network')
 @click.option('--compare', metavar='DIR', help="A comparison's folder (python -m lia_plugin compare), to show with it")
 @click.option('--percep', type=click.Choice(['disc', 'vgg16', 'none']),
               help='Features that images are compared by; none = pixels  [default: vgg16 if it was downloaded before, '
@@ -53,8 +60,8 @@ def figures(
 
     Exit codes: 0 done; 1 done, but figures or images are missing; 2 nothing written.
     """
+    from lia_plugin import figure_manipulation, outputs
     from lia_plugin import figures as work
-    from lia_plugin import outputs
     from lia_plugin.figure_base import Exhibit, Options
 
     if only == 'list':
@@ -74,6 +81,8 @@ def figures(
     elif network is not None or data is not None:
         raise click.UsageError(f'--{"network" if network else "data"}: {", ".join(names)} needs none; leave it out')
     exhibit = Exhibit(options, session, items, everything)
+    if 'manipulation' in names:
+        figure_manipulation.check(exhibit)
     facts = dict(network=network, data=data, **facts_of(exhibit, session))
     outcome = work.draw_all(exhibit, names, lambda found: work.save(outdir, found, facts, len(exhibit.failures)))
     return finish(exhibit, outcome, outdir)
@@ -89,6 +98,11 @@ def check_files(options: Any) -> None:
 
     if options.labels is not None and options.directions is not None:
         raise click.UsageError('--labels, --directions: learn directions or take given ones, not both')
+    for option, value in (('--split', options.split), ('--group-column', options.group_column)):
+        if value is not None and options.labels is None:
+            raise click.UsageError(f'{option}: only with --labels, of which it is a part')
+    if options.directions is None and (options.force or options.direction_space is not None):
+        raise click.UsageError(f'--{"force" if options.force else "direction-space"}: only with --directions')
     if options.vgg16 is not None and options.percep not in (None, 'vgg16'):
         raise click.UsageError(f'--lpips: --percep={options.percep} takes no such file; leave one of them out')
     for option, path in (('--labels', options.labels), ('--directions', options.directions)):

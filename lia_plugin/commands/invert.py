@@ -42,7 +42,8 @@ def parse_finite(ctx: click.Context, param: click.Parameter, value: float) -> fl
                    "CSV file, in NAME.npy or NAME.txt 'beside' each image, or by a detector, lia-plugin[align]. "
                    "'search' takes the crop that the network draws best, of anything  [default: the centre]")
 @click.option('--check-alignment/--no-check-alignment', default=True,
-              help='Say so if a centre crop looks far from what the network was trained on')
+              help='Say so if a centre crop looks far from what the network was trained on; of more than 50 images '
+                   'a sample is looked at')
 # Refinement of codes.
 @click.option('--space', type=click.Choice(['y', 'y+', 'z']),
               help="One code, one per layer, or z; w and w+ in a stock network  "
