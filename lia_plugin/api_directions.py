@@ -18,6 +18,7 @@ from lia_plugin.codes import Codes, unique_names
 from lia_plugin.directions import Direction, make_direction, with_scale
 from lia_plugin.manipulation_run import FLAT, ManipulateOptions, Move
 
+HEADER = ('direction', 'space', 'std', 'held out', 'by plane', 'of')
 UNITS, MODES = ('std', 'raw'), ('shift', 'distance')
 
 
@@ -25,14 +26,14 @@ class Directions(dict[str, Direction]):
     """Directions by their names; shown as a table."""
 
     def __repr__(self) -> str:
-        return '\n'.join(results.aligned([('direction', 'space', 'std', 'held out', 'of'), *map(_told, self.values())]))
+        return '\n'.join(results.aligned([HEADER, *map(_told, self.values())]))
 
 
 def _told(one: Direction) -> tuple[str, ...]:
-    """Name, space, spread, and how well it tells images held out from the other kind: 0.5 is chance."""
-    right = one.figures.get('balanced_accuracy')
-    judged = ('', '') if right is None else (f'{right:.3f}', str(one.figures.get('n', '')))
-    return (one.name, one.space, f'{one.scale:.4g}', *judged)
+    """Name, space, spread, and how well it, and the best plane, tell images held out: 0.5 is chance."""
+    shares = [one.figures.get(key) for key in ('balanced_accuracy', 'plane_balanced_accuracy')]
+    judged = ['' if share is None else f'{share:.3f}' for share in shares]
+    return one.name, one.space, f'{one.scale:.4g}', *judged, str(one.figures.get('n', ''))
 
 
 class Directed(Network):
