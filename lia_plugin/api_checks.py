@@ -22,7 +22,7 @@ Arguments = ParamSpec('Arguments')
 Result = TypeVar('Result')
 
 # Options whose arguments have other names; of all others the name is the option's, with underscores.
-ARGUMENTS = {'class': 'c', 'data': 'images', 'splits': 'split', 'target': 'images', 'refine-lr': 'lr',
+ARGUMENTS = {'class': 'c', 'data': 'images', 'init': 'start', 'splits': 'split', 'target': 'images', 'refine-lr': 'lr',
              'refine-noise': 'noise', 'refine-optimizer': 'optimizer'}  # fmt: skip
 METHOD = re.compile(r'^--method=\w+: ')  # Which is the method's own name in Python.
 OPTION = re.compile(r'(?<![\w-])--([a-z][a-z-]*)')

@@ -89,6 +89,8 @@ class Inverting(Network):
         for name, weight in weights.items():
             if weight is not None:
                 api_checks.number(name, weight, least=0)
+        if percep == 'none' and percep_weight:
+            raise ValueError("percep_weight: not with percep='none', which has no features to weigh")
         asked = InvertOptions(
             self.network, (), refine=api_checks.whole('steps', steps, 0), space=space, percep=percep, init=word,
             refine_optimizer=optimizer, refine_lr=lr, refine_noise=noise, **weights,  # type: ignore[arg-type]

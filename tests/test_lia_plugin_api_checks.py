@@ -79,6 +79,8 @@ def test_no_error_speaks_of_options(lia: Lia, y: Any, tmp_path: Path) -> None:
         lambda: stock.sefa(space='z'),
         lambda: stock.refine(image, 1, prior_weight=1),
         lambda: lia.refine(image, 1, percep='disc'),
+        lambda: lia.refine(image, 1, percep='none', percep_weight=1),
+        lambda: stock.refine(image, 1, start='encoder'),
         lambda: lia.save(tmp_path / 'none' / 'a.npz', y),
     ):
         with pytest.raises(ValueError) as caught:
