@@ -80,6 +80,9 @@ def content(ev: Evaluation, equal: dict[float, list[Equal]]) -> dict[str, Any]:
         'judges': [_judge(ev, k, figures) for k, figures in enumerate(judges_of(ev))],
         'regions': [{'aim': _aim(ev, aim), 'share': float(region.mean())} for aim, region in ev.regions.items()],
         'edits': [_edit(ev, i, equal) for i in range(len(ev.measured))],
+        'logistic_regression': [
+            {'aim': _aim(ev, edit.aim), 'space': edit.direction.space,
+             'held_out_accuracy': edit_evaluation.held_out_accuracy(session.G, ev.held, edit)} for edit in ev.planes],
         'comparisons': [
             {'level': level, 'a': edit_name(ev, ev.measured[a].edit), 'b': edit_name(ev, ev.measured[b].edit),
              'b_minus_a': {name: _told(found[b][name].minus(found[a][name])) for name in found[a] if name in found[b]}}
@@ -152,18 +155,21 @@ def _judge_table(ev: Evaluation) -> Table:
 
 
 def _accuracy_table(ev: Evaluation) -> Table:
-    rows = []
-    for measured in ev.measured:
-        edit = measured.edit
-        if edit.conditional or edit.reverse:
-            continue
-        found = edit_evaluation.held_out_accuracy(ev.session.G, ev.held, edit)
-        accuracy = Estimate(*(found.get(key, math.nan) for key in ('accuracy', 'accuracy_low', 'accuracy_high')))
-        rows.append([edit_name(ev, edit), str(found['n']), with_interval(accuracy), number(found['majority']),
-                     number(found.get('balanced_accuracy', math.nan)), number(found['auc'])])  # fmt: skip
+    own = [measured.edit for measured in ev.measured if not (measured.edit.conditional or measured.edit.reverse)]
+    rows = [_accuracy_row(ev, edit, '') for edit in own]
+    if ev.options.fit != 'plane':  # Else the edits' own are these.
+        rows += [_accuracy_row(ev, edit, ', logistic regression') for edit in ev.planes]
     header = ['direction', 'n', 'accuracy', 'majority', 'balanced', 'AUC']
-    return Table('Directions on held-out codes', 'How well they tell held-out images of their class from the others; '
-                 f'intervals cover {COVERED:.0%}.', header, rows)  # fmt: skip
+    return Table('Directions on held-out codes', 'How well they tell held-out images of their class from the others, '
+                 'and how well logistic regression does; intervals cover '
+                 f'{COVERED:.0%}.', header, rows)  # fmt: skip
+
+
+def _accuracy_row(ev: Evaluation, edit: Edit, kind: str) -> list[str]:
+    found = edit_evaluation.held_out_accuracy(ev.session.G, ev.held, edit)
+    accuracy = Estimate(*(found.get(key, math.nan) for key in ('accuracy', 'accuracy_low', 'accuracy_high')))
+    return [edit_name(ev, edit) + kind, str(found['n']), with_interval(accuracy), number(found['majority']),
+            number(found.get('balanced_accuracy', math.nan)), number(found['auc'])]  # fmt: skip
 
 
 def _equal_table(ev: Evaluation, level: float, figures: list[Equal]) -> Table:

@@ -198,6 +198,7 @@ class Evaluation:
     effects: dict[tuple[int, int], Effect]
     regions: dict[tuple[int, int], Array]
     edits: list[Edit]  # As they were read or learned.
+    planes: list[Edit]  # Logistic regression's, which are not measured: they tell how well codes know the labels.
     measured: list[Measured]
     skipped: list[str]  # Why some edits were not measured.
 
@@ -216,14 +217,15 @@ def run(options: EvaluateOptions, session: Session, failures: Failures) -> Evalu
     val = val.take(choose_labelled(label_numbers(attributes, val.table), most))
     learned = learn(session, train, attributes, not given, failures)
     found = given or learn_edits(session, learned, attributes, options.fit or direction_learning.FITS[0])
+    planes = [] if given else found if options.fit == 'plane' else learn_edits(session, learned, attributes, 'plane')
     edits = all_edits(options, session, attributes, found)
     held = _look_at_val(session, val, attributes, learned.judges, failures)
     effects = {edit.aim: effect_of(learned.moments, edit) for edit in edits}
     regions = {aim: effect.region() for aim, effect in effects.items()}
     measured, skipped = _measure_all(options, session, edits, held, learned.judges, regions)
     counts = (label_numbers(attributes, train.table) >= 0).sum(axis=0)
-    return Evaluation(options, session, attributes, learned.judges, held, counts, effects, regions, found, measured,
-                      skipped)
+    return Evaluation(options, session, attributes, learned.judges, held, counts, effects, regions, found, planes,
+                      measured, skipped)
 
 
 def _check_val(attributes: Sequence[Attribute], val: Split) -> None:

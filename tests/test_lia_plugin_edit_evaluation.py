@@ -226,6 +226,11 @@ def test_everything_is_written(evaluated: Any) -> None:
     assert (out / 'directions_y.npz').exists() and (out / 'directions_z.npz').exists()
     html = (out / 'index.html').read_text()
     assert html.count('<img') > 20 and 'upper=bright' in html and 'median' in html
+    planes = content['logistic_regression']
+    own = [edit for edit in content['edits'] if not (edit['conditional'] or edit['reverse'])]
+    assert {(one['aim'], one['space']) for one in planes} == {(edit['aim'], edit['space']) for edit in own}
+    assert all(one['held_out_accuracy']['accuracy'] == 1 for one in planes)
+    assert f"| {planes[0]['aim']} in y, logistic regression |" in text
     assert '## Differences at 50% success' in text and '| upper=bright in y |' in text
 
 
