@@ -256,9 +256,10 @@ class Lia(Inverting, Learner):
             seed: Of the e.
         """
         self._check_prior('variations')
-        num = api_checks.whole('num', num)
+        num, seed, chosen = api_checks.whole('num', num), api_checks.whole('seed', seed, 0), self._layers(layers)
+        how = editing.Variation(api_checks.number('rho', rho), api_checks.number('share', share),
+                                api_checks.places('coords', coords, self.dim), chosen, each_layer)  # fmt: skip
         found, form, lead = self._read(what, c)
-        how = editing.Variation(rho, share, coords, self._layers(layers), each_layer)
         made = editing.vary(self.G, found.code, found.c, num, how, torch.Generator().manual_seed(seed)).flatten(0, 1)
         return self._give(self._repeat(found, num).with_code(made), form, (*lead, num), out)
 
@@ -288,6 +289,8 @@ class Lia(Inverting, Learner):
         Raises:
             ValueError: sizes that don't belong together.
         """
+        if not isinstance(placement, Placement | None):
+            raise ValueError(f'placement: expected one of Latents.placements, got {type(placement).__name__}')
         picture, form = api_images.read_full(full, self.value_range, alpha=True)
         if placement is None:
             placement = centre_crop((picture.shape[2], picture.shape[1]), self.resolution)

@@ -265,7 +265,7 @@ class Network:
 
     def _layers(self, given: Layers | None) -> tuple[int, ...] | None:
         """ValueError for layers that the network hasn't; None is none in particular."""
-        return api_checks.layer_list(given, self.num_ws)
+        return api_checks.places('layers', given, self.num_ws)
 
     def _read_code(self, code: Any, c: Any = None) -> tuple[Codes, Form, tuple[int, ...]]:
         """Floats [N, dim] or [N, num_ws, dim] -> the same as of `_read`; pictures of it are NumPy's or tensors, too."""

@@ -22,7 +22,7 @@ Arguments = ParamSpec('Arguments')
 Result = TypeVar('Result')
 
 # Options whose arguments have other names; of all others the name is the option's, with underscores.
-ARGUMENTS = {'class': 'c', 'data': 'images', 'splits': 'split', 'target': 'images', 'refine-lr': 'lr',
+ARGUMENTS = {'class': 'c', 'data': 'images', 'init': 'start', 'splits': 'split', 'target': 'images', 'refine-lr': 'lr',
              'refine-noise': 'noise', 'refine-optimizer': 'optimizer'}  # fmt: skip
 METHOD = re.compile(r'^--method=\w+: ')  # Which is the method's own name in Python.
 OPTION = re.compile(r'(?<![\w-])--([a-z][a-z-]*)')
@@ -90,14 +90,14 @@ def one_of(name: str, given: Any, known: Sequence[str]) -> None:
         raise ValueError(f'{name}: expected {" or ".join(map(repr, known))}, got {given!r:.80}')
 
 
-def layer_list(given: Any, num_ws: int) -> tuple[int, ...] | None:
-    """3, [0, 3], range(4) or '0-3,7' -> places in ws; None = as given: all. ValueError for what the network hasn't."""
+def places(name: str, given: Any, count: int) -> tuple[int, ...] | None:
+    """3, [0, 3], range(4) or '0-3,7', as layers are told; None = all. ValueError unless 0 to count - 1, each."""
     if given is None:
         return None
     found = codes.parse_seeds(given) if isinstance(given, str) else given
     listed = [found] if isinstance(found, int | np.integer) else found
     if not isinstance(listed, Sequence | np.ndarray) or not len(listed) or not all(
-        isinstance(one, int | np.integer) and not isinstance(one, bool) and 0 <= one < num_ws for one in listed
+        isinstance(one, int | np.integer) and not isinstance(one, bool) and 0 <= one < count for one in listed
     ):
-        raise ValueError(f"layers: expected some of 0 to {num_ws - 1}, as [0, 3] or '0-3', got {given!r:.80}")
+        raise ValueError(f"{name}: expected some of 0 to {count - 1}, as [0, 3] or '0-3', got {given!r:.80}")
     return tuple(int(one) for one in listed)

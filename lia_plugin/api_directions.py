@@ -67,6 +67,8 @@ class Directed(Network):
         listed = _listed(directions)
         if not all(isinstance(one, Direction) for one in listed):
             raise ValueError(f'directions: expected Directions, got {directions!r:.80}')
+        if not os.fspath(path).lower().endswith('.npz'):
+            raise ValueError(f'path: directions are written as .npz, got {os.fspath(path)}')
         direction_store.save_directions(path, listed)
 
     @in_python
@@ -90,8 +92,9 @@ class Directed(Network):
             if len(found) != 1:
                 raise ValueError(f'direction: {os.fspath(given)} holds {", ".join(found)}; FILE:NAME is one of them')
             return next(iter(found.values()))
-        if not is_array(given):
-            raise ValueError(f'direction: expected a Direction, FILE:NAME or a vector, got {type(given).__name__}')
+        if not is_array(given) or 'float' not in str(given.dtype):
+            got = str(given.dtype) if is_array(given) else type(given).__name__
+            raise ValueError(f'direction: expected a Direction, FILE:NAME or a vector of floats, got {got}')
         made = make_direction('direction', torch.as_tensor(given), direction_store.code_space(self.G))
         direction_store.check_network(made, self.G, 'direction')
         return with_scale(self.G, made)
@@ -152,8 +155,7 @@ class Directed(Network):
         api_checks.one_of('mode', mode, MODES)
         if stay_typical is not None:
             self._check_prior('stay_typical')
-            if not 0 < stay_typical < 1:
-                raise ValueError(f'stay_typical: a p-value is more than 0 and less than 1, got {stay_typical}')
+            api_checks.share('stay_typical', stay_typical)
         target = self.direction(direction)
         moving = self._layers(layers) or target.layers
         along = target if not conditions else manipulation.project_out(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from lia_plugin import api_checks, codes, inversion, invert_run, spaces
 from lia_plugin.api_base import Latents, Network
@@ -18,6 +20,17 @@ from lia_plugin.codes import made_codes, unique_names
 from lia_plugin.initial_codes import StartingPoint
 from lia_plugin.invert_options import InvertOptions
 from lia_plugin.inverter import Inverter
+
+
+def _bar(groups: int, steps: int) -> tqdm[Any]:
+    """How far it is, with an ETA, on stderr: in a terminal or a notebook, and where there is more than one thing to do.
+
+    The refinement tells of its start and of each step.
+    """
+    total = groups * (steps + 1)
+    wanted = False if 'ipykernel' in sys.modules else None  # Whose stderr is no terminal, but is looked at.
+    return tqdm(total=total, desc='Refining' if steps else 'Inverting', unit='step' if steps else 'batch',
+                disable=True if total == 1 else wanted)  # fmt: skip
 
 
 class Inverting(Network):
@@ -76,6 +89,8 @@ class Inverting(Network):
         for name, weight in weights.items():
             if weight is not None:
                 api_checks.number(name, weight, least=0)
+        if percep == 'none' and percep_weight:
+            raise ValueError("percep_weight: not with percep='none', which has no features to weigh")
         asked = InvertOptions(
             self.network, (), refine=api_checks.whole('steps', steps, 0), space=space, percep=percep, init=word,
             refine_optimizer=optimizer, refine_lr=lr, refine_noise=noise, **weights,  # type: ignore[arg-type]
@@ -110,13 +125,16 @@ class Inverting(Network):
         names = unique_names(given.names)
         labels = self._labels(c, len(given.img), given)
         parts, figures = [], []
-        for rows in self._batches(len(given.img)):
-            own = None if labels is None else labels[rows]
-            batch = inverter(given.img[rows].to(self.device), own, names[rows])
-            code = self._code_of(batch, inverter.space)
-            maps = [{name: value[i] for name, value in (batch.noise or {}).items()} for i in range(len(code))]
-            parts.append(made_codes(names[rows], code, own, maps, given.placements[rows]))
-            figures.append(batch.figures)
+        groups = self._batches(len(given.img))
+        with _bar(len(groups), 0 if inverter.settings is None else inverter.settings.steps) as bar:
+            for rows in groups:
+                own = None if labels is None else labels[rows]
+                batch = inverter(given.img[rows].to(self.device), own, names[rows], lambda *_told: bar.update())
+                bar.update(inverter.settings is None)
+                code = self._code_of(batch, inverter.space)
+                maps = [{name: value[i] for name, value in (batch.noise or {}).items()} for i in range(len(code))]
+                parts.append(made_codes(names[rows], code, own, maps, given.placements[rows]))
+                figures.append(batch.figures)
         together = {name: np.concatenate([part[name] for part in figures]) for name in figures[0]}
         lead = () if given.single else (len(given.img),)
         return self._latents(codes.concatenate(self.G, parts), given.form, lead, figures=together, notes=given.notes)

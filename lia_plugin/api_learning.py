@@ -21,7 +21,7 @@ from lia_plugin.directions import Direction
 from lia_plugin.edit_session import Session
 
 Labels = Sequence[Any] | np.ndarray  # N values, None or NaN = not known.
-SPACES, FITS = ('y', 'z'), ('plane', 'means')
+SPACES = ('y', 'z')
 AT_HAND = 'images'  # As SearchOptions.data: that there are some, though not in files.
 
 
@@ -155,8 +155,6 @@ class Learner(Directed):
 def _check(asked: SearchOptions) -> None:
     """ValueError for words that are none, and for what doesn't go together, before images are looked at."""
     api_checks.one_of('space', asked.space, SPACES)
-    if asked.fit is not None:
-        api_checks.one_of('fit', asked.fit, FITS)
     asked.check()
 
 
@@ -166,7 +164,9 @@ def _by_name(found: Sequence[Direction]) -> Directions:
 
 def _column(name: str, column: Labels, count: int) -> list[str | None]:
     values = column.tolist() if hasattr(column, 'tolist') else column  # Of arrays, tensors, pandas: plain numbers.
-    if not isinstance(values, list | tuple | range) or len(values) != count:
+    if not isinstance(values, list | tuple | range) or len(values) != count or any(
+        isinstance(value, list | tuple) for value in values
+    ):
         raise ValueError(f'labels: expected {count} values of {name}, got {column!r:.80}')
     return [None if value is None or isinstance(value, float) and math.isnan(value) else str(value)
             for value in values]  # fmt: skip

@@ -26,6 +26,8 @@ class Sheet:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """As PNG."""
+        if not os.fspath(path).lower().endswith('.png'):
+            raise ValueError(f'path: sheets are written as .png, got {os.fspath(path)}; sheet.image.save takes others')
         save_png(self.pixels, path)
 
     def _repr_png_(self) -> bytes:
@@ -50,6 +52,8 @@ def show(images: Any, captions: Sequence[str] = (), rows: Sequence[str] = (), si
     """
     if isinstance(images, Latents):
         raise ValueError('images: expected pictures, got Latents; lia.decode(latents) draws them')
+    if side is not None:
+        api_checks.whole('side', side)
     found = _rows(images)
     if captions and len(captions) != max(len(row) for row in found):
         raise ValueError(f'captions: expected {max(len(row) for row in found)}, got {len(captions)}')

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,8 @@ def test_no_error_speaks_of_options(lia: Lia, y: Any, tmp_path: Path) -> None:
         lambda: stock.sefa(space='z'),
         lambda: stock.refine(image, 1, prior_weight=1),
         lambda: lia.refine(image, 1, percep='disc'),
+        lambda: lia.refine(image, 1, percep='none', percep_weight=1),
+        lambda: stock.refine(image, 1, start='encoder'),
         lambda: lia.save(tmp_path / 'none' / 'a.npz', y),
     ):
         with pytest.raises(ValueError) as caught:
@@ -144,6 +147,17 @@ def test_numbers_that_cannot_be(lia: Lia, y: Any, tmp_path: Path) -> None:
         (lambda: lia.pca(2, y, space='w'), "space: expected 'y' or 'z', got 'w'"),
         (lambda: lia.directions_from_labels(y, np.arange(24) % 2, space='q'), "space: expected 'y' or 'z', got 'q'"),
         (lambda: lia.directions(tmp_path / 'd.npz', space='q'), "space: .* got 'q'"),
+        (lambda: lia.variations(1, rho='x'), "rho: .* got 'x'"),
+        (lambda: lia.variations(1, seed=-1), 'seed: expected a whole number from 0 on, got -1'),
+        (lambda: lia.variations(1, coords=[99]), r'coords: expected some of 0 to 15, .* got \[99\]'),
+        (lambda: lia.variations(1, coords=[]), 'coords: '),
+        (lambda: lia.manipulate(1, y[0], 1, stay_typical='x'), "stay_typical: .* got 'x'"),
+        (lambda: lia.direction(np.array(['a'] * 16)), 'vector of floats, got <U1'),
+        (lambda: lia.paste(image, image, 3), 'placement: .* got int'),
+        (lambda: lia.directions_from_labels(y, np.zeros([24, 2])), 'expected 24 values'),
+        (lambda: lia.save_directions(tmp_path / 'd.npy', lia.sefa(1)), r'written as \.npz'),
+        (lambda: lia_plugin.show(image).save(tmp_path / 'a.jpg'), r'written as \.png'),
+        (lambda: lia_plugin.show(image, side=0), 'side: '),
         (lambda: lia_plugin.save_video(tmp_path / 'a.gif', [image], fps=0), 'fps: expected a whole number'),
     ):
         with pytest.raises(ValueError, match=complaint):
@@ -234,3 +248,19 @@ def test_each_layer_varies_by_itself(lia: Lia) -> None:
     together, apart = (lia.variations(1, num=2, each_layer=each, out='latents') for each in (False, True))
     assert together.y_plus is None and apart.y_plus.shape == (2, lia.num_ws, lia.dim)
     assert len(np.unique(apart.y_plus[0], axis=0)) == lia.num_ws
+
+
+def test_a_notebook_is_told_how_far_it_is(
+    lia: Lia, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = list(np.zeros([3, 16, 16, 3], np.uint8))
+    monkeypatch.setattr(lia, 'batch', 2)
+    lia.refine(images, 2, percep='none')
+    assert capsys.readouterr().err == '', 'no terminal, no bar'
+    monkeypatch.setitem(sys.modules, 'ipykernel', sys)
+    lia.refine(images, 2, percep='none')
+    assert '6/6' in capsys.readouterr().err, 'two batches, a start and two steps each'
+    lia.invert(images)
+    assert 'Inverting' in capsys.readouterr().err
+    lia.invert(images[0])
+    assert capsys.readouterr().err == ''

@@ -240,7 +240,7 @@ def test_what_cannot_be_is_named(lia: Lia, axis: Direction, tmp_path: Path) -> N
         (lambda: lia.manipulate(1, nowhere, mode='distance'), 'nowhere leads to no boundary'),
         (lambda: lia.manipulate(1, axis, layers=[9]), 'layers: expected some of 0 to 5'),
         (lambda: lia.manipulate(1, axis, layers=[2], stay_typical=0.1), 'layers: typicality'),
-        (lambda: lia.manipulate(1, axis, stay_typical=2), 'stay_typical: a p-value'),
+        (lambda: lia.manipulate(1, axis, stay_typical=2), 'stay_typical: expected more than 0 and less than 1, got 2'),
         (lambda: lia.manipulate(1, axis, conditions=axis), 'nothing is left'),
         (lambda: lia.retarget([1, 2], 3, 4), 'one image each, got 2 and 1'),
         (lambda: lia.retarget(1, 2, 3, space='w'), "got 'w'"),
