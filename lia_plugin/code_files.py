@@ -1,4 +1,4 @@
-"""Codes in .npz files: ours (`y`, `y_plus`, `w`, `names`, `noise.*`, `c`) and those of StyleGAN's projectors (`w`)."""
+"""Codes in .npz files: ours (`y`, `y_plus`, `w`, `names`, `noise.*`, `c`, …) and those of StyleGAN projectors (`w`)."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ import zipfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import click
 import numpy as np
 import numpy.typing as npt
 
 from lia_plugin import noise_maps, placement, spaces
 from lia_plugin.host import UserError, one_line
+from lia_plugin.network_hash import generator_hash, same_codes
 from lia_plugin.placement import Placement
 
 Array = npt.NDArray[Any]
 
-KEYS = ('y_plus', 'y', 'w', 'names', 'c')
+HASH = 'network_hash'  # `generator_hash` of the network that made the codes.
+KEYS = ('y_plus', 'y', 'w', 'names', 'c', HASH)
 NOISE = 'noise.'  # What the names of noise maps begin with.
 
 
@@ -33,7 +36,7 @@ class CodeFile(NamedTuple):
 def read_code_file(path: str, G: Any, said: str | None = None, hint: str = '') -> CodeFile:
     """Reads and checks a file; messages call it `said` and end in `hint` if there is no file.
 
-    `y_plus` goes before `y`, and `w` serves where y is w.
+    `y_plus` goes before `y`, and `w` serves where y is w. Codes of another network are told of on stderr.
 
     Raises:
         UserError: one line, for whatever is wrong with the file.
@@ -87,6 +90,8 @@ def _describe(said: str, arrays: Mapping[str, Array], codes: Array, G: Any) -> C
     if names is not None and names.shape != (len(codes),):
         raise UserError(f'{said}: its names have shape {list(names.shape)}, for {len(codes)} codes')
     stored = None if names is None else [str(name) for name in names.tolist()]
+    if HASH in arrays and not same_codes(str(arrays[HASH]), generator_hash(G)):
+        click.echo(f'{said}: its codes were made with another network, and mean other things in this one', err=True)
     return CodeFile(codes, _find_noise(said, arrays, len(codes), G), stored, _labels(said, arrays, len(codes), G),
                     _placements(said, arrays, len(codes)))
 

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from lia_plugin import prior, results, spaces
-from lia_plugin.code_files import NOISE
+from lia_plugin.code_files import HASH, NOISE
 from lia_plugin.codes import Codes, stack_noise
+from lia_plugin.network_hash import generator_hash
 from lia_plugin.networks import base_code
 from lia_plugin.placement import to_arrays
 
@@ -47,7 +48,8 @@ def latents(
 def save_codes(path: str, G: Any, codes: Codes) -> None:
     """Writes codes, their names and placements as an .npz that INPUT arguments take; whole or not at all."""
     placed = to_arrays(codes.placements) if any(place is not None for place in codes.placements) else {}
-    results.save_latents(path, latents(G, codes.code, codes.c, codes.noise), names=np.array(codes.names), **placed)
+    results.save_latents(path, latents(G, codes.code, codes.c, codes.noise), names=np.array(codes.names),
+                         **{HASH: np.array(generator_hash(G))}, **placed)
 
 
 @torch.no_grad()

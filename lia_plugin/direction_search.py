@@ -15,9 +15,10 @@ from lia_plugin import direction_data, direction_factors, direction_learning, sp
 from lia_plugin.codes import Codes
 from lia_plugin.direction_data import DataOptions, Failures, Labelled
 from lia_plugin.direction_learning import FITS, Split, Task
-from lia_plugin.directions import Direction, code_space, generator_hash, make_direction, with_scale
+from lia_plugin.directions import Direction, code_space, make_direction, with_scale
 from lia_plugin.edit_session import Session
 from lia_plugin.host import UserError
+from lia_plugin.network_hash import generator_hash
 
 METHODS = ('labels', 'sets', 'sefa', 'pca')
 SEEDS_SHOWN = '0-2'

@@ -8,7 +8,6 @@ others publish are read too (`lia_plugin.direction_files`).
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -22,6 +21,7 @@ import torch
 
 from lia_plugin import direction_files, outputs, spaces
 from lia_plugin.host import UserError, atomic_write, one_line
+from lia_plugin.network_hash import generator_hash
 
 FORMAT = 'lia directions 1'
 SPACES = ('y', 'z', 'w')
@@ -87,23 +87,6 @@ def make_direction(name: str, vector: torch.Tensor, space: str, **rest: Any) -> 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Whose a direction is
-
-
-def generator_hash(G: Any) -> str:
-    """MAPPING-SYNTHESIS, 16 hexadecimal digits each: tells whether two networks mean the same by a code.
-
-    The same on every device, whether weights are parameters or buffers, and whatever encoder is trained beside them.
-    """
-    return f'{_weights_hash(G.mapping, ("encoder.", "w_avg"))}-{_weights_hash(G.synthesis, ())}'
-
-
-def _weights_hash(module: torch.nn.Module, without: tuple[str, ...]) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        if not name.startswith(without) and 'filter' not in name:  # Hosts differ in which filters they store.
-            digest.update(f'{name} {list(value.shape)};'.encode())
-            digest.update(value.detach().cpu().to(torch.float32).contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def check_network(direction: Direction, G: Any, where: str, force: bool = False, own: str | None = None) -> None:

@@ -12,6 +12,7 @@ from lia_plugin.edit_evaluation import PLAIN, Edit, Measured
 from lia_plugin.edit_evaluation_run import Evaluation
 from lia_plugin.edit_judges import JudgeFigures, judge_figures
 from lia_plugin.edit_statistics import COVERED, RESAMPLES, Estimate, Samples
+from lia_plugin.network_hash import generator_hash
 from lia_plugin.outputs import finite
 from lia_plugin.results import save_json
 
@@ -74,7 +75,7 @@ def content(ev: Evaluation, equal: dict[float, list[Equal]]) -> dict[str, Any]:
     """Of evaluation.json."""
     options, session = ev.options, ev.session
     return {
-        'network': session.network, 'network_hash': directions.generator_hash(session.G), 'data': options.data,
+        'network': session.network, 'network_hash': generator_hash(session.G), 'data': options.data,
         'val': options.val, 'labels': options.labels, 'seed': session.seed, 'held_out': len(ev.held.codes),
         'covered': COVERED, 'resamples': RESAMPLES, 'units': PLAIN,
         'judges': [_judge(ev, k, figures) for k, figures in enumerate(judges_of(ev))],

@@ -37,6 +37,7 @@ from lia_plugin.edit_regions import Effect, Moments
 from lia_plugin.edit_session import Session
 from lia_plugin.host import UserError
 from lia_plugin.images import to_float
+from lia_plugin.network_hash import generator_hash
 from lia_plugin.targets import Target
 
 Array = npt.NDArray[Any]
@@ -141,7 +142,7 @@ def learn_edits(session: Session, learned: Learned, attributes: Sequence[Attribu
 
     own = directions.code_space(session.G)
     chosen = [own, 'z'] if spaces.has_prior(session.G) else [own]
-    hashed = directions.generator_hash(session.G)
+    hashed = generator_hash(session.G)
     code = spaces.fit_code(session.G, learned.codes.code, plus=False)
     # Of two classes one direction leads from the first to the second; of more, one to each.
     aims = [(k, value) for k, attribute in enumerate(attributes)

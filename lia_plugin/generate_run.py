@@ -16,6 +16,7 @@ from lia_plugin.edit_session import Session
 from lia_plugin.generate_parts import Drawn, FilePart, SeedPart, chosen_classes, latent_arrays, one_class
 from lia_plugin.host import UserError
 from lia_plugin.input_transform import set_transform
+from lia_plugin.network_hash import generator_hash
 from lia_plugin.networks import base_code
 from lia_plugin.outputs import check_output
 from lia_plugin.picture_files import GridFolder, PictureFolder, check_grid
@@ -146,7 +147,7 @@ class Generation:
         if asked.save_latents:
             arrays = latent_arrays(G, self.latents)
             path = os.path.join(asked.outdir, 'latents.npz')
-            results.save_latents(path, arrays, names=np.array(self.names))
+            results.save_latents(path, arrays, names=np.array(self.names), network_hash=np.array(generator_hash(G)))
         facts = dict(
             network=asked.network, resolution=G.img_resolution, channels=G.img_channels, z_dim=G.z_dim,
             trunc=asked.trunc, trunc_cutoff=asked.trunc_cutoff, trunc_space=asked.trunc_space,

@@ -14,6 +14,7 @@ from lia_plugin import calibration, cropping, delta, host, inversion, perceptual
 from lia_plugin.initial_codes import StartingPoint, layered, read_codes
 from lia_plugin.invert_options import InvertOptions
 from lia_plugin.inverter import Inverter
+from lia_plugin.network_hash import generator_hash
 from lia_plugin.target_batches import Group, Progress, read_batches, stack_images
 from lia_plugin.targets import Target
 
@@ -124,7 +125,7 @@ class Job:
             self.G, space, init, self.settings, self.percep, self.lpips,
             load_calibration(asked.calibration_file, asked.network, self.G), asked.trunc, asked.noise_mode,
         )  # fmt: skip
-        self.writer = results.InversionWriter(asked.outdir, len(items) == 1, self.captions())
+        self.writer = results.InversionWriter(asked.outdir, len(items) == 1, self.captions(), generator_hash(self.G))
 
     def _read_start(self) -> tuple[str | dict[str, StartingPoint], str]:
         """Where codes start, those of a file by their images' names; and the space that they are looked for in."""

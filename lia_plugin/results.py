@@ -149,13 +149,17 @@ class InversionWriter:
     """Writes each batch as it comes, and what is about all of them at the end. Creates the folder with the first image.
 
     One image's latents go to projected_w.npz; of several, to NAME.npz each, and to latents.npz together. Labels stand
-    there as `c` [N, c_dim], where each crop lies as placement.KEY (`placement.to_arrays`). Noise maps that are an
-    image's own stand in its file as noise.BUFFER [1, 1, R, R].
+    there as `c` [N, c_dim], where each crop lies as placement.KEY (`placement.to_arrays`), and
+    whose codes they are as `network_hash` (`generator_hash`). Noise maps that are an image's own stand in its file as
+    noise.BUFFER [1, 1, R, R].
     """
 
-    def __init__(self, outdir: str, single: bool, captions: Sequence[str] = CAPTIONS) -> None:
+    def __init__(
+        self, outdir: str, single: bool, captions: Sequence[str] = CAPTIONS, network_hash: str = ''
+    ) -> None:
         self.outdir = outdir
         self.single = single
+        self.told: dict[str, Any] = {'network_hash': np.array(network_hash)} if network_hash else {}
         self.captions = captions  # Of the original, what came between, and the reconstruction.
         self.names: list[str] = []
         self.rows: list[dict[str, float]] = []  # Figures of each image.
@@ -193,7 +197,8 @@ class InversionWriter:
                 self.pictures.append(picture)
             latent_file = 'projected_w.npz' if self.single else f'{target.name}.npz'
             own = {name: value[i : i + 1] for name, value in {**latents, **noise}.items()}
-            save_latents(os.path.join(self.outdir, latent_file), own, **to_arrays([loaded.placement]))
+            save_latents(os.path.join(self.outdir, latent_file), own, **self.told,
+                         **to_arrays([loaded.placement]))
             self.placements.append(loaded.placement)
 
     def finish(self, settings: Mapping[str, Any]) -> None:
@@ -212,7 +217,7 @@ class InversionWriter:
         if self.single:
             return
         together = {name: torch.cat([part[name] for part in self.latents]) for name in self.latents[0]}
-        more = dict(names=np.array(self.names), **to_arrays(self.placements))
+        more = dict(names=np.array(self.names), **self.told, **to_arrays(self.placements))
         save_latents(os.path.join(self.outdir, 'latents.npz'), together, **more)
         summary = f'{settings["network"]}: {len(self.rows)} images, in [-1, 1]; {len(self.failures)} could not be used.'
         save_overview(self.outdir, self.pictures, self.rows, summary, self.captions)

@@ -12,7 +12,8 @@ from editing_files import Files, edit, refused
 
 from lia_plugin import manipulation
 from lia_plugin.codes import read_inputs
-from lia_plugin.directions import Direction, generator_hash, load_directions
+from lia_plugin.directions import Direction, load_directions
+from lia_plugin.network_hash import generator_hash
 
 LEVELS = {'dark': 60, 'medium': 128, 'bright': 200}
 

@@ -12,7 +12,8 @@ from editing_files import Files, arrays, drawn, edit, make_layered, picture, ref
 from test_lia_plugin_inversion import save_pickle
 
 from lia_plugin import manipulation_run, prior
-from lia_plugin.directions import generator_hash, make_direction, save_directions
+from lia_plugin.directions import make_direction, save_directions
+from lia_plugin.network_hash import generator_hash
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:

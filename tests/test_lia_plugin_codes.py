@@ -9,7 +9,7 @@ import torch
 from test_lia_plugin_inversion import RESOLUTION, make_generator, save_pickle, save_pictures
 from test_lia_plugin_sampling import make_deep
 
-from lia_plugin import cli, codes, images, paths, spaces
+from lia_plugin import cli, code_output, codes, images, paths, spaces
 from lia_plugin.host import UserError
 
 
@@ -167,3 +167,15 @@ def test_where_y_has_one_length_it_is_not_truncated() -> None:
 def test_many_equal_names_are_numbered() -> None:
     assert codes.unique_names(['a', 'A', 'a_2', 'a', 'b']) == ('a', 'A_2', 'a_2_2', 'a_3', 'b')
     assert len(set(codes.unique_names(['x'] * 20_000))) == 20_000
+
+
+def test_latents_of_another_network_are_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    G = make_generator()
+    for name, network in (('own', G), ('tuned', make_generator()), ('other', make_generator())):
+        moved = dict(tuned=network.synthesis.b4.const, other=network.mapping.phi.coupling0.shift.bias).get(name)
+        if moved is not None:
+            moved.add_(1)
+        code_output.save_codes(str(tmp_path / f'{name}.npz'), network, codes.seed_codes(network, [0]))
+        capsys.readouterr()
+        assert len(read(G, str(tmp_path / f'{name}.npz'))) == 1
+        assert ('another network' in capsys.readouterr().err) == (name == 'other'), name

@@ -16,8 +16,9 @@ from test_lia_plugin_inversion import make_generator
 from test_lia_plugin_refinement import make_stock
 
 from lia_plugin import direction_files, directions, networks, spaces
-from lia_plugin.directions import Direction, generator_hash, load_directions, make_direction, save_directions
+from lia_plugin.directions import Direction, load_directions, make_direction, save_directions
 from lia_plugin.host import UserError
+from lia_plugin.network_hash import generator_hash
 
 
 @pytest.fixture(scope='module')

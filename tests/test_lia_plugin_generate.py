@@ -145,7 +145,7 @@ def test_latents_make_the_same_pictures_again(nets: Networks, tmp_path: Path, na
     generate(nets.path[name], tmp_path / 'a', '--seeds=0-3', '--save-latents', '--batch=3', *trunc, *label)
     found = latents(tmp_path / 'a' / 'latents.npz')
     in_w_alone = name == 'deep' and len(trunc) == 1
-    expected = {'w', 'names'} | ({'c'} if G.c_dim else set())
+    expected = {'w', 'names', 'network_hash'} | ({'c'} if G.c_dim else set())
     if spaces.has_prior(G) and not in_w_alone:
         expected |= {'y', 'z'} | ({'y_plus'} if len(trunc) == 2 and name == 'lia' else set())
     assert set(found) == expected and found['names'].tolist() == [f'seed000{i}' for i in range(4)]

@@ -16,6 +16,7 @@ import torch
 
 from lia_plugin import cli, images, inversion, page, placement, targets
 from lia_plugin.host import UserError
+from lia_plugin.network_hash import generator_hash
 from lia_plugin.networks import Generator
 
 RESOLUTION = 16
@@ -227,6 +228,7 @@ def test_one_image(network: str, G: Any, tmp_path: Path, capsys: pytest.CaptureF
     assert sorted(path.name for path in out.iterdir()) == names
     with np.load(out / 'projected_w.npz') as latents:
         arrays = {key: latents[key] for key in latents}
+        assert str(arrays.pop('network_hash')) == generator_hash(G)
         own = {key: (value.shape, value.dtype) for key, value in arrays.items() if not key.startswith(placement.PREFIX)}
         assert own == {
             'w': ((1, G.num_ws, 16), np.float32), 'y': ((1, 16), np.float32), 'z': ((1, 16), np.float32),

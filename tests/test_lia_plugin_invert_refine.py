@@ -91,7 +91,7 @@ def test_refined_images_their_figures_and_pages(
     together = latents(out / 'latents.npz')
     for i in range(3):
         own = latents(out / f'picture{i}.npz')
-        assert codes(own) == {'w', 'y', 'z'} and np.array_equal(own['y'][0], together['y'][i])
+        assert codes(own) == {'w', 'y', 'z', 'network_hash'} and np.array_equal(own['y'][0], together['y'][i])
         replayed = files.G(torch.from_numpy(own['z']), None, noise_mode='const')[0]
         shown = images.to_float(images.to_uint8(replayed))
         assert (shown - picture(out / f'picture{i}_recon.png')).abs().max() <= 2 / 127.5
@@ -246,7 +246,7 @@ def test_stock_networks_have_w_alone(
     row = told['images'][0]
     assert row['mse'] < row['start_mse'] and not {'typicality', 'log_prob', 'z_norm2', 'ms'} & set(row)
     found = latents(tmp_path / 'picture1.npz')
-    assert codes(found) == {'w'} and found['w'].shape == (1, 6, 8)
+    assert codes(found) == {'w', 'network_hash'} and found['w'].shape == (1, 6, 8)
     assert (np.ptp(found['w'], axis=1).max() > 0) == (space == 'y+')
     G = make_stock()
     shown = images.to_float(images.to_uint8(G.synthesis(torch.from_numpy(found['w']), noise_mode='const')[0]))

@@ -147,7 +147,7 @@ def facts_of(exhibit: Any, session: Any) -> dict[str, Any]:
     """What was asked for, and of which network."""
     import dataclasses
 
-    from lia_plugin.directions import generator_hash
+    from lia_plugin.network_hash import generator_hash
 
     settings = dataclasses.asdict(exhibit.options)
     if session is None:
