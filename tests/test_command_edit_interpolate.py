@@ -184,7 +184,7 @@ def test_stock_networks_have_w_and_no_z(files: Files, tmp_path: Path, capsys: py
     assert edit('interpolate', *args, tmp_path / 'out', '--steps=2') == 0
     assert 'typical' not in capsys.readouterr().out
     path = arrays(tmp_path / 'out' / 'path_y.npz')
-    assert set(path) == {'w', 'names'}
+    assert set(path) == {'w', 'names', 'network_hash'}
     np.testing.assert_allclose(path['w'][1], path['w'][[0, 2]].mean(axis=0), atol=1e-5)
     refused(capsys, edit('interpolate', *args, tmp_path / 'z', '--space=z'), 'has no φ', tmp_path / 'z')
 
@@ -283,3 +283,13 @@ def test_random_noise_does_not_depend_on_the_batch(tmp_path: Path) -> None:
     assert (frames['one'] - frames['five']).abs().max() <= 1
     assert (frames['one'] - frames['other']).abs().max() > 5
     assert (frames['one'][0] - frames['one'][1]).abs().max() > 5, 'each frame has noise of its own'
+
+
+def test_a_keyframe_that_cannot_be_read_is_named_where_too_few_are_left(
+    files: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / 'bad.png').write_bytes(b'no picture')
+    assert edit('interpolate', '3', str(tmp_path / 'bad.png'), '--network', files.network, '--outdir',
+                str(tmp_path / 'out')) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and 'bad.png' in lines[0] and not (tmp_path / 'out').exists()

@@ -75,6 +75,12 @@ def test_group_help_lists_all_commands(capsys: pytest.CaptureFixture[str]) -> No
     assert all(name in out for name in cli.COMMANDS)
 
 
+def test_edit_alone_lists_what_can_be_done(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(['edit']) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in edit.SUBCOMMANDS)
+
+
 @pytest.mark.parametrize('error, line', [
     (FileExistsError(errno.EEXIST, 'File exists', 'out'), 'Error: out: File exists'),
     (OSError(errno.ENOSPC, 'No space left on device'), 'Error: files: No space left on device'),

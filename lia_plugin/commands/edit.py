@@ -18,8 +18,9 @@ SUBCOMMANDS = {
 }
 
 
-@click.group(cls=LazyGroup, commands_table=SUBCOMMANDS, module_prefix='edit_')
-def edit() -> None:
+@click.group(cls=LazyGroup, commands_table=SUBCOMMANDS, module_prefix='edit_', invoke_without_command=True)
+@click.pass_context
+def edit(ctx: click.Context) -> None:
     """Edit images in the latent space.
 
     \b
@@ -31,3 +32,5 @@ def edit() -> None:
     Images are cropped to their centre square, and neither aligned nor looked at whether they are. For other crops, by
     landmarks or by search, take invert.py --align=… first and give what it writes.
     """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())

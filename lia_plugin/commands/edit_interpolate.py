@@ -52,5 +52,7 @@ def edit_interpolate(**options: Any) -> int:
     session = Session.open(**options)
     failures: list[tuple[str, str]] = []
     keys = session.read(inputs, failures=failures)
+    if failures and len(keys) < 2:
+        raise click.ClickException(f'{failures[0][1]}; without it there are no two keyframes')
     Interpolation(session, keys, asked).run()
     return report_failures(failures)
