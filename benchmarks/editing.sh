@@ -26,7 +26,7 @@ if [[ ! $network ]]; then
   network=$(find "$out/runs" -name 'network-snapshot-*.pkl' | sort | tail -n 1)
 fi
 
-# Directions: every value against the rest, by planes; and pairs of values, from mean to mean.
+# Directions: every value against the rest; and pairs of values, from mean to mean.
 means=()
 for space in y z; do
   "$python" edit.py directions --network="$network" --method=labels --space=$space "${sets[@]}" "${labels[@]}" \
@@ -43,7 +43,7 @@ done
 attributes=--attributes=gender=man/woman,skin_tone=light/dark,hair=default/red
 "$python" edit.py evaluate --network="$network" "${sets[@]}" "${labels[@]}" "$attributes" "${means[@]}" \
   --outdir="$out/edits-by-means" | tee "$out/edits-by-means.md"
-"$python" edit.py evaluate --network="$network" "${sets[@]}" "${labels[@]}" "$attributes" \
+"$python" edit.py evaluate --network="$network" "${sets[@]}" "${labels[@]}" "$attributes" --fit=plane \
   --outdir="$out/edits-by-planes" | tee "$out/edits-by-planes.md"
 
 # Strips of five of them.
