@@ -87,7 +87,7 @@ import click, PIL, psutil, pytest, requests, scipy, tqdm"'
 if [[ $HOST && ! $SMOKE ]]; then
   step build 170 "$PYTHON" benchmarks/iteration.py --size=S --device=$DEVICE --rounds=1 --host="$HOST" &
 fi
-LIA_TEST_DEVICE=$DEVICE step tests 100 "$PYTHON" -m pytest -q -p no:cacheprovider -m 'not slow' tests/test_device.py
+LIA_TEST_DEVICE=$DEVICE step tests 120 "$PYTHON" -m pytest -q -p no:cacheprovider -m 'not slow' tests/test_device.py tests/test_device_editing.py
 wait
 
 for size in $ALONE; do
