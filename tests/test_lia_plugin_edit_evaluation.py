@@ -4,6 +4,7 @@ import csv
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from lia_plugin.edit_evaluation import (
 )
 from lia_plugin.edit_evaluation_inputs import EvaluateOptions
 from lia_plugin.edit_evaluation_page import examples
-from lia_plugin.edit_evaluation_report import pairs, save_all
+from lia_plugin.edit_evaluation_report import edit_name, pairs, save_all, short_names
 from lia_plugin.edit_judges import Attribute
 from lia_plugin.edit_session import Session
 from lia_plugin.host import UserError
@@ -297,6 +298,30 @@ def test_conditions_are_of_other_attributes_of_one_file_and_space() -> None:
     assert [(one.attribute, one.conditional) for one in found] == [
         (0, False), (0, True), (0, False), (0, True), (1, False), (1, True), (2, False), (3, False)]
     np.testing.assert_allclose(found[1].direction.vector, [1, 0, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize(('paths', 'short'), [
+    (['runs/a/directions.npz', 'runs/b/directions.npz'], ['a', 'b']),
+    (['runs/a/smile.npz', 'runs/a/hat.npz'], ['smile.npz', 'hat.npz']),
+    (['a/x/d.npz', 'b/x/d.npz', 'b/y/d.npz'], ['a/x', 'b/x', 'b/y']),
+    (['d.npz', 'a/d.npz'], None),
+    (['only.npz'], ['only.npz']),
+    (['learned'], ['learned']),
+])  # fmt: skip
+def test_files_are_told_by_what_tells_them_apart(paths: list[str], short: list[str] | None) -> None:
+    found = short_names(paths)
+    assert len(set(found)) == len(paths) and (short is None or found == short)
+
+
+def test_an_edit_is_called_by_its_file_only_where_another_one_has_its_name() -> None:
+    def measured(path: str, space: str = 'y') -> Any:
+        return SimpleNamespace(edit=Edit(make_direction('hat=yes', torch.ones(2), space, scale=1.0), 0, 1, path))
+
+    def names(*those: Any) -> list[str]:
+        return [edit_name(SimpleNamespace(measured=those), one.edit) for one in those]  # type: ignore[arg-type]
+
+    assert names(measured('a/d.npz'), measured('b/d.npz', 'z')) == ['hat=yes in y', 'hat=yes in z']
+    assert names(measured('a/d.npz'), measured('b/d.npz')) == ['hat=yes in y (a)', 'hat=yes in y (b)']
 
 
 # ---------------------------------------------------------------------------------------------------------------------
