@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from test_lia_plugin_inversion import RESOLUTION, make_generator, save_pickle, save_pictures
 from test_lia_plugin_sampling import make_deep
 
 from lia_plugin import cli, code_output, codes, images, paths, spaces
+from lia_plugin.edit_session import Session
 from lia_plugin.host import UserError
 
 
@@ -179,3 +181,18 @@ def test_latents_of_another_network_are_told_of(tmp_path: Path, capsys: pytest.C
         capsys.readouterr()
         assert len(read(G, str(tmp_path / f'{name}.npz'))) == 1
         assert ('another network' in capsys.readouterr().err) == (name == 'other'), name
+
+
+def test_what_is_cut_off_is_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save_pickle(tmp_path / 'lia.pkl', make_generator())
+    for name, size in (('square', (40, 40)), *((f'wide{i}', (40, 20)) for i in range(7))):
+        PIL.Image.new('L', size, 99).save(tmp_path / f'{name}.png')
+    session = Session.open(path, device='cpu', outdir=str(tmp_path / 'out'))
+    session.read([str(tmp_path / 'square.png'), '7'])
+    assert capsys.readouterr().err == ''
+    session.read([str(tmp_path / 'wide0.png')])
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2 and told[0].endswith('wide0.png: of 40x20 pixels only the centre square is edited')
+    session.read([str(tmp_path)], failures=[])
+    told = capsys.readouterr().err.splitlines()
+    assert sum('centre square' in line for line in told) == 5 and told[5].startswith('… and 2 more; another crop')
