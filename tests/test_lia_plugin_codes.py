@@ -81,6 +81,20 @@ def test_what_invert_wrote_is_read_back(tmp_path: Path) -> None:
         read(G, f'{tmp_path / "out" / "latents.npz"}:picture7')
 
 
+def test_latents_of_a_single_image_are_called_as_the_image(G: Any, tmp_path: Path) -> None:
+    network = save_pickle(tmp_path / 'lia.pkl', G)
+    (picture,) = save_pictures(tmp_path / 'in', 1).iterdir()
+    assert cli.run(cli.load_command('invert'), [f'--network={network}', f'--target={picture}', '--device=cpu',
+                   f'--outdir={tmp_path / "out"}', '--lpips=none']) == 0  # fmt: skip
+    path = tmp_path / 'out' / 'projected_w.npz'
+    assert read(G, str(path)).names == read(G, f'{path}:{picture.stem}').names == (picture.stem,)
+    np.savez(tmp_path / 'projected_w.npz', w=np.zeros([1, G.num_ws, G.w_dim], np.float32))  # A projector's.
+    assert read(G, str(tmp_path / 'projected_w.npz')).names == ('projected_w',)
+    np.savez(tmp_path / 'none.npz', w=np.zeros([0, G.num_ws, G.w_dim], np.float32))
+    with pytest.raises(UserError, match='none.npz'):
+        read(G, str(tmp_path / 'none.npz'))
+
+
 def test_layers_and_single_codes_together_are_layered(G: Any, tmp_path: Path) -> None:
     layers = torch.randn([1, G.num_ws, G.z_dim]).numpy()
     np.savez(tmp_path / 'plus.npz', y_plus=layers)
