@@ -47,11 +47,17 @@ def judges_of(ev: Evaluation) -> list[JudgeFigures]:
 
 def edit_name(ev: Evaluation, edit: Edit) -> str:
     """The edit's own name among all of this evaluation."""
-    named = {(measured.edit.direction.name, measured.edit.kind, measured.edit.source) for measured in ev.measured}
-    sources = sorted({source for _name, _kind, source in named})
-    alike = len({(name, kind) for name, kind, _source in named}) < len(named)  # Else files need not be told.
+    named = {(*_called(measured.edit), measured.edit.reverse) for measured in ev.measured}
+    sources = sorted({source for _name, _kind, source, _reverse in named})
+    alike = len({called[:2] for called in named}) < len({called[:3] for called in named})  # Else files need no telling.
     source = f' ({short_names(sources)[sources.index(edit.source)]})' if alike else ''
-    return f'{edit.direction.name} in {edit.kind}{source}'
+    # A file may have a direction to either of two classes, each of which leads to both.
+    way = ', reversed' if edit.reverse and (*_called(edit), False) in named else ''
+    return f'{edit.direction.name} in {edit.kind}{way}{source}'
+
+
+def _called(edit: Edit) -> tuple[str, str, str]:
+    return edit.direction.name, edit.kind, edit.source
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
