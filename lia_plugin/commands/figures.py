@@ -57,7 +57,7 @@ def figures(
     python -m lia_plugin figures --only=swiss-roll
 
     A figure that can't be drawn, for want of an encoder or of scikit-learn, is left out and said to be;
-    --labels insists on both.
+    --labels insists on scikit-learn.
 
     Exit codes: 0 done; 1 done, but figures or images are missing; 2 nothing written.
     """
