@@ -25,6 +25,9 @@ UNITS, MODES = ('std', 'raw'), ('shift', 'distance')
 class Directions(dict[str, Direction]):
     """Directions by their names; shown as a table."""
 
+    def __missing__(self, name: str) -> Direction:
+        raise KeyError(f'{name}; there are {", ".join(self)}')
+
     def __repr__(self) -> str:
         return '\n'.join(results.aligned([HEADER, *map(_told, self.values())]))
 

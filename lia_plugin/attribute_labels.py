@@ -201,7 +201,7 @@ def _refuse_twice(rows: list[Row], column: int, places: list[int | None], where:
     for row, place in zip(rows, places):
         if place is not None and seen.setdefault(place, row) != row:
             raise UserError(f'{where}: two rows for {row[column]}; a column "split" (train, val) may tell them apart, '
-                            'of which --split or --splits names one')  # fmt: skip
+                            'with --splits=train of edit directions or --split=train of figures')  # fmt: skip
 
 
 def _by_order(

@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 import PIL.ImageDraw
-import PIL.ImageFont
 import torch
 
+from lia_plugin import lettering
 from lia_plugin.images import from_pil
+from lia_plugin.lettering import drawable
 
 Array = npt.NDArray[np.float64]
 Colour = str
@@ -83,7 +84,7 @@ class Panel:
         self.x, self.y = self._equal(x, y) if equal else (x, y)
         self.canvas = PIL.Image.new('RGB', (width * SCALE, height * SCALE), 'white')
         self.draw = PIL.ImageDraw.Draw(self.canvas)
-        self.small, self.large = PIL.ImageFont.load_default(12 * SCALE), PIL.ImageFont.load_default(14 * SCALE)
+        self.small, self.large = lettering.font(12 * SCALE), lettering.font(14 * SCALE)
         if marks:
             self._marks(x_label, y_label)
         self.text(self.left, 9, title, font=self.large)
@@ -122,6 +123,7 @@ class Panel:
         """The label of the axis that goes upwards, turned to stand beside it."""
         if not label:
             return
+        label = drawable(label)
         size = (math.ceil(self.small.getlength(label)) + 4, 18 * SCALE)
         strip = PIL.Image.new('RGB', size, 'white')
         PIL.ImageDraw.Draw(strip).text((2, 0), label, fill=INK, font=self.small)
@@ -133,10 +135,11 @@ class Panel:
 
     def text(
         self, x: float, y: float, text: str, colour: Colour = INK, anchor: str = 'la',
-        font: PIL.ImageFont.FreeTypeFont | PIL.ImageFont.ImageFont | None = None,
+        font: lettering.Font | None = None,
     ) -> None:
         """Writes at a pixel of the finished picture."""
-        self.draw.text((x * SCALE, y * SCALE), text, fill=colour, font=font or self.small, anchor=anchor)
+        place = (x * SCALE, y * SCALE)
+        self.draw.text(place, drawable(text), fill=colour, font=font or self.small, anchor=anchor)
 
     def points(self, points: npt.ArrayLike, colour: Colour | Sequence[Colour] = BLUE, radius: float = 1.5) -> None:
         """Discs at [N, 2], all of one colour or each of its own."""
@@ -152,7 +155,7 @@ class Panel:
 
     def legend(self, keys: Sequence[Key], corner: str = 'right') -> None:
         """Names with their colours, in the upper left or right corner, on white."""
-        longest = max(self.small.getlength(key.name) for key in keys) / SCALE
+        longest = max(self.small.getlength(drawable(key.name)) for key in keys) / SCALE
         width, height = longest + 36, LEGEND_LINE * len(keys) + 8
         left = self.right - width - 6 if corner == 'right' else self.left + 8
         top = self.top + 6

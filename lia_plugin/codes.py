@@ -19,6 +19,7 @@ from lia_plugin.params import parse_numbers
 from lia_plugin.placement import Placement
 
 SEEDS = re.compile(r'(?:seed:)?(\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)')
+ONE_IMAGE = 'projected_w'  # .npz, what invert.py and NVIDIA's projector call the latents of a single image.
 MAX_SEEDS = 100_000  # A slip of the finger is no reason to fill the memory.
 
 
@@ -174,7 +175,7 @@ def file_codes(G: Any, path: str, class_idx: int | None = None) -> Codes:
     device = G.mapping.w_avg.device
     path, name = split_name(path)
     found = read_code_file(path, G)
-    names = found.names or default_names(path, len(found.codes))
+    names = found.names or default_names(path, len(found.codes), found.placements[0])
     rows = list(range(len(names)))
     if name is not None:
         if name not in names:
@@ -193,9 +194,14 @@ def file_codes(G: Any, path: str, class_idx: int | None = None) -> Codes:
     return Codes(picked, code, c, none, noise, placements, tuple(f'{path}:{names[row]}' for row in rows))
 
 
-def default_names(path: str, count: int) -> list[str]:
-    """What the codes of a file without names are called: after the file."""
+def default_names(path: str, count: int, placement: Placement | None = None) -> list[str]:
+    """What the codes of a file without names are called: after the file.
+
+    A projected_w.npz, which says nothing, after the picture that it was cut from, if `placement` tells it.
+    """
     stem = file_names([os.path.splitext(os.path.basename(path))[0]])[0]
+    if stem == ONE_IMAGE and placement is not None:
+        return [targets.of_placement(placement).name]
     return [stem] if count == 1 else [f'{stem}_{i}' for i in range(count)]
 
 

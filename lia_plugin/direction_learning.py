@@ -54,7 +54,7 @@ def check_installed() -> None:
     try:
         import sklearn  # noqa: F401
     except ImportError:
-        raise UserError('directions from labels need scikit-learn: pip install scikit-learn') from None
+        raise UserError('directions and judges from labels need scikit-learn: pip install scikit-learn') from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -235,6 +235,7 @@ class Search:
     def _by_sefa(self) -> list[Direction]:
         asked = self.asked
         found = direction_factors.sefa(self.session.G, asked.count or 8, asked.layers, asked.space, self.session.seed)
+        self._tell_count(len(found))
         return [
             self._make(f'sefa{k}', factor.vector, source='SeFa', figures=dict(
                 eigenvalue=factor.strength, share=factor.share), meaning=f'changes styles most, number {k}')
@@ -254,11 +255,19 @@ class Search:
             self.shown = _ordinary(read)
             inside = torch.from_numpy(direction_data.points(G, read, asked.space))
             source = f'PCA of {len(inside)} codes of {asked.data}'
+        found = direction_factors.pca(inside, asked.count or 8)
+        self._tell_count(len(found))
         return [
             self._make(f'pc{k}', factor.vector, scale=factor.strength**0.5, source=source, figures=dict(
                 variance=factor.strength, explained_variance=factor.share), meaning=f'principal component {k}')
-            for k, factor in enumerate(direction_factors.pca(inside, asked.count or 8))
+            for k, factor in enumerate(found)
         ]  # fmt: skip
+
+    def _tell_count(self, found: int) -> None:
+        """Says so if there are fewer than were asked for."""
+        if self.asked.count is not None and found < self.asked.count:
+            fewer = ', or one less than there are codes' if self.asked.method == 'pca' else ''
+            click.echo(f'--count={self.asked.count}: there are {found}, as codes have dimensions{fewer}', err=True)
 
 
 def _ordinary(found: Codes) -> Codes:

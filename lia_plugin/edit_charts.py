@@ -9,18 +9,17 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 import PIL.ImageDraw
-import PIL.ImageFont
 import torch
 
+from lia_plugin import lettering
 from lia_plugin.canvas import BLUE, GREEN, INK, RED, Key, Panel, Range
 from lia_plugin.images import from_pil
+from lia_plugin.lettering import drawable
 
 WIDTH, HEIGHT = 420, 260
 COLOURS = (BLUE, RED, '#6fa8dc', '#e6a79f', GREEN, '#8e6bbf', '#b8860b', '#555555')
 CELL_WIDTH, CELL_HEIGHT, LABEL_WIDTH = 92, 24, 300
 SHADE = (192, 57, 43)  # Of the largest value; 0 is white.
-
-Font = PIL.ImageFont.FreeTypeFont | PIL.ImageFont.ImageFont
 
 
 class Line(NamedTuple):
@@ -50,14 +49,15 @@ def heat_map(values: npt.NDArray[np.float64], rows: Sequence[str], columns: Sequ
     size = (LABEL_WIDTH + CELL_WIDTH * len(columns), CELL_HEIGHT * (len(rows) + 1))
     picture = PIL.Image.new('RGB', size, 'white')
     draw = PIL.ImageDraw.Draw(picture)
-    font = PIL.ImageFont.load_default(12)
+    font = lettering.font(12)
     finite = values[np.isfinite(values)]
     top = float(finite.max()) if finite.size and finite.max() > 0 else 1.0
     for k, name in enumerate(columns):
-        draw.text((LABEL_WIDTH + CELL_WIDTH * (k + 0.5), CELL_HEIGHT / 2), name[:14], fill=INK, font=font, anchor='mm')
+        place = (LABEL_WIDTH + CELL_WIDTH * (k + 0.5), CELL_HEIGHT / 2)
+        draw.text(place, drawable(name)[:14], fill=INK, font=font, anchor='mm')
     for i, name in enumerate(rows):
         above = CELL_HEIGHT * (i + 1)
-        draw.text((2, above + CELL_HEIGHT / 2), name[:48], fill=INK, font=font, anchor='lm')
+        draw.text((2, above + CELL_HEIGHT / 2), drawable(name)[:48], fill=INK, font=font, anchor='lm')
         for k, value in enumerate(values[i]):
             if np.isfinite(value):
                 _cell(draw, LABEL_WIDTH + CELL_WIDTH * k, above, float(value), float(value) / top, font)
@@ -65,7 +65,7 @@ def heat_map(values: npt.NDArray[np.float64], rows: Sequence[str], columns: Sequ
 
 
 def _cell(
-    draw: PIL.ImageDraw.ImageDraw, left: int, above: int, value: float, share: float, font: Font
+    draw: PIL.ImageDraw.ImageDraw, left: int, above: int, value: float, share: float, font: lettering.Font
 ) -> None:
     colour = tuple(round(255 + (part - 255) * share) for part in SHADE)
     draw.rectangle([left, above, left + CELL_WIDTH - 2, above + CELL_HEIGHT - 2], fill=colour)

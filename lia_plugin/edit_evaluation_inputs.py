@@ -44,6 +44,8 @@ class EvaluateOptions:
         direction_learning.check_installed()
         if self.fit is not None and self.directions:
             raise UserError('--fit: how directions are learned; not with --directions, which are given')
+        if self.aims and not self.directions:
+            raise UserError('--aim: says what directions of --directions lead to; those learned here are called so')
         if not self.shifts or any(b <= a for a, b in zip((0.0, *self.shifts), self.shifts)):
             raise UserError('--shift: give amounts above 0 that grow, as 0.5,1,2,4')
         share = as_share(self.val)

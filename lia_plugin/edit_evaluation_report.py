@@ -47,9 +47,34 @@ def judges_of(ev: Evaluation) -> list[JudgeFigures]:
 
 def edit_name(ev: Evaluation, edit: Edit) -> str:
     """The edit's own name among all of this evaluation."""
-    sources = {measured.edit.source for measured in ev.measured}
-    source = f' ({edit.source})' if len(sources) > 1 else ''
-    return f'{edit.direction.name} in {edit.kind}{source}'
+    named = {(*_called(measured.edit), measured.edit.reverse) for measured in ev.measured}
+    sources = sorted({source for _name, _kind, source, _reverse in named})
+    alike = len({called[:2] for called in named}) < len({called[:3] for called in named})  # Else files need no telling.
+    source = f' ({short_names(sources)[sources.index(edit.source)]})' if alike else ''
+    # A file may have a direction to either of two classes, each of which leads to both.
+    way = ', reversed' if edit.reverse and (*_called(edit), False) in named else ''
+    return f'{edit.direction.name} in {edit.kind}{way}{source}'
+
+
+def _called(edit: Edit) -> tuple[str, str, str]:
+    return edit.direction.name, edit.kind, edit.source
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """Different paths -> as few of their last parts as tell them apart; without those last ones that all share.
+
+    ['runs/a/directions.npz', 'runs/b/directions.npz'] -> ['a', 'b'].
+    """
+    if len(paths) < 2:
+        return list(paths)
+    split = [os.path.abspath(path).replace('\\', '/').split('/') for path in paths]
+    while min(len(parts) for parts in split) > 2 and len({parts[-1] for parts in split}) == 1:
+        split = [parts[:-1] for parts in split]
+    for count in range(1, max(len(parts) for parts in split) + 1):
+        short = ['/'.join(parts[-count:]) for parts in split]
+        if len(set(short)) == len(short):
+            return short
+    return list(paths)
 
 
 def pairs(measured: Sequence[Measured]) -> list[tuple[int, int]]:

@@ -121,14 +121,17 @@ def effect_of(moments: Moments, edit: Edit) -> Effect:
 def read_edits(options: EvaluateOptions, session: Session, attributes: Sequence[Attribute]) -> list[Edit]:
     """Those of the files, each with what it leads to. UserError if none leads to an attribute that is looked at."""
     found = []
-    aims = dict(options.aims)
+    aims, seen = dict(options.aims), set()
     for path in options.directions:
         for one in directions.load_directions(path, session.G, force=options.force):
+            seen.add(one.name)
             aim = edit_evaluation.aim_of(one.name, attributes, aims, f'--directions={path}')
             if aim is None:
                 click.echo(f'--directions={path}: {one.name} is left out: not among the attributes', err=True)
             else:
                 found.append(Edit(one, *aim, directions.split_name(path)[0]))
+    if unknown := ', '.join(name for name in aims if name not in seen):
+        raise UserError(f'--aim: no direction is called {unknown}; they are called {", ".join(sorted(seen))}')
     if not found:
         listed = ', '.join(attribute.name for attribute in attributes)
         raise UserError(f'--directions: none leads to a class of {listed}; they are called COLUMN=VALUE')

@@ -10,6 +10,7 @@ probabilities are best for both, of training images that it was not fitted to.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -172,11 +173,15 @@ def _fit_basis(features: Array, seed: int) -> Any:
 
 def _fit_model(pair: Array, labels: Array, strength: float) -> Any:
     """From real pictures and reconstructions together, [2, n, features]; labels [n]."""
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     # Classes weigh the same however rare, or a rare one would never be seen in an edited picture.
-    return LogisticRegression(C=strength, class_weight='balanced', max_iter=300).fit(
-        pair.reshape(-1, pair.shape[-1]), np.tile(labels, 2))
+    model = LogisticRegression(C=strength, class_weight='balanced', max_iter=300)
+    with warnings.catch_warnings():
+        # Weak penalties are tried, too, where more steps change next to nothing; how well a judge reads is measured.
+        warnings.simplefilter('ignore', ConvergenceWarning)
+        return model.fit(pair.reshape(-1, pair.shape[-1]), np.tile(labels, 2))
 
 
 def _fit_judge(

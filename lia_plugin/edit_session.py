@@ -62,9 +62,11 @@ class Session:
         self, inputs: Sequence[str], option: str = 'INPUT', failures: list[tuple[str, str]] | None = None
     ) -> Codes:
         """Codes of seeds, .npz files and images; see `codes.read_inputs`. Without `failures` a bad image raises."""
-        return codes.read_inputs(
+        found = codes.read_inputs(
             inputs, self.G, self.network, self.class_idx, self.trunc, self.batch, failures, option, self.outdir
         )
+        tell_crops(found)
+        return found
 
     def render(
         self,
@@ -111,3 +113,15 @@ def report_failures(failures: Sequence[tuple[str, str]]) -> int:
         more = '' if len(failures) <= MAX_TOLD else f', {MAX_TOLD} of them named above'
         click.echo(f'Error: {len(failures)} images could not be used{more}', err=True)
     return 1 if failures else 0
+
+
+def tell_crops(found: Codes) -> None:
+    """Says on stderr which pictures were no squares, and what was taken of them; stored codes have their own crops."""
+    cut = [f'{source}: of {place.size[0]}x{place.size[1]} pixels only the centre square is edited'
+           for source, place in zip(found.sources, found.placements)
+           if place is not None and place.size[0] != place.size[1] and not codes.is_code_file(source)]  # fmt: skip
+    for line in cut[:MAX_TOLD]:
+        click.echo(line, err=True)
+    if cut:
+        more = f'… and {len(cut) - MAX_TOLD} more; ' if len(cut) > MAX_TOLD else ''
+        click.echo(f'{more}another crop: invert.py --align=…, then edit the .npz that it writes', err=True)

@@ -36,7 +36,7 @@ def is_installed() -> bool:
 def check_tsne() -> None:
     """CannotDraw without scikit-learn."""
     if not is_installed():
-        raise CannotDraw("t-SNE needs scikit-learn: pip install 'lia-plugin[metrics]' or scikit-learn")
+        raise CannotDraw("t-SNE needs scikit-learn: pip install scikit-learn")
 
 
 def tsne_map(features: npt.NDArray[np.float32], others: npt.NDArray[np.float32], seed: int = 0) -> Map:

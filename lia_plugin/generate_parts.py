@@ -117,7 +117,7 @@ class FilePart:
     @classmethod
     def _of_w(cls, G: Any, path: str, found: code_files.CodeFile) -> FilePart:
         device = G.mapping.w_avg.device
-        names = codes.file_names(found.names or codes.default_names(path, len(found.codes)))
+        names = codes.file_names(found.names or codes.default_names(path, len(found.codes), found.placements[0]))
         code = torch.from_numpy(found.codes).to(device)
         noise = tuple(codes.noise_row(found, row, device) for row in range(len(names)))
         return cls(G, names, code, None, noise, path, in_w=True)

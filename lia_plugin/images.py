@@ -13,10 +13,10 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
-import PIL.ImageFont
 import torch
 
 from lia_plugin.host import UserError, atomic_write, open_data_set
+from lia_plugin.lettering import drawable, font
 from lia_plugin.picture_decode import MAX_PIXELS as MAX_PIXELS
 from lia_plugin.picture_decode import UnusableImageError, decode
 from lia_plugin.picture_decode import has_image_extension as has_image_extension
@@ -283,9 +283,8 @@ def _caption_band(width: int, pitch: int, captions: Sequence[str]) -> torch.Tens
     """White band [3, CAPTION_HEIGHT, width] with a text at every multiple of `pitch`."""
     band = PIL.Image.new('RGB', (width, CAPTION_HEIGHT), 'white')
     draw = PIL.ImageDraw.Draw(band)
-    font = PIL.ImageFont.load_default(12)
     for i, text in enumerate(captions):
-        draw.text((i * pitch + 3, 4), text, fill='black', font=font)
+        draw.text((i * pitch + 3, 4), drawable(text), fill='black', font=font(12))
     return from_pil(band)
 
 

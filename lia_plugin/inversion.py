@@ -63,12 +63,12 @@ def check_invertible(G: Any, name: str) -> None:
     if getattr(getattr(G, 'mapping', None), 'phi', None) is None:
         raise host.UserError(
             f'{name}: not a LIA network, it has no invertible mapping; train one with --cfg=lia, or let an '
-            'optimisation find the codes: --refine=1000'
+            'optimisation find the codes: invert.py --refine=1000'
         )
     if getattr(G, 'encoder', None) is None:
         raise host.UserError(
             f'{name}: has no encoder, it comes from stage 1; train it with --stage=encoder --resume={name} first, or '
-            'let an optimisation find the codes: --refine=1000'
+            'let an optimisation find the codes: invert.py --refine=1000'
         )
 
 

@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 import PIL.Image
 import PIL.ImageDraw
-import PIL.ImageFont
 import torch
 
+from lia_plugin import lettering
 from lia_plugin.images import from_pil
+from lia_plugin.lettering import drawable
 
 WIDTH, HEIGHT = 900, 560
 LEFT, RIGHT, TOP, BOTTOM = 80, 30, 44, 60  # Margins.
@@ -62,7 +63,7 @@ def scatter(points: Sequence[Point], title: str, x_label: str, y_label: str) -> 
     up = axis([point.y for point in points], HEIGHT - BOTTOM, TOP)
     canvas = PIL.Image.new('RGB', (WIDTH, HEIGHT), 'white')
     draw = PIL.ImageDraw.Draw(canvas)
-    small, large = PIL.ImageFont.load_default(13), PIL.ImageFont.load_default(16)
+    small, large = lettering.font(13), lettering.font(16)
     for value in across.ticks():
         x = across.pixel(value)
         draw.line([(x, TOP), (x, HEIGHT - BOTTOM)], fill=GRID)
@@ -71,9 +72,9 @@ def scatter(points: Sequence[Point], title: str, x_label: str, y_label: str) -> 
         y = up.pixel(value)
         draw.line([(LEFT, y), (WIDTH - RIGHT, y)], fill=GRID)
         draw.text((LEFT - 6, y), f'{value:g}', fill=INK, font=small, anchor='rm')
-    draw.text((LEFT, 12), title, fill=INK, font=large)
-    draw.text((WIDTH - RIGHT, HEIGHT - 24), x_label, fill=INK, font=small, anchor='ra')
-    draw.text((LEFT + 6, TOP + 2), y_label, fill=INK, font=small)
+    draw.text((LEFT, 12), drawable(title), fill=INK, font=large)
+    draw.text((WIDTH - RIGHT, HEIGHT - 24), drawable(x_label), fill=INK, font=small, anchor='ra')
+    draw.text((LEFT + 6, TOP + 2), drawable(y_label), fill=INK, font=small)
     places = [(across.pixel(point.x), up.pixel(point.y)) for point in points]
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in places]
     for group in {point.group for point in points} - {''}:
@@ -87,13 +88,14 @@ def scatter(points: Sequence[Point], title: str, x_label: str, y_label: str) -> 
 
 def _name(
     draw: PIL.ImageDraw.ImageDraw,
-    font: PIL.ImageFont.FreeTypeFont | PIL.ImageFont.ImageFont,
+    font: lettering.Font,
     name: str,
     x: float,
     y: float,
     taken: list[tuple[float, float, float, float]],
 ) -> None:
     """Writes a point's name where there is room: beside it, or shifted up or down until it covers nothing."""
+    name = drawable(name)
     width = draw.textlength(name, font=font)
     sides = [left for left in (x + 8, x - 8 - width) if LEFT <= left < WIDTH - 4 - width] or [x + 8]
     box = (0.0, 0.0, 0.0, 0.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,11 +9,11 @@ from typing import NamedTuple
 import click
 import PIL.Image
 import PIL.ImageDraw
-import PIL.ImageFont
 import torch
 import torch.nn.functional as F
 
 from lia_plugin.images import MAX_PIXELS, WHITE, enlarge, from_pil, legible_factor, to_uint8, with_channels
+from lia_plugin.lettering import drawable, font
 
 GAP = 4
 SIDE = 256  # Larger pictures are shown at about this size …
@@ -140,10 +139,10 @@ def _captioned(
     for texts, y in ((columns, LINE / 2), (below, size[1] - LINE / 2)):
         for i, text in enumerate(texts):
             x = place.corner(0, i)[1] + place.width / 2
-            draw.text((x, y), _fitting(text, place.width), fill='black', font=_font(), anchor='mm')
+            draw.text((x, y), _fitting(text, place.width), fill='black', font=font(FONT_SIZE), anchor='mm')
     for i, text in enumerate(captions):
         y = place.corner(i, 0)[0] + place.height / 2
-        draw.text((place.left - MARGIN, y), text, fill='black', font=_font(), anchor='rm')
+        draw.text((place.left - MARGIN, y), text, fill='black', font=font(FONT_SIZE), anchor='rm')
     return from_pil(picture)
 
 
@@ -170,17 +169,13 @@ def _resized(tile: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return made[0].round().clamp(0, WHITE).to(torch.uint8)
 
 
-@functools.cache
-def _font() -> PIL.ImageFont.ImageFont | PIL.ImageFont.FreeTypeFont:
-    return PIL.ImageFont.load_default(FONT_SIZE)
-
-
 def _text_width(text: str) -> int:
-    return math.ceil(_font().getlength(text))
+    return math.ceil(font(FONT_SIZE).getlength(text))
 
 
 def _fitting(text: str, width: int) -> str:
-    """The text, cut until it fits."""
+    """The text as it can be drawn, cut until it fits."""
+    text = drawable(text)
     if _text_width(text) <= width:
         return text
     while text and _text_width(text + ELLIPSIS) > width:

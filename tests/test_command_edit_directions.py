@@ -192,6 +192,17 @@ def test_without_labels(files: Labelled, tmp_path: Path) -> None:
     assert load_directions(str(tmp_path / 's' / 'directions.npz'))[0].space == 'w'
 
 
+@pytest.mark.parametrize('method', ['sefa', 'pca'])
+def test_fewer_than_asked_for_are_told_of(
+    files: Labelled, tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str
+) -> None:
+    found = learn(files, tmp_path, f'--method={method}', '--count=1000')
+    told = capsys.readouterr().err
+    assert len(found) < 1000 and f'--count=1000: there are {len(found)}, as codes have dimensions' in told
+    learn(files, tmp_path, f'--method={method}', f'--count={len(found)}')
+    assert '--count' not in capsys.readouterr().err
+
+
 def test_a_bad_image_is_passed_over_and_counted(
     files: Labelled, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -158,6 +158,7 @@ def test_results_go_back_into_full_pictures(files: Moved, tmp_path: Path, capsys
     assert torch.equal(still, picture(tmp_path / 'wide.png')), 'an edit of nothing changes nothing'
     changed = (still != moved).any(dim=0).any(dim=0)
     assert changed[8:32].any() and not changed[:8].any() and not changed[32:].any()
+    assert 'wide.png: of 40x24 pixels only the centre square is edited' in capsys.readouterr().err
     code = edit('manipulate', '--network', files.network, '--direction', f'{files.file}:a', '--paste', '--outdir',
                 tmp_path / 'no', '7')  # fmt: skip
     refused(capsys, code, '--paste: seed 7: is not cut out of a picture', tmp_path / 'no')

@@ -199,6 +199,8 @@ def test_without_labels(lia: Lia) -> None:
 def test_directions_are_kept(lia: Lia, axis: Direction, tmp_path: Path) -> None:
     lia.save_directions(tmp_path / 'd.npz', {'axis': axis, **lia.sefa(2)})
     found = lia.directions(tmp_path / 'd.npz')
+    with pytest.raises(KeyError, match=f'nobody; there are {", ".join(found)}'):
+        found['nobody']
     assert list(found) == ['axis', 'sefa0', 'sefa1'] and torch.equal(found['axis'].vector, axis.vector)
     by_name = lia.manipulate(3, f'{tmp_path / "d.npz"}:axis', 1, out='numpy')
     np.testing.assert_array_equal(by_name, lia.manipulate(3, axis, 1, out='numpy'))

@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from test_lia_plugin_inversion import RESOLUTION, make_generator, save_pickle, save_pictures
 from test_lia_plugin_sampling import make_deep
 
 from lia_plugin import cli, code_output, codes, images, paths, spaces
+from lia_plugin.edit_session import Session
 from lia_plugin.host import UserError
 
 
@@ -77,6 +79,20 @@ def test_what_invert_wrote_is_read_back(tmp_path: Path) -> None:
     assert one.names == ('picture1',)
     with pytest.raises(UserError, match='picture0'):
         read(G, f'{tmp_path / "out" / "latents.npz"}:picture7')
+
+
+def test_latents_of_a_single_image_are_called_as_the_image(G: Any, tmp_path: Path) -> None:
+    network = save_pickle(tmp_path / 'lia.pkl', G)
+    (picture,) = save_pictures(tmp_path / 'in', 1).iterdir()
+    assert cli.run(cli.load_command('invert'), [f'--network={network}', f'--target={picture}', '--device=cpu',
+                   f'--outdir={tmp_path / "out"}', '--lpips=none']) == 0  # fmt: skip
+    path = tmp_path / 'out' / 'projected_w.npz'
+    assert read(G, str(path)).names == read(G, f'{path}:{picture.stem}').names == (picture.stem,)
+    np.savez(tmp_path / 'projected_w.npz', w=np.zeros([1, G.num_ws, G.w_dim], np.float32))  # A projector's.
+    assert read(G, str(tmp_path / 'projected_w.npz')).names == ('projected_w',)
+    np.savez(tmp_path / 'none.npz', w=np.zeros([0, G.num_ws, G.w_dim], np.float32))
+    with pytest.raises(UserError, match='none.npz'):
+        read(G, str(tmp_path / 'none.npz'))
 
 
 def test_layers_and_single_codes_together_are_layered(G: Any, tmp_path: Path) -> None:
@@ -179,3 +195,18 @@ def test_latents_of_another_network_are_told_of(tmp_path: Path, capsys: pytest.C
         capsys.readouterr()
         assert len(read(G, str(tmp_path / f'{name}.npz'))) == 1
         assert ('another network' in capsys.readouterr().err) == (name == 'other'), name
+
+
+def test_what_is_cut_off_is_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save_pickle(tmp_path / 'lia.pkl', make_generator())
+    for name, size in (('square', (40, 40)), *((f'wide{i}', (40, 20)) for i in range(7))):
+        PIL.Image.new('L', size, 99).save(tmp_path / f'{name}.png')
+    session = Session.open(path, device='cpu', outdir=str(tmp_path / 'out'))
+    session.read([str(tmp_path / 'square.png'), '7'])
+    assert capsys.readouterr().err == ''
+    session.read([str(tmp_path / 'wide0.png')])
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2 and told[0].endswith('wide0.png: of 40x20 pixels only the centre square is edited')
+    session.read([str(tmp_path)], failures=[])
+    told = capsys.readouterr().err.splitlines()
+    assert sum('centre square' in line for line in told) == 5 and told[5].startswith('… and 2 more; another crop')

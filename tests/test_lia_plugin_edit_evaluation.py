@@ -4,6 +4,7 @@ import csv
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from lia_plugin.edit_evaluation import (
 )
 from lia_plugin.edit_evaluation_inputs import EvaluateOptions
 from lia_plugin.edit_evaluation_page import examples
-from lia_plugin.edit_evaluation_report import pairs, save_all
+from lia_plugin.edit_evaluation_report import edit_name, pairs, save_all, short_names
 from lia_plugin.edit_judges import Attribute
 from lia_plugin.edit_session import Session
 from lia_plugin.host import UserError
@@ -299,6 +300,33 @@ def test_conditions_are_of_other_attributes_of_one_file_and_space() -> None:
     np.testing.assert_allclose(found[1].direction.vector, [1, 0, 0], atol=1e-6)
 
 
+@pytest.mark.parametrize(('paths', 'short'), [
+    (['runs/a/directions.npz', 'runs/b/directions.npz'], ['a', 'b']),
+    (['runs/a/smile.npz', 'runs/a/hat.npz'], ['smile.npz', 'hat.npz']),
+    (['a/x/d.npz', 'b/x/d.npz', 'b/y/d.npz'], ['a/x', 'b/x', 'b/y']),
+    (['d.npz', 'a/d.npz'], None),
+    (['only.npz'], ['only.npz']),
+    (['learned'], ['learned']),
+])  # fmt: skip
+def test_files_are_told_by_what_tells_them_apart(paths: list[str], short: list[str] | None) -> None:
+    found = short_names(paths)
+    assert len(set(found)) == len(paths) and (short is None or found == short)
+
+
+def test_an_edit_is_called_by_its_file_only_where_another_one_has_its_name() -> None:
+    def measured(path: str, space: str = 'y', reverse: bool = False) -> Any:
+        direction = make_direction('hat=yes', torch.ones(2), space, scale=1.0)
+        return SimpleNamespace(edit=Edit(direction, 0, 1, path, reverse=reverse))
+
+    def names(*those: Any) -> list[str]:
+        return [edit_name(SimpleNamespace(measured=those), one.edit) for one in those]  # type: ignore[arg-type]
+
+    assert names(measured('a/d.npz'), measured('b/d.npz', 'z')) == ['hat=yes in y', 'hat=yes in z']
+    assert names(measured('a/d.npz'), measured('b/d.npz')) == ['hat=yes in y (a)', 'hat=yes in y (b)']
+    assert names(measured('d'), measured('d', reverse=True)) == ['hat=yes in y', 'hat=yes in y, reversed']
+    assert names(measured('d', reverse=True)) == ['hat=yes in y']
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The command
 
@@ -338,6 +366,8 @@ def test_directions_out_of_files(network: str, data: Set, tmp_path: Path, capsys
                str(tmp_path / 'a.npz')]
     assert run(*options) == 2
     assert '--aim brighter COLUMN=VALUE' in capsys.readouterr().err
+    assert run(*options, '--aim', 'brighter', 'cap=no', '--aim', 'softer', 'cap=no') == 2
+    assert '--aim: no direction is called softer; they are called brighter, hat=yes' in capsys.readouterr().err
     assert run(*options, '--aim', 'brighter', 'cap=no') == 2
     err = capsys.readouterr().err
     assert 'hat=yes is left out' in err and 'none leads to a class of upper, lower' in err
@@ -353,14 +383,16 @@ def test_directions_out_of_files(network: str, data: Set, tmp_path: Path, capsys
     ({'--attributes': 'hat'}, "no column 'hat'; it has upper, lower"),
     ({'--attributes': 'upper=dark/pale'}, "upper has no value 'pale'"),
     ({'--directions': 'none.npz'}, 'none.npz'),
+    ({'--aim': ('brighter', 'upper=dark')}, '--aim: says what directions of --directions lead to'),
     ({'--directions': 'none.npz', '--fit': 'means'}, '--fit: how directions are learned; not with --directions'),
 ])
 def test_bad_inputs_get_one_line(
-    network: str, data: Set, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, str], message: str
+    network: str, data: Set, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], message: str
 ) -> None:
     options = {'--network': network, '--data': data.options['data'], '--val': data.options['val'],
                '--labels': data.options['labels'], '--outdir': str(tmp_path / 'out'), '--device': 'cpu', **changes}
-    assert run(*[text for pair in options.items() for text in pair]) == 2
+    given = [[option, *([value] if isinstance(value, str) else value)] for option, value in options.items()]
+    assert run(*[text for option in given for text in option]) == 2
     err = capsys.readouterr().err
     assert message in err and err.startswith('Error: ') and err.count('\n') == 1
     assert not (tmp_path / 'out').exists()

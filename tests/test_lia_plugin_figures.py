@@ -214,7 +214,7 @@ def test_a_table_of_two_sets_needs_its_split(
     args = [f'--network={network}', f'--data={folder}', f'--labels={tmp_path / "labels.csv"}', '--only=manipulation',
             *SMALL, '--num=40']  # fmt: skip
     assert run(out, *args) == 2 and not out.exists()
-    assert '--split or --splits' in capsys.readouterr().err.splitlines()[-1]
+    assert '--split=train of figures' in capsys.readouterr().err.splitlines()[-1]
     assert run(out, *args, '--split=val') == 0
     assert [row['name'] for row in read(out)['figures']['manipulation']['accuracies']] == ['odd=1']
 

@@ -386,8 +386,8 @@ def bad_calls(files: Files, folder: Path) -> dict[str, list[str]]:
     (folder / 'wrong.safetensors').write_text('nothing')
     lia, stage1, stock = (['--network', path] for path in (files.network, files.stage1, files.stock))
     return {
-        'let an optimisation find the codes: --refine': stage1,
-        'let an optimisation find the codes: --refine=1000': stock,
+        'let an optimisation find the codes: invert.py --refine': stage1,
+        'let an optimisation find the codes: invert.py --refine=1000': stock,
         '--refine-lr: only with --refine': [*lia, '--refine-lr=1'],
         '--refine-optimizer: only with --refine': [*lia, '--refine-optimizer=adam'],
         '--refine-optimizer=lbfgs: not with --refine-noise': [

@@ -56,7 +56,8 @@ def figures(
     python -m lia_plugin figures --network=network.pkl --data=test.zip
     python -m lia_plugin figures --only=swiss-roll
 
-    A figure that can't be drawn, for want of an encoder or of scikit-learn, is left out and said to be.
+    A figure that can't be drawn, for want of an encoder or of scikit-learn, is left out and said to be;
+    --labels insists on scikit-learn.
 
     Exit codes: 0 done; 1 done, but figures or images are missing; 2 nothing written.
     """
