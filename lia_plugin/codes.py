@@ -50,6 +50,10 @@ class Codes:
         """The same images with other codes, [N, dim] or [N, num_ws, dim]."""
         return replace(self, code=code)
 
+    def without_originals(self) -> Codes:
+        """The same with their pixels forgotten, for sets that the memory doesn't hold."""
+        return replace(self, originals=(None,) * len(self))
+
 
 def concatenate(G: Any, parts: Sequence[Codes]) -> Codes:
     """All of them in order; codes become y+ if any part has y+. Names that repeat get a number.
@@ -251,7 +255,7 @@ def image_codes(
         for start in range(0, len(items), batch):
             group = items[start : start + batch]
             found = _encode(G, group, labels, failures)
-            parts += found if originals else [replace(part, originals=(None,) * len(part)) for part in found]
+            parts += found if originals else [part.without_originals() for part in found]
             bar.update(len(group))
     return concatenate(G, parts) if parts else None
 
@@ -355,5 +359,6 @@ def render(
     ws = spaces.code_to_ws(G, code, c)
     maps = stack_noise(G, noise)
     if maps:
-        return noise_maps.synthesize(G.synthesis, ws, maps, noise_mode)
+        # In the precision of those without: what else is in a batch changes no picture.
+        return noise_maps.synthesize(G.synthesis, ws, maps, noise_mode, force_fp32=False)
     return G.synthesis(ws, noise_mode=noise_mode).to(torch.float32)
