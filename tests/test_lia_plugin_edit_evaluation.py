@@ -1,6 +1,7 @@
 """Evaluation of edits: a network whose every pixel is known, from pictures and labels to tables; and the command."""
 
 import csv
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -171,6 +172,25 @@ def test_directions_of_means_are_the_difference_of_means(evaluated: Any) -> None
     assert [edit.direction.space for edit in found] == ['y', 'z'] and 'means of 3' in found[0].direction.source
     for edit in found:
         np.testing.assert_allclose(edit.direction.vector, [0.6, 0.8, 0, 0], atol=1e-6)
+
+
+def test_edits_are_tried_where_label_and_judge_say_another_class(evaluated: Any) -> None:
+    upper = evaluated.attributes[0]
+    labels = np.array([[0], [0], [1], [1], [-1], [0]])
+    said = np.eye(2)[[0, 1, 0, 1, 0, 0]]
+    held = dataclasses.replace(evaluated.held, labels=labels, said={upper.name: said})
+    assert candidates(held, upper, 0, 1, None).tolist() == [0, 5]
+    assert candidates(held, upper, 0, 0, None).tolist() == [3]
+    assert candidates(held, upper, 0, 1, 1).tolist() == [0]
+
+
+def test_held_out_images_are_kept_where_they_are(evaluated: Any) -> None:
+    """Originals are read again when shown; what can't be read leaves no gap in what is kept of others."""
+    held = evaluated.held
+    assert set(held.codes.originals) == {None} and len(held.pictures) == len(held.targets) == len(held.codes)
+    item = len(held.targets) - 1
+    difference = held.original(item, evaluated.session.G).int() - held.pictures[item].int()
+    assert difference.abs().float().mean() < 2, 'the reconstruction is that of this image'
 
 
 def given(evaluated: Any, vector: list[float], amount: float) -> tuple[Any, int]:
