@@ -14,6 +14,7 @@ import torch
 from test_lia_plugin_inversion import make_generator, save_pickle
 
 from lia_plugin import cli, edit_evaluation, edit_evaluation_inputs, edit_evaluation_run
+from lia_plugin.codes import image_codes
 from lia_plugin.directions import make_direction, save_directions
 from lia_plugin.edit_evaluation import (
     Edit,
@@ -185,12 +186,27 @@ def test_edits_are_tried_where_label_and_judge_say_another_class(evaluated: Any)
 
 
 def test_held_out_images_are_kept_where_they_are(evaluated: Any) -> None:
-    """Originals are read again when shown; what can't be read leaves no gap in what is kept of others."""
+    """Originals are read again when shown."""
     held = evaluated.held
     assert set(held.codes.originals) == {None} and len(held.pictures) == len(held.targets) == len(held.codes)
     item = len(held.targets) - 1
     difference = held.original(item, evaluated.session.G).int() - held.pictures[item].int()
     assert difference.abs().float().mean() < 2, 'the reconstruction is that of this image'
+
+
+def test_images_that_could_not_be_read_leave_no_gap(evaluated: Any) -> None:
+    held, session, places = evaluated.held, evaluated.session, [1, 2, 6]
+    batches = []
+    for some in (places[:2], places[2:]):
+        codes = image_codes(session.G, 'patches.pkl', [held.targets[place] for place in some])
+        assert codes is not None
+        batches.append((some, codes))
+    found = edit_evaluation.look(session, held.targets, batches, held.labels, evaluated.judges)
+    assert found is not None and [one.name for one in found.targets] == list(found.codes.names)
+    assert np.array_equal(found.labels, held.labels[places]) and torch.equal(found.pictures, held.pictures[places])
+    for name, said in found.said_of_originals.items():
+        np.testing.assert_allclose(said, held.said_of_originals[name][places], atol=1e-6)
+    assert edit_evaluation.look(session, held.targets, [], held.labels, evaluated.judges) is None
 
 
 def given(evaluated: Any, vector: list[float], amount: float) -> tuple[Any, int]:
