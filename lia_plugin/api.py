@@ -35,6 +35,7 @@ from lia_plugin import (
     invert_run,
     pasting,
     paths,
+    sampling,
     spaces,
 )
 from lia_plugin.api_base import Layers, seed_list
@@ -132,7 +133,7 @@ class Lia(Inverting, Learner):
 
     def _truncate(self, found: Codes, psi: float) -> Codes:
         api_checks.number('psi', psi)
-        return found if psi == 1 else found.with_code(codes.mean_code(self.G).lerp(found.code, psi))
+        return found if psi == 1 else found.with_code(sampling.mean_code(self.G).lerp(found.code, psi))
 
     def reconstruct(self, images: Any, c: Any = None, out: str | None = None) -> Any:
         """Images as the network draws them: `decode(invert(images))`."""

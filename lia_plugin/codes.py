@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lia_plugin import inversion, noise_maps, spaces, targets
+from lia_plugin import inversion, noise_maps, sampling, spaces, targets
 from lia_plugin.code_files import CodeFile, read_code_file
 from lia_plugin.host import UserError
 from lia_plugin.images import to_float
@@ -50,6 +50,10 @@ class Codes:
     def with_code(self, code: torch.Tensor) -> Codes:
         """The same images with other codes, [N, dim] or [N, num_ws, dim]."""
         return replace(self, code=code)
+
+    def without_originals(self) -> Codes:
+        """The same with their pixels forgotten, for sets that the memory doesn't hold."""
+        return replace(self, originals=(None,) * len(self))
 
 
 def concatenate(G: Any, parts: Sequence[Codes]) -> Codes:
@@ -134,33 +138,19 @@ def seed_codes(
 ) -> Codes:
     """The prior's codes for seeds, y [N, dim] (w of a stock network), pulled towards the mean by `psi`.
 
-    Labels are `c` [N, c_dim], or else all of class `class_idx`. `mean` [dim] is that of the code; None = `mean_code`,
-    which takes a moment where y is not w.
+    Labels are `c` [N, c_dim], or else all of class `class_idx`. `mean` [dim] is that of the code; None =
+    `sampling.mean_code`, which takes a moment where y is not w.
     """
     device = G.mapping.w_avg.device
     c = inversion.class_labels(G, class_idx, len(seeds), device) if c is None else c.to(device)
     z = seeds_to_z(seeds, G.z_dim).to(device)
     code = spaces.z_to_code(G, z, c)
     if psi != 1:
-        code = (mean_code(G) if mean is None else mean).lerp(code, psi)
+        code = (sampling.mean_code(G) if mean is None else mean).lerp(code, psi)
     count = len(seeds)
     names = tuple(f'seed{seed:04d}' for seed in seeds)
     return Codes(unique_names(names), code, c, (None,) * count, ({},) * count, (None,) * count,
                  tuple(f'seed {seed}' for seed in seeds))
-
-
-def mean_code(G: Any) -> torch.Tensor:
-    """What truncation pulls to, [dim]: the tracked mean of w where the code is w, else the mean of y over the prior.
-
-    Raises:
-        UserError: the network scales y to one length, so that no y is nearer to the mean than another.
-    """
-    if not spaces.has_prior(G) or spaces.y_is_w(G):
-        return G.mapping.w_avg
-    if G.mapping.base is not None:
-        raise UserError('--trunc: this network scales y to one length, so that none is nearer to the mean; leave it '
-                        'out, or take generate with --trunc-space=w')  # fmt: skip
-    return spaces.code_statistics(G).mean
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -257,7 +247,7 @@ def image_codes(
         for start in range(0, len(items), batch):
             group = items[start : start + batch]
             found = _encode(G, group, labels, failures)
-            parts += found if originals else [replace(part, originals=(None,) * len(part)) for part in found]
+            parts += found if originals else [part.without_originals() for part in found]
             bar.update(len(group))
     return concatenate(G, parts) if parts else None
 
@@ -310,7 +300,7 @@ def read_inputs(
     """
     if not inputs:
         raise UserError(f'{option}: give a seed, an .npz or an image')
-    mean = mean_code(G) if psi != 1 and any(parse_seeds(text) for text in inputs) else None
+    mean = sampling.mean_code(G) if psi != 1 and any(parse_seeds(text) for text in inputs) else None
     parts = [_read_input(text, G, network, class_idx, psi, mean, batch, failures, option, outdir) for text in inputs]
     found = [part for part in parts if part is not None]
     if not found:
@@ -361,5 +351,6 @@ def render(
     ws = spaces.code_to_ws(G, code, c)
     maps = stack_noise(G, noise)
     if maps:
-        return noise_maps.synthesize(G.synthesis, ws, maps, noise_mode)
+        # In the precision of those without: what else is in a batch changes no picture.
+        return noise_maps.synthesize(G.synthesis, ws, maps, noise_mode, force_fp32=False)
     return G.synthesis(ws, noise_mode=noise_mode).to(torch.float32)

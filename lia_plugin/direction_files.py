@@ -25,8 +25,6 @@ Array = npt.NDArray[Any]
 EXTENSIONS = ('.npz', '.npy', '.pt', '.pth')
 MAX_BYTES = 2**28  # A thousand directions of 18 layers of 512 numbers are a seventh of it.
 COMPONENTS = {'lat_comp': 'lat_stdev', 'comp': 'std'}  # GANSpace's arrays of components and of their spreads.
-COMPANIONS = ('lat_comp', 'lat_mean', 'lat_stdev', 'act_comp', 'act_mean', 'act_stdev', 'var_ratio', 'random_stdevs',
-              'comp', 'mean', 'std')  # fmt: skip
 NAMED_SPACE = re.compile(r'(?:^|[_\W])(y|w|z)(?:plus|\+)?(?=[_\W]|$)', re.IGNORECASE)
 
 

@@ -8,7 +8,7 @@ image, so that edits can be compared at equal success, on the same images.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from lia_plugin import edit_judges, manipulation, paths, prior, spaces
-from lia_plugin.codes import Codes
+from lia_plugin.codes import Codes, concatenate
 from lia_plugin.direction_learning import area, wilson
 from lia_plugin.directions import Direction
 from lia_plugin.edit_judges import Attribute, Judge
@@ -24,6 +24,7 @@ from lia_plugin.edit_session import Session
 from lia_plugin.edit_statistics import Samples, at_equal_success, balanced_accuracy, resample_weights
 from lia_plugin.host import UserError
 from lia_plugin.images import to_float
+from lia_plugin.targets import Target
 
 Array = npt.NDArray[Any]
 
@@ -123,23 +124,46 @@ def with_conditional(edits: Sequence[Edit], num_ws: int) -> list[Edit]:
 class HeldOut:
     """Held-out images as the network has them: before any edit."""
 
-    codes: Codes
+    codes: Codes  # Without originals, which may be more than the memory holds; see `original`.
+    targets: tuple[Target, ...]  # Where they are.
     labels: Array  # int64 [n, attributes], −1 = not known
     pictures: torch.Tensor  # Reconstructions, uint8 NCHW.
     said: dict[str, Array]  # What judges say of reconstructions: attribute -> [n, classes].
     said_of_originals: dict[str, Array]
 
-
-def look(session: Session, codes: Codes, labels: Array, judges: Sequence[Judge]) -> HeldOut:
-    """Reconstructs and judges images that were read with their originals."""
-    pictures = session.render(codes.code, codes.c, codes.noise, desc='Reconstructing')
-    originals = torch.stack([original for original in codes.originals if original is not None])
-    return HeldOut(codes, labels, pictures, _ask(judges, pictures, session.batch),
-                   _ask(judges, originals, session.batch))
+    def original(self, item: int, G: Any) -> torch.Tensor:
+        """Pixels of an image, read again, uint8 [C, R, R]."""
+        return self.targets[item].read(G.img_resolution, G.img_channels).pixels
 
 
-def _ask(judges: Sequence[Judge], pictures: torch.Tensor, batch: int) -> dict[str, Array]:
-    parts = [edit_judges.ask(judges, to_float(part)) for part in pictures.split(max(batch, 64))]
+def look(
+    session: Session, targets: Sequence[Target], batches: Iterable[tuple[list[int], Codes]], labels: Array,
+    judges: Sequence[Judge],
+) -> HeldOut | None:
+    """Reconstructs and judges images, batch by batch as they are read: places among the targets, and their codes with
+    originals. `labels` are the targets' [n, attributes]. None if there was no batch."""
+    G, places = session.G, list[int]()
+    parts: list[Codes] = []
+    recon: list[dict[str, Array]] = []
+    real: list[dict[str, Array]] = []
+    # One piece from the start: to join batches would take the memory twice.
+    pictures = torch.empty([len(targets), G.img_channels, *[G.img_resolution] * 2], dtype=torch.uint8)
+    for items, codes in batches:
+        pixels = session.render(codes.code, codes.c, codes.noise)
+        pictures[len(places) : len(places) + len(items)] = pixels
+        originals = torch.stack([original for original in codes.originals if original is not None])
+        recon.append(edit_judges.ask(judges, to_float(pixels)))
+        real.append(edit_judges.ask(judges, to_float(originals)))
+        parts.append(codes.without_originals())
+        places += items
+    if not places:
+        return None
+    return HeldOut(concatenate(G, parts), tuple(targets[place] for place in places), labels[places],
+                   pictures[: len(places)], join(recon), join(real))
+
+
+def join(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+    """What was found of each batch, by names, as one."""
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -191,7 +215,7 @@ def measure(
             part = slice(start, start + session.batch)
             parts.append(_edited(session, edit, held, items[part], codes[part], judges, region, unedited, amount))
             progress(len(items[part]))
-        rows.append({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+        rows.append(join(parts))
         if rows[-1]['success'].mean() >= enough:
             break
     progress(len(items) * (len(amounts) + 1 - len(rows)))  # What was not needed.
@@ -250,7 +274,7 @@ def shrink(pictures: torch.Tensor, region: Array) -> torch.Tensor:
     size = (min(RECOGNITION_SIDE, pictures.shape[2]),) * 2
     return torch.cat([
         torch.nn.functional.interpolate(to_float(part) * outside, size=size, mode='area').flatten(1)
-        for part in pictures.split(64)])  # fmt: skip
+        for part in pictures.split(16)])  # fmt: skip
 
 
 def recognised(edited: torch.Tensor, unedited: torch.Tensor, items: Array) -> Array:

@@ -116,8 +116,7 @@ def _strip(ev: Evaluation, mine: Sequence[Measured], level: float, place: int, k
     rows, captions = [], []
     item = int(mine[0].items[place])
     codes = ev.held.codes[[item]]
-    original = codes.originals[0]
-    assert original is not None, 'held-out images are read with their pixels'
+    original = ev.held.original(item, ev.session.G)
     for one in mine:
         shift = float(at_place(one.amounts, np.array(_place(one, level))))
         edited = [ev.session.render(edit_evaluation.edited_codes(ev.session, one.edit, codes, reach * shift), codes.c,

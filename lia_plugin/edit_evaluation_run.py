@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import click
@@ -23,7 +23,7 @@ from lia_plugin import (
 )
 from lia_plugin.codes import Codes, concatenate, image_codes
 from lia_plugin.directions import Direction
-from lia_plugin.edit_evaluation import Edit, HeldOut, Measured
+from lia_plugin.edit_evaluation import Edit, HeldOut, Measured, join
 from lia_plugin.edit_evaluation_inputs import (
     EvaluateOptions,
     Split,
@@ -75,39 +75,35 @@ def learn(
     recon: list[dict[str, Array]] = []
     parts: list[Codes] = []
     items: list[int] = []
-    for places, codes in _encode(session, split.targets, failures):
+    for places, codes in _encode(session, split.targets, 'Training images', failures):
         img = to_float(torch.stack([pixels for pixels in codes.originals if pixels is not None]))
         moments.add(labels[places], img)
         real.append(edit_judges.extract(img))
         recon.append(edit_judges.extract(to_float(session.render(codes.code, codes.c))))
-        parts.append(replace(codes, originals=(None,) * len(codes)))
+        parts.append(codes.without_originals())
         items += places
     if not items:
         raise UserError(f'--data: none of its {len(split.targets)} images can be read: {failures[-1][1]}')
     kept = np.flatnonzero(np.isin(items, aside))
     click.echo('Learning to judge …', err=True)
-    judges = edit_judges.fit_judges(attributes, labels[items], Material(_join(real), _join(recon), kept), session.seed)
+    judges = edit_judges.fit_judges(attributes, labels[items], Material(join(real), join(recon), kept), session.seed)
     return Learned(judges, moments, concatenate(session.G, parts) if want_codes else None, labels[items])
 
 
 def _encode(
-    session: Session, targets: Sequence[Target], failures: Failures
+    session: Session, targets: Sequence[Target], desc: str, failures: Failures
 ) -> Iterator[tuple[list[int], Codes]]:
     """(places, their codes) of what can be read, batch by batch."""
     from tqdm import tqdm
 
     place = {target.name: k for k, target in enumerate(targets)}
-    with tqdm(total=len(targets), desc='Training images', unit='image', disable=None) as bar:
+    with tqdm(total=len(targets), desc=desc, unit='image', disable=None) as bar:
         for start in range(0, len(targets), session.batch):
             group = targets[start : start + session.batch]
             codes = image_codes(session.G, session.network, group, session.class_idx, session.batch, failures)
             bar.update(len(group))
             if codes is not None:
                 yield [place[name] for name in codes.names], codes
-
-
-def _join(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
-    return {kind: np.concatenate([part[kind] for part in parts]) for kind in parts[0]}
 
 
 def effect_of(moments: Moments, edit: Edit) -> Effect:
@@ -243,12 +239,11 @@ def _check_val(attributes: Sequence[Attribute], val: Split) -> None:
 def _look_at_val(
     session: Session, val: Split, attributes: Sequence[Attribute], judges: Sequence[Judge], failures: Failures
 ) -> HeldOut:
-    codes = image_codes(session.G, session.network, val.targets, session.class_idx, session.batch, failures)
-    if codes is None:
+    batches = _encode(session, val.targets, 'Held-out images', failures)
+    held = edit_evaluation.look(session, val.targets, batches, label_numbers(attributes, val.table), judges)
+    if held is None:
         raise UserError(f'--val: none of its {len(val.targets)} images can be read: {failures[-1][1]}')
-    place = {target.name: i for i, target in enumerate(val.targets)}
-    labels = label_numbers(attributes, val.table)[[place[name] for name in codes.names]]
-    return edit_evaluation.look(session, codes, labels, judges)
+    return held
 
 
 def _measure_all(

@@ -57,11 +57,6 @@ def interval(value: float, samples: Array) -> Estimate:
     return Estimate(value, float(low), float(high), float(exists.mean()))
 
 
-def mean_estimate(values: Array, weights: Array) -> Estimate:
-    """The mean of per-image values [n]."""
-    return interval(float(values.mean()), weights @ values)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Equal success
 

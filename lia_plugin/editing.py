@@ -99,7 +99,7 @@ class NoisePath(Sequence[dict[str, torch.Tensor]]):
     def __init__(self, G: Any, noise: Sequence[dict[str, torch.Tensor]], steps: int, loop: bool = False) -> None:
         self.keys = stack_noise(G, noise)  # Buffer's name -> [K, 1, R, R].
         self.keyframes, self.steps = len(noise), steps
-        self.length = frame_count(self.keyframes, steps, loop)
+        self.length = paths.frame_count(self.keyframes, steps, loop)
 
     def __len__(self) -> int:
         return self.length
@@ -229,7 +229,7 @@ def _free_coordinates(count: int, num: int, dim: int, how: Variation, generator:
         return allowed.expand(count, num, dim)
     wanted = max(round(how.share * int(allowed.sum())), math.ceil(how.share))  # One at least, unless none is meant.
     scores = torch.rand([count, num, dim], generator=generator).masked_fill(~allowed, 2.0)
-    return scores.argsort(dim=-1).argsort(dim=-1) < wanted
+    return allowed & (scores.argsort(dim=-1).argsort(dim=-1) < wanted)
 
 
 def _chosen(indices: Sequence[int], count: int, device: torch.device | str = 'cpu') -> torch.Tensor:
@@ -241,13 +241,8 @@ def _chosen(indices: Sequence[int], count: int, device: torch.device | str = 'cp
     return chosen
 
 
-def frame_count(keyframes: int, steps: int, loop: bool) -> int:
-    """Frames of a path with `steps` from each keyframe to the next."""
-    return keyframes * steps if loop else (keyframes - 1) * steps + 1
-
-
 def segments(count: int, steps: int, loop: bool) -> Iterator[tuple[int, int, list[int]]]:
     """Of a path through `count` keyframes: from which to which, and the indices of the frames, both ends included."""
-    total = frame_count(count, steps, loop)
+    total = paths.frame_count(count, steps, loop)
     for first in range(count if loop else count - 1):
         yield first, (first + 1) % count, [i % total for i in range(first * steps, (first + 1) * steps + 1)]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import click
 import torch
 
-from lia_plugin import code_output, editing, prior, results, sheets, spaces
+from lia_plugin import code_output, editing, paths, prior, results, sheets, spaces
 from lia_plugin.codes import Codes, made_codes
 from lia_plugin.edit_session import Session
 from lia_plugin.host import UserError
@@ -66,7 +66,7 @@ class InterpolateOptions:
 
     def _check_count(self, G: Any, keys: int) -> None:
         """UserError for so many frames that the memory does not hold their codes."""
-        frames = (self.steps + 1) ** 2 if self.grid else editing.frame_count(keys, self.steps, self.loop)
+        frames = (self.steps + 1) ** 2 if self.grid else paths.frame_count(keys, self.steps, self.loop)
         if frames * G.num_ws * G.w_dim > MAX_VALUES:
             raise UserError(f'--steps={self.steps}: makes {frames} frames, of which the codes alone are too large; '
                             'take fewer')  # fmt: skip

@@ -83,6 +83,8 @@ def project_out(
         if (condition.space, condition.dim) != (direction.space, direction.dim):
             raise ValueError(f'{condition.name}: of {condition.space} and {condition.dim} dimensions, but '
                              f'{direction.name} is of {direction.space} and {direction.dim}')  # fmt: skip
+    if not conditions:
+        return direction
     if not any(one.per_layer for one in (direction, *conditions)):
         basis = torch.stack([condition.vector for condition in conditions]).double()
         left = _orthogonal(direction.vector.double(), basis)

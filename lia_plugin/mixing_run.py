@@ -17,7 +17,6 @@ from lia_plugin.images import save_png
 from lia_plugin.params import compact
 from lia_plugin.picture_files import PictureFolder
 
-EACH = 'each'
 DEFAULT_LAYERS = range(7)  # Of style_mixing.py.
 
 Styles = tuple[int, ...]

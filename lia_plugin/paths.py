@@ -79,6 +79,11 @@ class Cubic:
         return torch.from_numpy(path).to(self.like)
 
 
+def frame_count(keyframes: int, steps: int, closed: bool) -> int:
+    """Frames of a path with `steps` from each keyframe to the next."""
+    return keyframes * steps if closed else (keyframes - 1) * steps + 1
+
+
 class Walk:
     """A path through K keyframes [K, ...] with `steps` frames from each to the next, made part by part.
 
@@ -101,7 +106,7 @@ class Walk:
         self.curve = Cubic(keys, closed, keep_norm=spherical) if kind == 'cubic' else None
 
     def __len__(self) -> int:
-        return len(self.keys) * self.steps if self.closed else (len(self.keys) - 1) * self.steps + 1
+        return frame_count(len(self.keys), self.steps, self.closed)
 
     def at(self, start: int, stop: int) -> torch.Tensor:
         """Frames start … stop − 1 -> [T, ...]."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lia_plugin import codes, noise_maps, spaces
+from lia_plugin import noise_maps, spaces
 from lia_plugin.host import UserError
 from lia_plugin.images import to_uint8
 
@@ -57,8 +57,22 @@ def truncation(G: Any, psi: float = 1, cutoff: int | None = None, space: str = '
     if G.mapping.base is not None:
         raise UserError('--trunc-space=y: this network scales y to one length, so that none is nearer to the mean; '
                         'take --trunc-space=w')
-    center = G.mapping.w_avg if psi == 1 else codes.mean_code(G)  # Without truncation it is of no use.
+    center = G.mapping.w_avg if psi == 1 else mean_code(G)  # Without truncation it is of no use.
     return Truncation(psi, cutoff, True, center)
+
+
+def mean_code(G: Any) -> torch.Tensor:
+    """What truncation pulls to, [dim]: the tracked mean of w where the code is w, else the mean of y over the prior.
+
+    Raises:
+        UserError: the network scales y to one length, so that no y is nearer to the mean than another.
+    """
+    if not spaces.has_prior(G) or spaces.y_is_w(G):
+        return G.mapping.w_avg
+    if G.mapping.base is not None:
+        raise UserError('--trunc: this network scales y to one length, so that none is nearer to the mean; leave it '
+                        'out, or take generate with --trunc-space=w')  # fmt: skip
+    return spaces.code_statistics(G).mean
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ import PIL.Image
 import pytest
 import torch
 from test_lia_plugin_inversion import RESOLUTION, make_generator, save_pickle, save_pictures
+from test_lia_plugin_refinement import make_stock
 from test_lia_plugin_sampling import make_deep
 
 from lia_plugin import cli, code_output, codes, images, paths, spaces
@@ -101,6 +102,15 @@ def test_layers_and_single_codes_together_are_layered(G: Any, tmp_path: Path) ->
     found = read(G, '0', str(tmp_path / 'plus.npz'))
     assert found.code.shape == (2, G.num_ws, G.z_dim) and np.array_equal(found.code[1], layers[0])
     torch.testing.assert_close(codes.render(G, found.code)[:1], codes.render(G, read(G, '0').code))
+
+
+def test_labels_are_all_or_none(tmp_path: Path) -> None:
+    """w out of a file has no class; beside it that of seeds says nothing, and rows must not go astray."""
+    G = make_stock(c_dim=3)
+    np.savez(tmp_path / 'w.npz', w=np.zeros([1, G.w_dim], np.float32))
+    assert read(G, '0', str(tmp_path / 'w.npz'), class_idx=1).c is None
+    found = read(G, '0', '1', class_idx=1).c
+    assert found is not None and torch.equal(found, torch.eye(3)[[1, 1]])
 
 
 def test_an_image_of_its_own_noise_keeps_it_beside_others(G: Any, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Evaluation of edits: a network whose every pixel is known, from pictures and labels to tables; and the command."""
 
 import csv
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from test_lia_plugin_inversion import make_generator, save_pickle
 
 from lia_plugin import cli, edit_evaluation, edit_evaluation_inputs, edit_evaluation_run
+from lia_plugin.codes import image_codes
 from lia_plugin.directions import make_direction, save_directions
 from lia_plugin.edit_evaluation import (
     Edit,
@@ -172,6 +174,40 @@ def test_directions_of_means_are_the_difference_of_means(evaluated: Any) -> None
     assert [edit.direction.space for edit in found] == ['y', 'z'] and 'means of 3' in found[0].direction.source
     for edit in found:
         np.testing.assert_allclose(edit.direction.vector, [0.6, 0.8, 0, 0], atol=1e-6)
+
+
+def test_edits_are_tried_where_label_and_judge_say_another_class(evaluated: Any) -> None:
+    upper = evaluated.attributes[0]
+    labels = np.array([[0], [0], [1], [1], [-1], [0]])
+    said = np.eye(2)[[0, 1, 0, 1, 0, 0]]
+    held = dataclasses.replace(evaluated.held, labels=labels, said={upper.name: said})
+    assert candidates(held, upper, 0, 1, None).tolist() == [0, 5]
+    assert candidates(held, upper, 0, 0, None).tolist() == [3]
+    assert candidates(held, upper, 0, 1, 1).tolist() == [0]
+
+
+def test_held_out_images_are_kept_where_they_are(evaluated: Any) -> None:
+    """Originals are read again when shown."""
+    held = evaluated.held
+    assert set(held.codes.originals) == {None} and len(held.pictures) == len(held.targets) == len(held.codes)
+    item = len(held.targets) - 1
+    difference = held.original(item, evaluated.session.G).int() - held.pictures[item].int()
+    assert difference.abs().float().mean() < 2, 'the reconstruction is that of this image'
+
+
+def test_images_that_could_not_be_read_leave_no_gap(evaluated: Any) -> None:
+    held, session, places = evaluated.held, evaluated.session, [1, 2, 6]
+    batches = []
+    for some in (places[:2], places[2:]):
+        codes = image_codes(session.G, 'patches.pkl', [held.targets[place] for place in some])
+        assert codes is not None
+        batches.append((some, codes))
+    found = edit_evaluation.look(session, held.targets, batches, held.labels, evaluated.judges)
+    assert found is not None and [one.name for one in found.targets] == list(found.codes.names)
+    assert np.array_equal(found.labels, held.labels[places]) and torch.equal(found.pictures, held.pictures[places])
+    for name, said in found.said_of_originals.items():
+        np.testing.assert_allclose(said, held.said_of_originals[name][places], atol=1e-6)
+    assert edit_evaluation.look(session, held.targets, [], held.labels, evaluated.judges) is None
 
 
 def given(evaluated: Any, vector: list[float], amount: float) -> tuple[Any, int]:

@@ -301,3 +301,9 @@ def test_paths_and_variations_of_a_network_whose_styles_know_the_class(deep: Any
 def test_segments_name_their_frames() -> None:
     assert list(editing.segments(3, 2, False)) == [(0, 1, [0, 1, 2]), (1, 2, [2, 3, 4])]
     assert list(editing.segments(2, 2, True)) == [(0, 1, [0, 1, 2]), (1, 0, [2, 3, 0])]
+
+
+def test_a_share_of_no_coordinates_changes_none() -> None:
+    z = torch.randn([2, 6])
+    how = editing.Variation(0.5, share=0.5, coords=())
+    assert torch.equal(editing.vary_z(z, 3, how, torch.Generator().manual_seed(0)), z[:, None].expand(2, 3, 6))

@@ -189,3 +189,8 @@ def test_a_code_that_is_too_long_may_go_inwards_alone(G: Any) -> None:
 def test_layers_without_the_base_cannot_be_judged(G: Any) -> None:
     with pytest.raises(ValueError, match='base code, layer 0'):
         typical_limits.limits(G, draw(1, 16), None, any_direction(G, 'y'), torch.ones(1), 0.05, layers=[1])
+
+
+def test_no_condition_changes_no_direction() -> None:
+    direction = make_direction('a', torch.randn([6]), 'y', bias=0.5)
+    assert manipulation.project_out(direction, [], 4) is direction
