@@ -38,10 +38,15 @@ def shift(
 
     `layers`: only these of y+ are moved; None = those that the direction names, else all. A code [N, dim] stays one if
     all its layers go the same way, and becomes y+ if not.
+
+    Raises:
+        ValueError: layers that the network hasn't.
     """
     vector = direction.vector.to(code.device)
     steps = torch.as_tensor(amounts, dtype=code.dtype).to(code.device).expand(len(code))
     chosen = direction.layers if layers is None else tuple(layers)
+    if chosen and not 0 <= min(chosen) <= max(chosen) < G.num_ws:
+        raise ValueError(f'layers: this network has 0 to {G.num_ws - 1}, got {list(chosen)}')
     if code.ndim == 2 and (direction.per_layer or (chosen is not None and len(set(chosen)) < G.num_ws)):
         code = spaces.fit_code(G, code, plus=True)
     if code.ndim == 2:

@@ -194,3 +194,9 @@ def test_layers_without_the_base_cannot_be_judged(G: Any) -> None:
 def test_no_condition_changes_no_direction() -> None:
     direction = make_direction('a', torch.randn([6]), 'y', bias=0.5)
     assert manipulation.project_out(direction, [], 4) is direction
+
+
+@pytest.mark.parametrize('layers', [[99], [-1], [0, 6]])
+def test_layers_that_there_are_not(G: Any, layers: list[int]) -> None:
+    with pytest.raises(ValueError, match='layers: this network has 0 to'):
+        shift(G, draw(2, 16), None, any_direction(G, 'y'), 1.0, layers)
