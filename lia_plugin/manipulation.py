@@ -61,11 +61,13 @@ def shift(
 
 
 def even_steps(start: float, stop: float, count: int) -> torch.Tensor:
-    """`count` values from one to the other, both exact, and 0 between equal opposites too; float64 [count]."""
+    """`count` values from one to the other, both exact, and 0 exact too if it is among them; float64 [count]."""
     if count == 1:
         return torch.tensor([start], dtype=torch.float64)
-    k = torch.arange(count, dtype=torch.float64)
-    return start * ((count - 1 - k) / (count - 1)) + stop * (k / (count - 1))
+    steps = torch.linspace(start, stop, count, dtype=torch.float64)
+    steps[steps.abs() < 1e-9 * max(abs(start), abs(stop))] = 0  # Rounding: a step at 0 is the image as it is.
+    steps[0], steps[-1] = start, stop
+    return steps
 
 
 # ---------------------------------------------------------------------------------------------------------------------

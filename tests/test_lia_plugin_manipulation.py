@@ -95,6 +95,7 @@ def test_steps_pass_through_nought_exactly(count: int) -> None:
         assert steps[count // 2] == 0 and steps[0] == -end and steps[-1] == end
         torch.testing.assert_close(steps, torch.linspace(-end, end, count, dtype=torch.float64))
     assert manipulation.even_steps(2.0, 2.0, 1).tolist() == [2.0]
+    assert manipulation.even_steps(-2.0, 3.0, 6)[2] == 0 and manipulation.even_steps(-0.2, 0.3, 6)[2] == 0
 
 
 # Conditions
