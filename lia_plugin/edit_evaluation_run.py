@@ -85,7 +85,6 @@ def learn(
     if not items:
         raise UserError(f'--data: none of its {len(split.targets)} images can be read: {failures[-1][1]}')
     kept = np.flatnonzero(np.isin(items, aside))
-    click.echo('Learning to judge …', err=True)
     judges = edit_judges.fit_judges(attributes, labels[items], Material(join(real), join(recon), kept), session.seed)
     return Learned(judges, moments, concatenate(session.G, parts) if want_codes else None, labels[items])
 

@@ -156,10 +156,13 @@ def fit_judges(attributes: Sequence[Attribute], labels: Array, material: Materia
 
     Images set aside choose among kinds of features and strengths; then all fit the judge.
     """
+    from tqdm import tqdm
+
     both = {kind: np.stack([material.real[kind], material.recon[kind]]) for kind in material.real}  # [2, n, features]
     bases = {kind: _fit_basis(pair.reshape(-1, pair.shape[-1]), seed) for kind, pair in both.items()}
     small = {kind: np.stack([bases[kind].transform(x) for x in pair]) for kind, pair in both.items()}
-    return [_fit_judge(attribute, labels[:, k], bases, small, material.aside) for k, attribute in enumerate(attributes)]
+    with tqdm(attributes, desc='Learning to judge', unit='attribute', disable=None) as bar:
+        return [_fit_judge(attribute, labels[:, k], bases, small, material.aside) for k, attribute in enumerate(bar)]
 
 
 def _fit_basis(features: Array, seed: int) -> Any:
