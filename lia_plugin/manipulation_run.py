@@ -12,12 +12,13 @@ from typing import Any
 import click
 import torch
 
-from lia_plugin import code_output, manipulation, prior, results, sheets, similarity, spaces, typical_limits
+from lia_plugin import code_output, manipulation, prior, results, sheets, spaces, typical_limits
 from lia_plugin.codes import Codes, unique_names
 from lia_plugin.directions import Direction, load_directions
 from lia_plugin.edit_session import Session
+from lia_plugin.edited_pictures import EditedPictures
 from lia_plugin.host import UserError
-from lia_plugin.images import enlarge, legible_factor, save_png, to_float, with_channels
+from lia_plugin.images import enlarge, legible_factor, save_png, with_channels
 from lia_plugin.paste_back import DIFFERENCE, CodePaster, Style
 from lia_plugin.pasting import FEATHER
 from lia_plugin.video import FPS, check_format, save_video
@@ -174,15 +175,8 @@ class Manipulation:
         before = session.render(self.images.code, self.images.c, self.images.noise)
         names = unique_names([f'{name}_{k:02d}' for name in self.images.names for k in range(asked.steps)])
         most = sheets.most_shown('strip.png', len(before), asked.steps + 2, before.shape[-1], asked.tile)
-        shown: list[torch.Tensor] = []
-        mse: list[float] = []
-        for batch in session.render_batches(self.codes.code, self.codes.c, self.codes.noise, desc='Drawing'):
-            first = len(mse)
-            own = before[[k // asked.steps for k in range(first, first + len(batch))]]
-            mse += similarity.mse(to_float(batch), to_float(own)).tolist()
-            self._write(batch, first, names)
-            if first < most * asked.steps:
-                shown += self._tiles(batch[: most * asked.steps - first], first)
+        pictures = EditedPictures(session, asked.steps, names, asked.images, self.paster)
+        shown, mse = pictures.draw(self.codes, before, most, self._tiles)
         save_png(self._strip(before[:most], shown), self._path('strip.png'))
         code_output.save_codes(self._path('edited.npz'), session.G, dataclasses.replace(self.codes, names=names))
         if asked.video is not None:
@@ -190,14 +184,6 @@ class Manipulation:
         told = self._told(mse)
         results.save_json(self._path('results.json'), self._report(told))
         click.echo('\n'.join(results.aligned(_table(told))))
-
-    def _write(self, images: torch.Tensor, first: int, names: Sequence[str]) -> None:
-        """Files of the pictures from number `first` on; full pictures, too, where they are asked for."""
-        for k, img in enumerate(images, first):
-            if self.asked.images:
-                save_png(img, self._path(f'{names[k]}.png'))
-            if self.paster is not None:
-                self.paster.save(k // self.asked.steps, img, self._path(f'{names[k]}_pasted.png'))
 
     def _path(self, name: str) -> str:
         return os.path.join(self.session.outdir, name)

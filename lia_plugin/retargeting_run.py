@@ -11,11 +11,12 @@ from typing import Any
 import click
 import torch
 
-from lia_plugin import code_output, prior, results, retargeting, sheets, similarity, spaces
+from lia_plugin import code_output, prior, results, retargeting, sheets, spaces
 from lia_plugin.codes import Codes, unique_names
 from lia_plugin.edit_session import Session
+from lia_plugin.edited_pictures import EditedPictures
 from lia_plugin.host import UserError
-from lia_plugin.images import save_png, to_float
+from lia_plugin.images import save_png
 from lia_plugin.paste_back import DIFFERENCE, CodePaster, Style
 from lia_plugin.pasting import FEATHER
 
@@ -88,28 +89,14 @@ class Retargeting:
         names = unique_names([name if steps == 1 else f'{name}_{k:02d}' for name in self.targets.names
                               for k in range(steps)])  # fmt: skip
         most = sheets.most_shown('strip.png', len(before), steps + 2, before.shape[-1], asked.tile)
-        shown: list[torch.Tensor] = []
-        mse: list[float] = []
-        for batch in session.render_batches(self.codes.code, self.codes.c, self.codes.noise, desc='Drawing'):
-            first = len(mse)
-            own = before[[k // steps for k in range(first, first + len(batch))]]
-            mse += similarity.mse(to_float(batch), to_float(own)).tolist()
-            self._write(batch, first, names)
-            if first < most * steps:
-                shown += sheets.shrunk(batch[: most * steps - first], asked.tile)
+        pictures = EditedPictures(session, steps, names, asked.images, self.paster)
+        shown, mse = pictures.draw(
+            self.codes, before, most, lambda batch, _first: list(sheets.shrunk(batch, asked.tile)))
         save_png(self._strip(source, before[:most], shown), self._path('strip.png'))
         code_output.save_codes(self._path('edited.npz'), session.G, dataclasses.replace(self.codes, names=names))
         told = self._told(names, mse)
         results.save_json(self._path('results.json'), self._report(told))
         click.echo('\n'.join(results.aligned(_table(told))))
-
-    def _write(self, images: torch.Tensor, first: int, names: Sequence[str]) -> None:
-        """Files of the pictures from number `first` on; full pictures, too, where they are asked for."""
-        for k, img in enumerate(images, first):
-            if self.asked.images:
-                save_png(img, self._path(f'{names[k]}.png'))
-            if self.paster is not None:
-                self.paster.save(k // len(self.asked.strengths), img, self._path(f'{names[k]}_pasted.png'))
 
     def _strip(
         self, source: list[torch.Tensor], before: torch.Tensor, after: Sequence[torch.Tensor]
