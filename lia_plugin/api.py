@@ -45,7 +45,6 @@ from lia_plugin.api_inversion import Inverting
 from lia_plugin.api_learning import Learner
 from lia_plugin.codes import Codes, made_codes
 from lia_plugin.images import to_float
-from lia_plugin.networks import base_code
 from lia_plugin.placement import Placement, centre_crop
 
 
@@ -176,8 +175,7 @@ class Lia(Inverting, Learner):
         """How likely codes are under the prior, [N] each; of y+ the base code is judged."""
         self._check_prior('typicality')
         found = self._read(what, c)[0]
-        y = base_code(found.code)
-        figures = inversion.code_figures(self.G, y, self.G.mapping.y_to_z(y, found.c), found.c)
+        figures = code_output.prior_figures(self.G, found.code, found.c)
         return Typicality(*(np.asarray(figures[name]) for name in ('z_norm2', 'typicality', 'log_prob')))
 
     # -----------------------------------------------------------------------------------------------------------------
