@@ -1,0 +1,176 @@
+"""Compiled kernels: built once, remembered, refused with a reason. Where there is no compiler, only the refusals."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from dnnlib.util import UserError
+from torch_utils import custom_ops
+
+SOURCE = """
+#include <cstdint>
+#include <omp.h>
+extern "C" int64_t team() {
+    int64_t count = 0;
+    #pragma omp parallel reduction(+ : count)
+    count += 1;
+    return count;
+}
+"""
+needs_compiler = pytest.mark.skipif(
+    custom_ops._find('c++') is None or custom_ops._find('ninja') is None, reason='no C++ compiler or no ninja')
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch) -> Callable[..., None]:
+    """Writes a source; an empty cache, nothing loaded and nothing said yet."""
+    sources = tmp_path / 'the sources'
+    sources.mkdir()
+    monkeypatch.setattr(custom_ops, 'SOURCE_DIR', str(sources))
+    monkeypatch.setattr(custom_ops, '_loaded', {})
+    monkeypatch.setattr(custom_ops, '_said', set())
+    monkeypatch.setenv('LIA_CACHE_DIR', str(tmp_path / 'cache'))
+    monkeypatch.setenv('LIA_KERNELS', 'auto')
+    return lambda text=SOURCE, name='tiny.cpp': (sources / name).write_text(text)
+
+
+def forget() -> None:
+    """What a new process would know."""
+    custom_ops._loaded.clear()
+    custom_ops._said.clear()
+
+
+def built(tmp_path, ending: str = '.so') -> list[str]:
+    return sorted(str(path) for path in (tmp_path / 'cache' / 'kernels').glob(f'*{ending}'))
+
+
+@needs_compiler
+def test_builds_once_says_so_once_and_shares_torchs_threads(write, tmp_path, capfd) -> None:
+    write()
+    library = custom_ops.load('tiny', ['tiny.cpp'])
+    assert library is not None
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            assert library.team() == threads
+    finally:
+        torch.set_num_threads(before)
+    forget()
+    assert custom_ops.load('tiny', ['tiny.cpp']) is not None
+    assert capfd.readouterr().err.count('Building tiny kernels (once') == 1
+    assert len(built(tmp_path)) == 1
+
+
+@needs_compiler
+def test_changed_sources_and_headers_are_built_anew(write, tmp_path) -> None:
+    write('#include "answer.h"\nextern "C" int answer() { return ANSWER; }')
+    for expected in (1, 2):
+        write(f'#define ANSWER {expected}', 'answer.h')
+        forget()
+        assert custom_ops.load('tiny', ['tiny.cpp']).answer() == expected
+    assert len(built(tmp_path)) == 2
+
+
+@needs_compiler
+@pytest.mark.parametrize(('text', 'reason'), [('no C++ at all', 'error'), (
+    'extern "C" void elsewhere(); extern "C" void here() { elsewhere(); }', 'does not load')])
+def test_a_failure_is_remembered_on_disk_and_said_once(write, tmp_path, capfd, monkeypatch, text, reason) -> None:
+    write(text)
+    for _ in range(2):
+        assert custom_ops.load('tiny', ['tiny.cpp']) is None
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 2 and 'Building' in lines[0] and reason in lines[1]
+    forget()
+    monkeypatch.setattr(custom_ops, '_build', lambda *args: pytest.fail('built again'))
+    assert custom_ops.load('tiny', ['tiny.cpp']) is None
+    assert capfd.readouterr().err == lines[1] + '\n'
+    monkeypatch.setenv('LIA_KERNELS', 'required')
+    with pytest.raises(UserError, match=f'LIA_KERNELS=required.*{reason}.*to try again'):
+        custom_ops.load('tiny', ['tiny.cpp'])
+
+
+@needs_compiler
+@pytest.mark.parametrize('content', [None, b'', b'\x7fELF and then nothing', 'short'])
+def test_a_broken_cache_file_is_built_again(write, tmp_path, content) -> None:
+    write()
+    custom_ops.load('tiny', ['tiny.cpp'])
+    (path,) = built(tmp_path)
+    whole = open(path, 'rb').read()
+    os.remove(path)  # The file that is mapped into this process stays as it is.
+    if content is not None:
+        with open(path, 'wb') as f:
+            f.write(whole[:-1000] if content == 'short' else content)
+    forget()
+    assert custom_ops.load('tiny', ['tiny.cpp']) is not None
+    assert os.path.getsize(path) == len(whole)
+
+
+def test_a_broken_record_is_as_none(write, tmp_path) -> None:
+    for text in ('', '{', '[]', '\0'):
+        (tmp_path / 'x.json').write_text(text)
+        assert custom_ops._read_record(str(tmp_path / 'x')) == {}
+
+
+@needs_compiler
+def test_two_processes_at_once_build_once(write, tmp_path) -> None:
+    write()
+    code = ('import sys; from torch_utils import custom_ops; custom_ops.SOURCE_DIR = sys.argv[1]\n'
+            'assert custom_ops.load("tiny", ["tiny.cpp"]).team() > 0')
+    both = [subprocess.Popen([sys.executable, '-c', code, custom_ops.SOURCE_DIR], stderr=subprocess.PIPE, text=True)
+            for _ in range(2)]
+    said = [process.communicate()[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert ''.join(said).count('Building') == 1
+    assert len(built(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(('missing', 'reason'), [('c++', 'no C.. compiler'), ('ninja', 'no ninja')])
+def test_what_is_missing_is_said_once_and_not_remembered(write, capfd, monkeypatch, missing, reason) -> None:
+    write()
+    find = custom_ops._find
+    monkeypatch.setattr(custom_ops, '_find', lambda *names: None if missing in names else find(*names) or '/bin/false')
+    for _ in range(2):
+        assert custom_ops.load('tiny', ['tiny.cpp']) is None
+    lines = [line for line in capfd.readouterr().err.splitlines() if 'Building' not in line]
+    assert len(lines) == 1 and reason.replace('..', '++') in lines[0] and "PyTorch's slower operators" in lines[0]
+    monkeypatch.setenv('LIA_KERNELS', 'required')
+    with pytest.raises(UserError, match=f'LIA_KERNELS=required.*{reason}'):
+        custom_ops.load('tiny', ['tiny.cpp'])
+
+
+def test_a_folder_that_cannot_be_written_is_a_reason(write, tmp_path, capfd, monkeypatch) -> None:
+    write()
+    (tmp_path / 'file').write_text('')
+    monkeypatch.setenv('LIA_CACHE_DIR', str(tmp_path / 'file'))
+    assert custom_ops.load('tiny', ['tiny.cpp']) is None
+    assert 'No tiny kernels' in capfd.readouterr().err
+
+
+def test_off_is_off_and_unknown_modes_are_refused(write, capfd, monkeypatch) -> None:
+    write()
+    monkeypatch.setenv('LIA_KERNELS', 'off')
+    assert custom_ops.load('tiny', ['tiny.cpp']) is None
+    assert capfd.readouterr().err == ''
+    monkeypatch.setenv('LIA_KERNELS', 'on')
+    with pytest.raises(UserError, match="LIA_KERNELS: got 'on', expected one of auto, off, required"):
+        custom_ops.load('tiny', ['tiny.cpp'])
+
+
+def test_flags_follow_the_cpus_features(monkeypatch) -> None:
+    levels = [set(), set(custom_ops.LEVEL_3), set(custom_ops.LEVEL_3) | set(custom_ops.LEVEL_4)]
+    monkeypatch.setattr('platform.machine', lambda: 'x86_64')
+    flags = []
+    for features in levels + [levels[2] | {'avx512_bf16', 'unheard_of'}]:
+        monkeypatch.setattr(custom_ops, '_cpu_features', lambda features=features: features)
+        flags.append(custom_ops._cpu_flags())
+    assert flags[0] == [] and '-mfma' in flags[1] and '-mavx512f' not in flags[1]
+    assert '-mavx512f' in flags[2] and flags[3] == flags[2] + ['-mavx512bf16']
+    monkeypatch.setattr('platform.machine', lambda: 'aarch64')
+    assert custom_ops._cpu_flags() == []
+
+
