@@ -114,11 +114,17 @@ class Conv(torch.nn.Module):
         self.register_buffer('resample_filter', upfirdn2d.setup_filter([1, 3, 3, 1]) if down > 1 else None)
 
     def forward(self, x: torch.Tensor, gain: float = 1.0) -> torch.Tensor:
-        w = (self.weight * self.weight_gain).to(x.dtype)
+        # A host that does all that follows in one pass takes the weights' gain along; half precision might overflow.
+        fuses, fused = getattr(bias_act, 'fuses', None), getattr(bias_act, 'modulated_bias_act', None)
+        later = fuses is not None and x.dtype != torch.float16 and fuses(x)
+        w = (self.weight if later else self.weight * self.weight_gain).to(x.dtype)
         x = conv2d_resample.conv2d_resample(x=x, w=w, f=self.resample_filter, down=self.down, padding=self.padding)
         b = self.bias.to(x.dtype) if self.bias is not None else None
-        clamp = self.clamp * gain if self.clamp is not None else None
-        return bias_act.bias_act(x, b, act=self.activation, gain=self.act_gain * gain, clamp=clamp)
+        act: dict[str, Any] = dict(act=self.activation, gain=self.act_gain * gain)
+        act['clamp'] = self.clamp * gain if self.clamp is not None else None
+        if later and fused is not None:
+            return fused(x, b=b, factor=self.weight_gain, **act)
+        return bias_act.bias_act(x, b, **act)
 
 
 @persistence.persistent_class
@@ -405,6 +411,13 @@ def _direction(x: torch.Tensor) -> torch.Tensor:
 # Encoder
 
 
+def _memory_format(x: torch.Tensor) -> torch.memory_format:
+    """NHWC on a CPU whose host has compiled kernels: there it is faster. Else whatever x has."""
+    compiled = getattr(bias_act, 'compiled_for', None)
+    last = x.device.type == 'cpu' and compiled is not None and compiled(x.device)
+    return torch.channels_last if last else torch.preserve_format
+
+
 @persistence.persistent_class
 class EncoderBlock(torch.nn.Module):
     """Residual block that halves the resolution, of the discriminator's kind: [N, in, R, R] → [N, out, R/2, R/2]."""
@@ -419,7 +432,7 @@ class EncoderBlock(torch.nn.Module):
         self.skip = Conv(in_channels, out_channels, 1, bias=False, down=2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x.to(torch.float16 if self.use_fp16 and x.is_cuda else torch.float32)
+        x = x.to(torch.float16 if self.use_fp16 and x.is_cuda else torch.float32, memory_format=_memory_format(x))
         return self.conv1(self.conv0(x), gain=math.sqrt(0.5)) + self.skip(x, gain=math.sqrt(0.5))
 
 

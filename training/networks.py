@@ -55,12 +55,27 @@ def _summary(module: torch.nn.Module, *names: str) -> str:
 def _format(device: torch.device, half: bool, channels_last: bool) -> dict[str, Any]:
     """Arguments of `Tensor.to` for a block's inputs.
 
-    Half precision is for CUDA alone, elsewhere it is emulated and slow. On a CPU, NHWC convolves 1.2 to 2 times faster
-    forward, but some of its weight gradients take 2.6 times as long: so it is the default where nothing is recorded.
+    Half precision is for CUDA alone, elsewhere it is emulated and slow.
     """
     dtype = torch.float16 if half and device.type == 'cuda' else torch.float32
-    last = channels_last or (device.type == 'cpu' and not torch.is_grad_enabled())
+    last = channels_last or _faster_last(device)
     return {'dtype': dtype, 'memory_format': torch.channels_last if last else torch.contiguous_format}
+
+
+def _faster_last(device: torch.device) -> bool:
+    """Whether NHWC is the faster memory format where nobody has asked for one.
+
+    On a CPU it convolves 1.2 to 2 times faster forward. With PyTorch's operators alone some of its weight gradients
+    take 2.6 times as long, so that it pays only where nothing is recorded; with compiled kernels it pays in training.
+    """
+    compiled = getattr(bias_act, 'compiled_for', None)
+    return device.type == 'cpu' and (not torch.is_grad_enabled() or (compiled is not None and compiled(device)))
+
+
+def _fuses(x: torch.Tensor) -> bool:
+    """Whether this host's operators do a layer's whole epilogue in one pass, so that scalings cost nothing there."""
+    fuses = getattr(bias_act, 'fuses', None)
+    return fuses is not None and fuses(x)
 
 
 def _kernel(out_channels: int, in_channels: int, size: int, channels_last: bool) -> torch.Tensor:
@@ -123,16 +138,25 @@ def modulated_conv2d(
     if demodulate and x.dtype == torch.float16:
         weight, styles = _bounded(weight, styles)
     y = conv2d_resample.conv2d_resample(
-        x=x * styles.to(x.dtype)[:, :, None, None], w=weight.to(x.dtype), f=resample_filter,
+        x=_scaled(x, styles), w=weight.to(x.dtype), f=resample_filter,
         up=up, down=down, padding=padding, flip_weight=flip_weight,
     )
     if noise is not None:
         noise = noise.to(y.dtype)
     if not demodulate:
         return y if noise is None else y + noise
-    energy = styles.square() @ weight.square().sum(dim=(2, 3)).t()  # [N, O]
-    scale = torch.rsqrt(energy + 1e-8).to(y.dtype)[:, :, None, None]
+    scale = _demodulation(weight, styles).to(y.dtype)[:, :, None, None]
     return y * scale if noise is None else fma.fma(y, scale, noise)
+
+
+def _scaled(x: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:
+    """x [N, C, H, W] times styles [N, C]."""
+    return bias_act.scale_channels(x, styles) if _fuses(x) else x * styles.to(x.dtype)[:, :, None, None]
+
+
+def _demodulation(weight: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:
+    """Factors [N, O] that give the outputs unit variance again."""
+    return torch.rsqrt(styles.square() @ weight.square().sum(dim=(2, 3)).t() + 1e-8)
 
 
 # ----------------------------------------------------------------------------------------------------------- layers
@@ -212,15 +236,24 @@ class Conv2dLayer(torch.nn.Module):
                 self.register_buffer(name, value)
 
     def forward(self, x: torch.Tensor, gain: float = 1) -> torch.Tensor:
-        weight = (self.weight * self.weight_gain).to(x.dtype)
+        # The gain of the weights is left to the epilogue where it costs nothing; in half precision it might overflow.
+        later = x.dtype != torch.float16 and _fuses(x)
+        weight = self.weight if later else self.weight * self.weight_gain
         y = conv2d_resample.conv2d_resample(
-            x=x, w=weight, f=self.resample_filter, up=self.up, down=self.down, padding=self.padding,
+            x=x, w=weight.to(x.dtype), f=self.resample_filter, up=self.up, down=self.down, padding=self.padding,
             flip_weight=(self.up == 1),
         )
-        return _activate(y, self, gain)
+        return _finish(y, self, gain, factor=self.weight_gain) if later else _activate(y, self, gain)
 
     def extra_repr(self) -> str:
         return _summary(self, 'in_channels', 'out_channels', 'activation', 'up', 'down')
+
+
+def _finish(y: torch.Tensor, layer: Any, gain: float, **more: Any) -> torch.Tensor:
+    """What `_activate` does, after y * factor * scale + noise, in one pass."""
+    clamp = None if layer.conv_clamp is None else layer.conv_clamp * gain
+    return bias_act.modulated_bias_act(
+        y, b=layer.bias, act=layer.activation, gain=layer.act_gain * gain, clamp=clamp, **more)
 
 
 def _activate(y: torch.Tensor, layer: Any, gain: float) -> torch.Tensor:
@@ -357,11 +390,13 @@ class SynthesisLayer(torch.nn.Module):
     ) -> torch.Tensor:
         size = self.resolution // self.up
         _expect('x', x, self.in_channels, size, size)
-        y = modulated_conv2d(
-            x, self.weight, self.affine(w), noise=self._noise(x, _choice('noise_mode', noise_mode, NOISE_MODES)),
-            up=self.up, padding=self.padding, resample_filter=self.resample_filter, flip_weight=(self.up == 1),
-        )
-        return _activate(y, self, gain)
+        styles, noise = self.affine(w), self._noise(x, _choice('noise_mode', noise_mode, NOISE_MODES))
+        options: dict[str, Any] = dict(
+            up=self.up, padding=self.padding, resample_filter=self.resample_filter, flip_weight=(self.up == 1))
+        if x.dtype != torch.float16 and _fuses(x):
+            y = modulated_conv2d(x, self.weight, styles, demodulate=False, **options)
+            return _finish(y, self, gain, scale=_demodulation(self.weight, styles), noise=noise)
+        return _activate(modulated_conv2d(x, self.weight, styles, noise, **options), self, gain)
 
     def _noise(self, x: torch.Tensor, mode: str) -> torch.Tensor | None:
         if not self.use_noise or mode == 'none':

@@ -1,4 +1,8 @@
-"""Bias, activation, gain and clamp in one call."""
+"""Bias, activation, gain and clamp in one call; with a scale for each channel and noise, all of a layer's epilogue.
+
+Compiled kernels (`cpu_kernels`) do it in one pass forward and one backward; `_Act`, `_Slope`, `_Scale` and `_Contract`
+are each other's derivatives, so that any order of gradients is made of the same two kernels.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,6 +11,9 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+
+from torch_utils.ops import conv2d_gradfix, cpu_kernels
+from torch_utils.ops.cpu_kernels import Rectifier
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,8 @@ activation_funcs: dict[str, Activation] = {
     'swish': Activation(lambda x, alpha: functional.silu(x), sqrt(2)),
 }
 
+IDENTITY = Rectifier(1.0, 1.0, None)
+
 
 def bias_act(x: torch.Tensor, b: torch.Tensor | None = None, dim: int = 1, act: str = 'linear',
              alpha: float | None = None, gain: float | None = None, clamp: float | None = None,
@@ -45,10 +54,46 @@ def bias_act(x: torch.Tensor, b: torch.Tensor | None = None, dim: int = 1, act: 
     alpha = float(row.def_alpha if alpha is None else alpha)
     gain = float(row.def_gain if gain is None else gain)
     column = None if b is None else b.reshape([-1 if axis == dim % x.ndim else 1 for axis in range(x.ndim)])
-    # The rectifier's gradient is read off its output, which needs the output to keep the sign of the input.
-    if impl == 'cuda' and act in ('relu', 'lrelu') and gain > 0 and alpha >= 0:
-        return _Rectifier.apply(x, column, alpha if act == 'lrelu' else 0.0, gain, clamp)
-    return _bias_act_ref(x, column, row.func, alpha, gain, clamp)
+    rectifier = _as_rectifier(act, alpha, gain, clamp) if impl == 'cuda' else None
+    if rectifier is None:
+        return _bias_act_ref(x, column, row.func, alpha, gain, clamp)
+    if (b is None or dim == 1) and _compiled(x) is not None:
+        return _Act.apply(x, None, None, b, 1.0, rectifier)
+    # Without kernels, PyTorch's own operators do best what they can do in two steps.
+    if act == 'linear':
+        return _bias_act_ref(x, column, row.func, alpha, gain, clamp)
+    return _Rectifier.apply(x, column, *rectifier)
+
+
+def modulated_bias_act(x: torch.Tensor, scale: torch.Tensor | None = None, noise: torch.Tensor | None = None,
+                       b: torch.Tensor | None = None, act: str = 'linear', alpha: float | None = None,
+                       gain: float | None = None, clamp: float | None = None, factor: float = 1,
+                       impl: str = 'cuda') -> torch.Tensor:
+    """`bias_act(x * factor * scale + noise, b)` of x [N, C, H, W]: what follows a modulated convolution, in one pass.
+
+    scale: [N, C], noise: broadcastable to [N, 1, H, W], each of any floating type, or None. The rest is as there.
+    """
+    row = _checked(x, b, 1, act, clamp, impl)
+    rectifier = _as_rectifier(act, float(row.def_alpha if alpha is None else alpha),
+                              float(row.def_gain if gain is None else gain), clamp)
+    if impl == 'cuda' and rectifier is not None and _compiled(x) is not None:
+        noise = None if noise is None else noise.reshape([1] * (4 - noise.ndim) + list(noise.shape))
+        return _Act.apply(x, scale, noise, b, float(factor), rectifier)
+    noise = None if noise is None else noise.to(x.dtype)
+    x = x if factor == 1 else x * factor
+    if scale is None:
+        x = x if noise is None else x + noise
+    else:
+        column = scale.to(x.dtype)[:, :, None, None]
+        x = x * column if noise is None else torch.addcmul(noise, x, column)
+    return bias_act(x, None if b is None else b.to(x.dtype), 1, act, alpha, gain, clamp, impl)
+
+
+def scale_channels(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """x [N, C, H, W] times scale [N, C], of x's type; differentiable any number of times."""
+    if _compiled(x) is not None:
+        return _Scale.apply(x, scale, 1.0)
+    return x * scale.to(x.dtype)[:, :, None, None]
 
 
 def leaky_relu_(x: torch.Tensor, alpha: float, clamp: float | None = None) -> torch.Tensor:
@@ -57,6 +102,31 @@ def leaky_relu_(x: torch.Tensor, alpha: float, clamp: float | None = None) -> to
     What `bias_act` does with a gain of 1, without its new tensor. Differentiable twice.
     """
     return _InPlaceRectifier.apply(x, alpha, clamp)
+
+
+def fuses(x: torch.Tensor) -> bool:
+    """Whether `modulated_bias_act` and `scale_channels` are one pass for such an x: then work may be left to them."""
+    return _compiled(x) is not None
+
+
+def compiled_for(device: torch.device) -> bool:
+    """Whether there are compiled kernels for tensors of this device."""
+    return device.type == 'cpu' and cpu_kernels.library() is not None
+
+
+def _compiled(x: torch.Tensor) -> Any:
+    """The module of kernels that can work on x, or None."""
+    return cpu_kernels if cpu_kernels.usable(x) else None
+
+
+def _as_rectifier(act: str, alpha: float, gain: float, clamp: float | None) -> Rectifier | None:
+    """The activation as a leaky ReLU of some slope; None if it is none.
+
+    Its gradient is read off its output, which needs the output to keep the sign of the input.
+    """
+    if act not in ('linear', 'relu', 'lrelu') or gain <= 0 or alpha < 0:
+        return None
+    return Rectifier({'linear': 1.0, 'relu': 0.0, 'lrelu': alpha}[act], gain, clamp)
 
 
 def _checked(x: torch.Tensor, b: torch.Tensor | None, dim: int, act: str, clamp: float | None, impl: str) -> Activation:
@@ -80,6 +150,90 @@ def _bias_act_ref(x: torch.Tensor, column: torch.Tensor | None, func: Callable[[
     if gain != 1:
         x = x * gain
     return x if clamp is None else x.clamp(-clamp, clamp)
+
+
+class _Act(torch.autograd.Function):
+    """The compiled epilogue: one pass forward, one backward for all four gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, scale: torch.Tensor | None, noise: torch.Tensor | None,
+                bias: torch.Tensor | None, factor: float, act: Rectifier) -> torch.Tensor:
+        y = _compiled(x).act_forward(x, scale, noise, bias, factor, act)
+        ctx.bends = act.alpha != 1 or act.clamp is not None
+        ctx.save_for_backward(y if ctx.bends else None, None if scale is None else x, scale)
+        ctx.like = [None if part is None else (part.shape, part.dtype) for part in (x, scale, noise, bias)]
+        ctx.constants = factor, act
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        y, x, scale = ctx.saved_tensors
+        # Without detach the output's gradient, which is zero, would be carried on through the whole network.
+        y = None if y is None else y.detach()
+        factor, act = ctx.constants
+        wants = ctx.needs_input_grad[:4]
+        if torch.is_grad_enabled():
+            grads = _differentiable_gradients(grad, y, x, scale, factor, act, wants)
+        else:
+            grads = _compiled(grad).act_backward(grad, y, x, scale, factor, act, wants)
+        return *(None if one is None else one.sum_to_size(like[0]).to(like[1])
+                 for one, like in zip(grads, ctx.like, strict=True)), None, None
+
+
+def _differentiable_gradients(grad: torch.Tensor, y: torch.Tensor | None, x: torch.Tensor | None,
+                              scale: torch.Tensor | None, factor: float, act: Rectifier,
+                              wants: tuple[bool, ...]) -> list[torch.Tensor | None]:
+    """The gradients of `_Act` in operations that have gradients themselves."""
+    # Who marks a region as one without weight gradients takes only images' or styles' gradients in it.
+    weights = not conv2d_gradfix.weight_gradients_disabled
+    grad = grad * act.gain if y is None else _Slope.apply(grad, y, *act)
+    if scale is None:
+        grad_x = grad if factor == 1 else grad * factor
+    else:
+        grad_x = _Scale.apply(grad, scale, factor) if wants[0] else None
+    return [
+        grad_x,
+        _Contract.apply(grad, x, factor) if wants[1] else None,
+        grad.sum(dim=1, keepdim=True, dtype=torch.float32) if wants[2] and weights else None,
+        grad.sum(dim=(0, 2, 3), dtype=torch.float32) if wants[3] and weights else None,
+    ]
+
+
+class _Scale(torch.autograd.Function):
+    """x [N, C, H, W] * factor * scale [N, C]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, scale: torch.Tensor, factor: float) -> torch.Tensor:
+        ctx.save_for_backward(x, scale)
+        ctx.factor = factor
+        return _compiled(x).act_forward(x, scale, None, None, factor, IDENTITY)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, scale = ctx.saved_tensors
+        wants = ctx.needs_input_grad[:2]
+        if torch.is_grad_enabled():
+            grads = [_Scale.apply(grad, scale, ctx.factor) if wants[0] else None,
+                     _Contract.apply(grad, x, ctx.factor) if wants[1] else None]
+        else:
+            grads = _compiled(grad).act_backward(grad, None, x, scale, ctx.factor, IDENTITY, (*wants, False, False))
+        return grads[0], None if grads[1] is None else grads[1].to(scale.dtype), None
+
+
+class _Contract(torch.autograd.Function):
+    """The sum of factor * a * b over pixels: two [N, C, H, W] to float32 [N, C]."""
+
+    @staticmethod
+    def forward(ctx: Any, a: torch.Tensor, b: torch.Tensor, factor: float) -> torch.Tensor:
+        ctx.save_for_backward(a, b)
+        ctx.factor = factor
+        return _compiled(a).act_backward(a, None, b, None, factor, IDENTITY, (False, True, False, False))[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        a, b = ctx.saved_tensors
+        return (_Scale.apply(b, grad, ctx.factor) if ctx.needs_input_grad[0] else None,
+                _Scale.apply(a, grad, ctx.factor) if ctx.needs_input_grad[1] else None, None)
 
 
 class _Rectifier(torch.autograd.Function):
@@ -132,6 +286,10 @@ class _Slope(torch.autograd.Function):
                 clamp: float | None) -> torch.Tensor:
         ctx.save_for_backward(y)
         ctx.constants = alpha, gain, clamp
+        kernels = _compiled(grad)
+        if kernels is not None:
+            only_x = (True, False, False, False)
+            return kernels.act_backward(grad, y, None, None, 1.0, Rectifier(alpha, gain, clamp), only_x)[0]
         result = torch.ops.aten.leaky_relu_backward(grad, y, alpha, True).mul_(gain)
         if clamp is not None:
             torch.ops.aten.hardtanh_backward.grad_input(result, y, -clamp, clamp, grad_input=result)

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional
 
+from torch_utils.ops import cpu_kernels
+
 Factor = int | Sequence[int]
 
 
@@ -155,6 +157,11 @@ class _UpFirDn(torch.autograd.Function):
         width, height = filter_size(f)
         ctx.transposed = (axis_x.transposed(x.shape[3], width), axis_y.transposed(x.shape[2], height),
                           not flip_filter, gain)
+        if cpu_kernels.usable(x):
+            out_size = axis_y.out_size(x.shape[2], height), axis_x.out_size(x.shape[3], width)
+            y = cpu_kernels.upfirdn2d(x, f, axis_x, axis_y, not flip_filter, gain, out_size)
+            if y is not None:
+                return y
         taps = (f if flip_filter else f.flip(*range(f.ndim))).to(torch.promote_types(f.dtype, x.dtype))
         if f.ndim == 2:
             return _correlate(x, taps * gain, axis_x, axis_y)

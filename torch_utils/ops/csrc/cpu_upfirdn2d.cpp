@@ -1,0 +1,221 @@
+// Upsample, filter, downsample with a separable filter: rows first, then columns, and a rectifier at the end if wanted.
+
+#include "cpu_common.h"
+
+using namespace lia;
+
+namespace {
+
+struct Axis {
+    int64_t size, out_size, up, down, before;
+};
+
+// Which input positions an output position is made of, and with which weights.
+struct Taps {
+    std::vector<int64_t> start, position;
+    std::vector<float> weight;
+
+    Taps(const Axis& axis, const std::vector<float>& filter) : start(axis.out_size + 1) {
+        for (int64_t out = 0; out < axis.out_size; out++) {
+            for (int64_t tap = 0; tap < int64_t(filter.size()); tap++) {
+                const int64_t fine = out * axis.down + tap - axis.before;
+                if (fine < 0 || fine % axis.up || fine / axis.up >= axis.size || filter[tap] == 0) continue;
+                position.push_back(fine / axis.up);
+                weight.push_back(filter[tap]);
+            }
+            start[out + 1] = int64_t(position.size());
+        }
+    }
+    int64_t count(int64_t out) const { return start[out + 1] - start[out]; }
+};
+
+// result[i] = sum of weight[k] * rows[k][i], for i below `count`; Fixed is the number of rows, 0 for any.
+template <class T, int Fixed>
+inline void blend(const T* const* rows, const float* weights, int64_t taps, float* __restrict result, int64_t count) {
+    const int64_t number = Fixed ? Fixed : taps;
+    #pragma omp simd
+    for (int64_t i = 0; i < count; i++) {
+        float sum = 0;
+        for (int64_t k = 0; k < number; k++) sum += weights[k] * widen(rows[k][i]);
+        result[i] = sum;
+    }
+}
+
+template <class T>
+void combine(const T* const* rows, const float* weights, int64_t taps, float* result, int64_t count) {
+    switch (taps) {
+        case 0: std::fill(result, result + count, 0.0f); break;
+        case 1: blend<T, 1>(rows, weights, taps, result, count); break;
+        case 2: blend<T, 2>(rows, weights, taps, result, count); break;
+        case 3: blend<T, 3>(rows, weights, taps, result, count); break;
+        case 4: blend<T, 4>(rows, weights, taps, result, count); break;
+        default:
+            std::fill(result, result + count, 0.0f);
+            for (int64_t k = 0; k < taps; k++) {
+                const T* __restrict row = rows[k];
+                const float weight = weights[k];
+                #pragma omp simd
+                for (int64_t i = 0; i < count; i++) result[i] += weight * widen(row[i]);
+            }
+    }
+}
+
+struct Job {
+    Axis x, y;
+    std::vector<float> filter_x, filter_y;
+    int64_t n, c;
+    const Act* act;  // Null: nothing after the filter.
+    int threads;
+};
+
+constexpr int64_t BLOCK = 64;  // Channels at a time: a filtered row of them stays in the first-level cache.
+
+template <class T> void channels_last(const T* x, T* y, const Job& job) {
+    const Taps down_rows(job.y, job.filter_y), along(job.x, job.filter_x);
+    const int64_t c = job.c, width = job.x.size, blocks = (c + BLOCK - 1) / BLOCK, most = job.filter_x.size();
+    const Act none{nullptr, nullptr, nullptr, 0, 1, 1, 1, -1};
+    const Act& act = job.act ? *job.act : none;
+    const float limit = act.limit(), alpha = act.alpha;
+    #pragma omp parallel num_threads(job.threads) if (job.n * c * job.x.out_size * job.y.out_size > WORTH_THREADS)
+    {
+        std::vector<float> line(width * BLOCK), result(BLOCK), slopes(c), offsets(c);
+        std::vector<const T*> rows(std::max<int64_t>(job.filter_y.size(), 1));
+        std::vector<const float*> columns(std::max<int64_t>(most, 1));
+        int64_t prepared = -1;
+        #pragma omp for schedule(static)
+        for (int64_t task = 0; task < job.n * job.y.out_size; task++) {
+            const int64_t image = task / job.y.out_size, out_row = task % job.y.out_size;
+            if (image != prepared)
+                for (int64_t i = 0; i < c; i++) slopes[i] = act.slope(image, c, i), offsets[i] = act.offset(i);
+            prepared = image;
+            const int64_t taps = down_rows.count(out_row), *from = down_rows.position.data() + down_rows.start[out_row];
+            for (int64_t block = 0; block < blocks; block++) {
+                const int64_t first = block * BLOCK, some = std::min(BLOCK, c - first);
+                for (int64_t column = 0; column < width; column++) {
+                    for (int64_t k = 0; k < taps; k++)
+                        rows[k] = x + ((image * job.y.size + from[k]) * width + column) * c + first;
+                    const float* weights = down_rows.weight.data() + down_rows.start[out_row];
+                    // A constant count lets the compiler unroll.
+                    if (some == BLOCK) combine(rows.data(), weights, taps, line.data() + column * BLOCK, BLOCK);
+                    else combine(rows.data(), weights, taps, line.data() + column * BLOCK, some);
+                }
+                const float* __restrict slope = slopes.data() + first;
+                const float* __restrict offset = offsets.data() + first;
+                float* __restrict sum = result.data();
+                for (int64_t out = 0; out < job.x.out_size; out++) {
+                    const int64_t number = along.count(out), begin = along.start[out];
+                    for (int64_t k = 0; k < number; k++)
+                        columns[k] = line.data() + along.position[begin + k] * BLOCK;
+                    if (some == BLOCK) combine(columns.data(), along.weight.data() + begin, number, sum, BLOCK);
+                    else combine(columns.data(), along.weight.data() + begin, number, sum, some);
+                    const int64_t pixel = out_row * job.x.out_size + out;
+                    T* __restrict to = y + (image * job.y.out_size * job.x.out_size + pixel) * c + first;
+                    if (job.act) {
+                        const float raised = act.lift(image, pixel);
+                        #pragma omp simd
+                        for (int64_t i = 0; i < some; i++)
+                            to[i] = narrow<T>(rectify(sum[i] * slope[i] + (offset[i] + raised), alpha, limit));
+                    } else {
+                        #pragma omp simd
+                        for (int64_t i = 0; i < some; i++) to[i] = narrow<T>(sum[i]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+// A row of the upsampled and padded image, filtered along x.
+template <int Down>
+void filter_line(const float* __restrict line, const std::vector<float>& filter, int64_t step,
+                 float* __restrict result, int64_t count) {
+    const int64_t down = Down ? Down : step;
+    std::fill(result, result + count, 0.0f);
+    for (size_t tap = 0; tap < filter.size(); tap++) {
+        const float weight = filter[tap];
+        #pragma omp simd
+        for (int64_t i = 0; i < count; i++) result[i] += weight * line[i * down + tap];
+    }
+}
+
+template <class T> void planes(const T* x, T* y, const Job& job) {
+    const Taps down_rows(job.y, job.filter_y);
+    const int64_t width = job.x.size, out_width = job.x.out_size;
+    const int64_t length = (out_width - 1) * job.x.down + int64_t(job.filter_x.size());
+    const Act none{nullptr, nullptr, nullptr, 0, 1, 1, 1, -1};
+    const Act& act = job.act ? *job.act : none;
+    const float limit = act.limit(), alpha = act.alpha;
+    #pragma omp parallel num_threads(job.threads) if (job.n * job.c * out_width * job.y.out_size > WORTH_THREADS)
+    {
+        std::vector<float> row(width), line(length), result(out_width);  // Between upsampled pixels the line stays 0.
+        std::vector<const T*> rows(std::max<int64_t>(job.filter_y.size(), 1));
+        #pragma omp for schedule(static)
+        for (int64_t plane = 0; plane < job.n * job.c; plane++) {
+            const int64_t image = plane / job.c, channel = plane % job.c;
+            const float slope = act.slope(image, job.c, channel), offset = act.offset(channel);
+            for (int64_t out_row = 0; out_row < job.y.out_size; out_row++) {
+                const int64_t taps = down_rows.count(out_row), begin = down_rows.start[out_row];
+                for (int64_t k = 0; k < taps; k++)
+                    rows[k] = x + (plane * job.y.size + down_rows.position[begin + k]) * width;
+                combine(rows.data(), down_rows.weight.data() + begin, taps, row.data(), width);
+                for (int64_t column = 0; column < width; column++) {
+                    const int64_t place = column * job.x.up + job.x.before;
+                    if (place >= 0 && place < length) line[place] = row[column];
+                }
+                if (job.x.down == 1) filter_line<1>(line.data(), job.filter_x, 1, result.data(), out_width);
+                else if (job.x.down == 2) filter_line<2>(line.data(), job.filter_x, 2, result.data(), out_width);
+                else filter_line<0>(line.data(), job.filter_x, job.x.down, result.data(), out_width);
+                const int64_t first = out_row * out_width;
+                T* __restrict to = y + plane * job.y.out_size * out_width + first;
+                const float* __restrict sum = result.data();
+                for (int64_t i = 0; i < out_width; i++) {
+                    const float v = sum[i];
+                    to[i] = narrow<T>(job.act ? rectify(v * slope + (offset + act.lift(image, first + i)), alpha, limit) : v);
+                }
+            }
+        }
+    }
+}
+
+// f [height, width] as an outer product, if it is one; the rows' factor is turned upside down where flip is set.
+bool separate(const float* f, int64_t height, int64_t width, bool flip, float gain, Job& job) {
+    const int64_t best = std::max_element(f, f + height * width, [](float a, float b) {
+        return std::fabs(a) < std::fabs(b); }) - f;
+    const float pivot = f[best];
+    const int64_t row = best / width, column = best % width;
+    job.filter_x.assign(f + row * width, f + (row + 1) * width);
+    job.filter_y.assign(height, 0.0f);
+    if (pivot != 0)
+        for (int64_t i = 0; i < height; i++) job.filter_y[i] = f[i * width + column] / pivot;
+    for (int64_t i = 0; i < height; i++)
+        for (int64_t j = 0; j < width; j++)
+            if (std::fabs(f[i * width + j] - job.filter_y[i] * job.filter_x[j]) > 4e-7f * std::fabs(pivot)) return false;
+    if (flip) {
+        std::reverse(job.filter_x.begin(), job.filter_x.end());
+        std::reverse(job.filter_y.begin(), job.filter_y.end());
+    }
+    for (float& tap : job.filter_x) tap *= gain;
+    return true;
+}
+
+template <class T> void run(const void* x, void* y, const Job& job, bool last) {
+    (last ? channels_last<T> : planes<T>)((const T*)x, (T*)y, job);
+}
+
+}  // namespace
+
+// f [height, width] correlates as it lies, or with flip convolves. axes: size, out_size, up, down, zeros before, of x
+// and then of y. act: nonzero for the rectifier (see act_forward) after the filter. Gives 0, and does nothing, if f is
+// not separable.
+extern "C" int64_t upfirdn2d(const void* x, void* y, const float* f, int64_t height, int64_t width, int64_t flip,
+                             float gain, int64_t n, int64_t c, const int64_t* axes, int64_t last, int64_t act,
+                             const float* scale, const float* noise, const float* bias, int64_t noise_stride,
+                             float alpha, float act_gain, float clamp, int64_t half, int64_t threads) {
+    const Act after{scale, noise, bias, noise_stride, 1.0f, alpha, act_gain, clamp};
+    Job job{{axes[0], axes[1], axes[2], axes[3], axes[4]}, {axes[5], axes[6], axes[7], axes[8], axes[9]}, {}, {}, n, c,
+            act ? &after : nullptr, int(threads)};
+    if (!separate(f, height, width, flip, gain, job)) return 0;
+    if (half) run<bf16>(x, y, job, last);
+    else run<float>(x, y, job, last);
+    return 1;
+}
