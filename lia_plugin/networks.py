@@ -123,7 +123,7 @@ class Conv(torch.nn.Module):
         act: dict[str, Any] = dict(act=self.activation, gain=self.act_gain * gain)
         act['clamp'] = self.clamp * gain if self.clamp is not None else None
         if later and fused is not None:
-            return fused(x, b=b, factor=self.weight_gain, **act)
+            return fused(x, b=b, factor=self.weight_gain, inplace=True, **act)
         return bias_act.bias_act(x, b, **act)
 
 

@@ -174,3 +174,33 @@ def test_kernels_are_left_out_where_they_are_off_or_traced(monkeypatch) -> None:
     assert not cpu_kernels.usable(x.double()) and not cpu_kernels.usable(x[0]) and not cpu_kernels.usable(x[:0])
     monkeypatch.setattr('torch.jit.is_tracing', lambda: True)
     assert not cpu_kernels.usable(x)
+
+
+def test_the_epilogue_in_its_arguments_memory() -> None:
+    for form in FORMATS:
+        x, b, scale = rand(2, 20, 8, 6), rand(20, seed=1), rand(2, 20, seed=2)
+
+        def inplace(x, b, form=form):
+            x = (x * 3).to(memory_format=form)
+            y = bias_act.modulated_bias_act(x, b=b, act='lrelu', factor=0.5, inplace=True)
+            assert y.data_ptr() == x.data_ptr() or not bias_act.fuses(x)
+            return y
+
+        exact = all_orders(lambda x, b: epilogue(3 * x, None, None, b, 'lrelu', 2 ** 0.5, None, 0.5),
+                           [x.double(), b.double()])
+        assert_close(all_orders(inplace, [x, b]), exact, 1e-5)
+        scaled = x.to(memory_format=form).requires_grad_() * 1  # The scale's gradient needs it as it was.
+        y = bias_act.modulated_bias_act(scaled, scale.requires_grad_(), act='lrelu', inplace=True)
+        assert y.data_ptr() != scaled.data_ptr()
+        gaps = x.to(memory_format=form)[:, ::2]
+        before = gaps.clone()
+        bias_act.modulated_bias_act(gaps, act='lrelu', inplace=True)
+        assert torch.equal(gaps, before)
+
+
+@pytest.mark.parametrize('form', FORMATS)
+@pytest.mark.parametrize('shape', [(4, 3, 3, 3), (70, 33, 1, 1), (5, 1, 3, 2)])
+def test_squared_norms(form, shape) -> None:
+    weight = rand(*shape).to(memory_format=form)
+    assert_close(all_orders(bias_act.squared_norms, [weight]),
+                 all_orders(lambda w: w.square().sum(dim=(2, 3)), [weight.double()]), 1e-5)

@@ -154,9 +154,32 @@ def _scaled(x: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:
     return bias_act.scale_channels(x, styles) if _fuses(x) else x * styles.to(x.dtype)[:, :, None, None]
 
 
+def _pointwise(x: torch.Tensor, weight: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:
+    """A modulated 1x1 convolution to few channels as one small matrix for each sample; x is best NHWC, the result is
+    NCHW. Nothing of x's size is written, where a scaled copy of x takes longer than the product."""
+    matrices = weight.flatten(1).to(x.dtype) * styles.to(x.dtype).unsqueeze(1)  # [N, O, I]
+    pixels = x.permute(0, 2, 3, 1).flatten(1, 2)  # [N, H * W, I]
+    return _Product.apply(matrices, pixels).unflatten(2, x.shape[2:])
+
+
+class _Product(torch.autograd.Function):
+    """[N, O, I] and [N, P, I] -> [N, O, P]; autograd's own would turn the second one's gradient round in memory."""
+
+    @staticmethod
+    def forward(ctx: Any, matrices: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(matrices, pixels)
+        return matrices @ pixels.transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        matrices, pixels = ctx.saved_tensors
+        return grad @ pixels, grad.transpose(1, 2) @ matrices
+
+
 def _demodulation(weight: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:
     """Factors [N, O] that give the outputs unit variance again."""
-    return torch.rsqrt(styles.square() @ weight.square().sum(dim=(2, 3)).t() + 1e-8)
+    norms = bias_act.squared_norms(weight) if _fuses(weight) else weight.square().sum(dim=(2, 3))  # [O, I]
+    return torch.rsqrt(styles.square() @ norms.t() + 1e-8)
 
 
 # ----------------------------------------------------------------------------------------------------------- layers
@@ -253,7 +276,7 @@ def _finish(y: torch.Tensor, layer: Any, gain: float, **more: Any) -> torch.Tens
     """What `_activate` does, after y * factor * scale + noise, in one pass."""
     clamp = None if layer.conv_clamp is None else layer.conv_clamp * gain
     return bias_act.modulated_bias_act(
-        y, b=layer.bias, act=layer.activation, gain=layer.act_gain * gain, clamp=clamp, **more)
+        y, b=layer.bias, act=layer.activation, gain=layer.act_gain * gain, clamp=clamp, inplace=True, **more)
 
 
 def _activate(y: torch.Tensor, layer: Any, gain: float) -> torch.Tensor:
@@ -433,6 +456,8 @@ class ToRGBLayer(torch.nn.Module):
 
     def forward(self, x: torch.Tensor, w: torch.Tensor, fused_modconv: bool | None = None) -> torch.Tensor:
         styles = self.affine(w) * self.weight_gain
+        if self.weight.shape[-1] == 1 and _fuses(x):
+            return bias_act.bias_act(_pointwise(x, self.weight, styles), self.bias, clamp=self.conv_clamp)
         y = modulated_conv2d(x, self.weight, styles, padding=self.weight.shape[-1] // 2, demodulate=False)
         return bias_act.bias_act(y, self.bias.to(y.dtype), clamp=self.conv_clamp)
 

@@ -58,7 +58,7 @@ def bias_act(x: torch.Tensor, b: torch.Tensor | None = None, dim: int = 1, act: 
     if rectifier is None:
         return _bias_act_ref(x, column, row.func, alpha, gain, clamp)
     if (b is None or dim == 1) and _compiled(x) is not None:
-        return _Act.apply(x, None, None, b, 1.0, rectifier)
+        return _Act.apply(x, None, None, b, 1.0, rectifier, False)
     # Without kernels, PyTorch's own operators do best what they can do in two steps.
     if act == 'linear':
         return _bias_act_ref(x, column, row.func, alpha, gain, clamp)
@@ -68,17 +68,20 @@ def bias_act(x: torch.Tensor, b: torch.Tensor | None = None, dim: int = 1, act: 
 def modulated_bias_act(x: torch.Tensor, scale: torch.Tensor | None = None, noise: torch.Tensor | None = None,
                        b: torch.Tensor | None = None, act: str = 'linear', alpha: float | None = None,
                        gain: float | None = None, clamp: float | None = None, factor: float = 1,
-                       impl: str = 'cuda') -> torch.Tensor:
+                       inplace: bool = False, impl: str = 'cuda') -> torch.Tensor:
     """`bias_act(x * factor * scale + noise, b)` of x [N, C, H, W]: what follows a modulated convolution, in one pass.
 
-    scale: [N, C], noise: broadcastable to [N, 1, H, W], each of any floating type, or None. The rest is as there.
+    scale: [N, C], noise: broadcastable to [N, 1, H, W], each of any floating type, or None. inplace: x was just
+    computed and is nobody else's, so that its memory may be taken. The rest is as in `bias_act`.
     """
     row = _checked(x, b, 1, act, clamp, impl)
     rectifier = _as_rectifier(act, float(row.def_alpha if alpha is None else alpha),
                               float(row.def_gain if gain is None else gain), clamp)
     if impl == 'cuda' and rectifier is not None and _compiled(x) is not None:
         noise = None if noise is None else noise.reshape([1] * (4 - noise.ndim) + list(noise.shape))
-        return _Act.apply(x, scale, noise, b, float(factor), rectifier)
+        # The gradient of the scale needs x.
+        inplace = inplace and _compiled(x).is_dense(x) and not (torch.is_grad_enabled() and scale is not None)
+        return _Act.apply(x, scale, noise, b, float(factor), rectifier, inplace)
     noise = None if noise is None else noise.to(x.dtype)
     x = x if factor == 1 else x * factor
     if scale is None:
@@ -102,6 +105,12 @@ def leaky_relu_(x: torch.Tensor, alpha: float, clamp: float | None = None) -> to
     What `bias_act` does with a gain of 1, without its new tensor. Differentiable twice.
     """
     return _InPlaceRectifier.apply(x, alpha, clamp)
+
+
+def squared_norms(weight: torch.Tensor) -> torch.Tensor:
+    """[O, I, kh, kw] → [O, I]: the sums of squares over the last two axes; differentiable any number of times."""
+    compiled = weight.dtype == torch.float32 and fuses(weight)
+    return _SquaredNorms.apply(weight) if compiled else weight.square().sum(dim=(2, 3))
 
 
 def fuses(x: torch.Tensor) -> bool:
@@ -157,8 +166,10 @@ class _Act(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, scale: torch.Tensor | None, noise: torch.Tensor | None,
-                bias: torch.Tensor | None, factor: float, act: Rectifier) -> torch.Tensor:
-        y = _compiled(x).act_forward(x, scale, noise, bias, factor, act)
+                bias: torch.Tensor | None, factor: float, act: Rectifier, inplace: bool) -> torch.Tensor:
+        y = _compiled(x).act_forward(x, scale, noise, bias, factor, act, inplace)
+        if inplace:
+            ctx.mark_dirty(y)
         ctx.bends = act.alpha != 1 or act.clamp is not None
         ctx.save_for_backward(y if ctx.bends else None, None if scale is None else x, scale)
         ctx.like = [None if part is None else (part.shape, part.dtype) for part in (x, scale, noise, bias)]
@@ -177,7 +188,7 @@ class _Act(torch.autograd.Function):
         else:
             grads = _compiled(grad).act_backward(grad, y, x, scale, factor, act, wants)
         return *(None if one is None else one.sum_to_size(like[0]).to(like[1])
-                 for one, like in zip(grads, ctx.like, strict=True)), None, None
+                 for one, like in zip(grads, ctx.like, strict=True)), None, None, None
 
 
 def _differentiable_gradients(grad: torch.Tensor, y: torch.Tensor | None, x: torch.Tensor | None,
@@ -234,6 +245,19 @@ class _Contract(torch.autograd.Function):
         a, b = ctx.saved_tensors
         return (_Scale.apply(b, grad, ctx.factor) if ctx.needs_input_grad[0] else None,
                 _Scale.apply(a, grad, ctx.factor) if ctx.needs_input_grad[1] else None, None)
+
+
+class _SquaredNorms(torch.autograd.Function):
+    """Of convolution kernels; their gradient is made of operators that autograd knows."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(weight)
+        return _compiled(weight).squared_norms(weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return ctx.saved_tensors[0] * (2 * grad)[:, :, None, None]
 
 
 class _Rectifier(torch.autograd.Function):

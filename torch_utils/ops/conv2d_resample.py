@@ -21,10 +21,11 @@ def conv2d_resample(x: torch.Tensor, w: torch.Tensor, f: torch.Tensor | None = N
         raise ValueError(f'up, down: got {up} and {down}, expected whole numbers ≥ 1')
     pads = _total_padding(f, up, down, padding)
     pointwise = w.shape[2] == w.shape[3] == 1
-    if not flip_weight:
-        w = w.flip([2, 3])
     if up > 1 and not (pointwise and down == 1):
-        return _transposed(x, w, f, up, down, pads, groups, flip_filter)
+        # A transposed convolution scatters with its kernel as it lies: a convolution. Flipped, it correlates.
+        return _transposed(x, w.flip([2, 3]) if flip_weight else w, f, up, down, pads, groups, flip_filter)
+    if not flip_weight and not pointwise:
+        w = w.flip([2, 3])
     if up > 1:  # A 1x1 convolution commutes with the filter: do it on the smaller image.
         x = conv2d_gradfix.conv2d(x, w, groups=groups)
         return upfirdn2d(x, f, up=up, padding=pads, gain=up ** 2, flip_filter=flip_filter)
@@ -61,8 +62,7 @@ def _transposed(x: torch.Tensor, w: torch.Tensor, f: torch.Tensor | None, up: in
                 groups: int, flip_filter: bool) -> torch.Tensor:
     """Upsample and convolve in one transposed convolution, which never touches the inserted zeros; then filter."""
     out_channels, in_per_group, kh, kw = w.shape
-    # A transposed convolution scatters with its kernel as it lies: a convolution. Flipped, it correlates.
-    w = w.flip([2, 3]).reshape(groups, out_channels // groups, in_per_group, kh, kw)
+    w = w.reshape(groups, out_channels // groups, in_per_group, kh, kw)
     w = w.transpose(1, 2).reshape(groups * in_per_group, out_channels // groups, kh, kw)
     x = conv2d_gradfix.conv_transpose2d(x, w, stride=up, groups=groups)
     # It has padded by k - 1 on both sides, and has left out the up - 1 zeros behind the last pixel.

@@ -18,6 +18,7 @@ SOURCES = ('cpu_elementwise.cpp', 'cpu_upfirdn2d.cpp')
 _P, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _FORWARD = [_P] * 5 + [_I] * 6 + [_F] * 4 + [_I] * 2
 _BACKWARD = [_P] * 8 + [_I] * 5 + [_F] * 4 + [_I] * 2
+_SQUARED_NORMS = [_P] * 2 + [_I] * 5
 _UPFIRDN2D = [_P] * 3 + [_I] * 3 + [_F] + [_I] * 2 + [_P] + [_I] * 2 + [_P] * 3 + [_I] + [_F] * 3 + [_I] * 2
 
 _typed: set[int] = set()
@@ -37,6 +38,7 @@ def library() -> Any:
     if found is not None and id(found) not in _typed:
         found.act_forward.argtypes, found.act_forward.restype = _FORWARD, None
         found.act_backward.argtypes, found.act_backward.restype = _BACKWARD, None
+        found.squared_norms.argtypes, found.squared_norms.restype = _SQUARED_NORMS, None
         found.upfirdn2d.argtypes, found.upfirdn2d.restype = _UPFIRDN2D, _I
         _typed.add(id(found))
     return found
@@ -54,6 +56,11 @@ def is_last(x: torch.Tensor) -> bool:
     return x.shape[2] * x.shape[3] == 1 or (x.shape[1] > 1 and x.stride(1) == 1)
 
 
+def is_dense(x: torch.Tensor) -> bool:
+    """Whether kernels can work in x's own memory."""
+    return x.is_contiguous(memory_format=torch.channels_last if is_last(x) else torch.contiguous_format)
+
+
 def dense(x: torch.Tensor, last: bool) -> torch.Tensor:
     """x with its memory in the order of NHWC or NCHW, and without gaps."""
     return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
@@ -65,15 +72,15 @@ def new(shape: Sequence[int], like: torch.Tensor, last: bool) -> torch.Tensor:
 
 
 def act_forward(x: torch.Tensor, scale: torch.Tensor | None, noise: torch.Tensor | None, bias: torch.Tensor | None,
-                factor: float, act: Rectifier) -> torch.Tensor:
+                factor: float, act: Rectifier, inplace: bool = False) -> torch.Tensor:
     """`clamp(gain * lrelu(x * factor * scale + noise + bias))`, of x's type and format.
 
-    scale: [N, C]; noise: [N or 1, 1, H, W]; bias: [C]; any of them may be None.
+    scale: [N, C]; noise: [N or 1, 1, H, W]; bias: [C]; any of them may be None. inplace: x itself, see `is_dense`.
     """
     last = is_last(x)
     x, stride = _images(x, last)
     scale, noise, bias = _float(scale), _float(noise), _float(bias)
-    y = new(x.shape, x, last)
+    y = x if inplace else new(x.shape, x, last)
     n, c, pixels = _sizes(x)
     library().act_forward(
         x.data_ptr(), y.data_ptr(), _pointer(scale), _pointer(noise), _pointer(bias), n, c, pixels, last, stride,
@@ -125,6 +132,17 @@ def upfirdn2d(x: torch.Tensor, f: torch.Tensor, axis_x: Sequence[int], axis_y: S
         _pointer(scale), _pointer(noise), _pointer(bias), _noise_stride(noise), act.alpha, act.gain, _limit(act),
         x.dtype == torch.bfloat16, torch.get_num_threads())
     return y if done else None
+
+
+def squared_norms(weight: torch.Tensor) -> torch.Tensor:
+    """float32 [O, I, kh, kw] → [O, I]: the sums of squares over the last two axes."""
+    outputs, inputs, height, width = weight.shape
+    last = inputs > 1 and weight.stride(1) == 1
+    weight = dense(weight.detach(), last)
+    result = torch.empty([outputs, inputs])
+    library().squared_norms(
+        weight.data_ptr(), result.data_ptr(), outputs, height * width, inputs, last, torch.get_num_threads())
+    return result
 
 
 def _images(x: torch.Tensor, last: bool) -> tuple[torch.Tensor, int]:

@@ -24,8 +24,8 @@ void forward(const T* x, T* y, const Act& act, int64_t n, int64_t c, int64_t pix
             const float* __restrict lift = lifts.data();
             if (last) {
                 for (int64_t p = 0; p < count; p++) {
-                    const T* __restrict from = x + image * x_stride + (first + p) * c;
-                    T* __restrict to = y + (image * pixels + first + p) * c;
+                    const T* from = x + image * x_stride + (first + p) * c;  // May be y's own memory.
+                    T* to = y + (image * pixels + first + p) * c;
                     const float raised = lift[p];
                     #pragma omp simd
                     for (int64_t i = 0; i < c; i++)
@@ -33,8 +33,8 @@ void forward(const T* x, T* y, const Act& act, int64_t n, int64_t c, int64_t pix
                 }
             } else {
                 for (int64_t i = 0; i < c; i++) {
-                    const T* __restrict from = x + image * x_stride + i * pixels + first;
-                    T* __restrict to = y + (image * c + i) * pixels + first;
+                    const T* from = x + image * x_stride + i * pixels + first;
+                    T* to = y + (image * c + i) * pixels + first;
                     const float steep = slope[i], raised = offset[i];
                     #pragma omp simd
                     for (int64_t p = 0; p < count; p++)
@@ -151,6 +151,27 @@ void gradients(const T* grad, const T* y, const T* x, T* grad_x, float* grad_sca
 }
 
 }  // namespace
+
+// Sums of the squares of `each` numbers in a row, [rows]; or, with `last`, over the middle axis of [outer, each, rows].
+extern "C" void squared_norms(const float* x, float* result, int64_t outer, int64_t each, int64_t rows, int64_t last,
+                              int64_t threads) {
+    #pragma omp parallel for num_threads(int(threads)) schedule(static) if (outer * each * rows > WORTH_THREADS)
+    for (int64_t o = 0; o < outer; o++) {
+        const float* from = x + o * each * rows;
+        float* to = result + o * rows;
+        if (last) {
+            std::fill(to, to + rows, 0.0f);
+            for (int64_t k = 0; k < each; k++)
+                for (int64_t i = 0; i < rows; i++) to[i] += from[k * rows + i] * from[k * rows + i];
+        } else {
+            for (int64_t i = 0; i < rows; i++) {
+                float sum = 0;
+                for (int64_t k = 0; k < each; k++) sum += from[i * each + k] * from[i * each + k];
+                to[i] = sum;
+            }
+        }
+    }
+}
 
 // half: 0 is float32, 1 bfloat16. x_stride: elements from one image of x to the next, 0 for one image that all share.
 extern "C" void act_forward(const void* x, void* y, const float* scale, const float* noise, const float* bias,

@@ -29,34 +29,42 @@ struct Taps {
     int64_t count(int64_t out) const { return start[out + 1] - start[out]; }
 };
 
-// result[i] = sum of weight[k] * rows[k][i], for i below `count`; Fixed is the number of rows, 0 for any.
-template <class T, int Fixed>
-inline void blend(const T* const* rows, const float* weights, int64_t taps, float* __restrict result, int64_t count) {
-    const int64_t number = Fixed ? Fixed : taps;
+// store(i, sum of weights[k] * rows[k][i]) for i below `count`; Fixed is the number of rows.
+template <int Fixed, class T, class Store>
+inline void blend(const T* const* rows, const float* weights, int64_t count, const Store& store) {
+    const T* row[Fixed + 1];
+    float weight[Fixed + 1];
+    for (int k = 0; k < Fixed; k++) row[k] = rows[k], weight[k] = weights[k];
     #pragma omp simd
     for (int64_t i = 0; i < count; i++) {
         float sum = 0;
-        for (int64_t k = 0; k < number; k++) sum += weights[k] * widen(rows[k][i]);
-        result[i] = sum;
+        for (int k = 0; k < Fixed; k++) sum += weight[k] * widen(row[k][i]);
+        store(i, sum);
     }
 }
 
-template <class T>
-void combine(const T* const* rows, const float* weights, int64_t taps, float* result, int64_t count) {
+template <class T, class Store>
+void combine(const T* const* rows, const float* weights, int64_t taps, int64_t count, const Store& store) {
     switch (taps) {
-        case 0: std::fill(result, result + count, 0.0f); break;
-        case 1: blend<T, 1>(rows, weights, taps, result, count); break;
-        case 2: blend<T, 2>(rows, weights, taps, result, count); break;
-        case 3: blend<T, 3>(rows, weights, taps, result, count); break;
-        case 4: blend<T, 4>(rows, weights, taps, result, count); break;
-        default:
-            std::fill(result, result + count, 0.0f);
-            for (int64_t k = 0; k < taps; k++) {
-                const T* __restrict row = rows[k];
-                const float weight = weights[k];
-                #pragma omp simd
-                for (int64_t i = 0; i < count; i++) result[i] += weight * widen(row[i]);
-            }
+        case 0: return blend<0>(rows, weights, count, store);
+        case 1: return blend<1>(rows, weights, count, store);
+        case 2: return blend<2>(rows, weights, count, store);
+        case 3: return blend<3>(rows, weights, count, store);
+        case 4: return blend<4>(rows, weights, count, store);
+    }
+    constexpr int64_t PART = 256;
+    float sums[PART];
+    for (int64_t first = 0; first < count; first += PART) {
+        const int64_t some = std::min(PART, count - first);
+        std::fill(sums, sums + some, 0.0f);
+        for (int64_t k = 0; k < taps; k++) {
+            const T* row = rows[k] + first;
+            const float weight = weights[k];
+            #pragma omp simd
+            for (int64_t i = 0; i < some; i++) sums[i] += weight * widen(row[i]);
+        }
+        #pragma omp simd
+        for (int64_t i = 0; i < some; i++) store(first + i, sums[i]);
     }
 }
 
@@ -66,21 +74,26 @@ struct Job {
     int64_t n, c;
     const Act* act;  // Null: nothing after the filter.
     int threads;
+
+    bool worth_threads() const { return n * c * x.out_size * y.out_size > WORTH_THREADS; }
 };
 
-constexpr int64_t BLOCK = 64;  // Channels at a time: a filtered row of them stays in the first-level cache.
+constexpr Act NO_ACT{nullptr, nullptr, nullptr, 0, 1, 1, 1, -1};
 
+// A whole row of pixels is filtered along y into a line, which the second-level cache holds, and then along x.
 template <class T> void channels_last(const T* x, T* y, const Job& job) {
     const Taps down_rows(job.y, job.filter_y), along(job.x, job.filter_x);
-    const int64_t c = job.c, width = job.x.size, blocks = (c + BLOCK - 1) / BLOCK, most = job.filter_x.size();
-    const Act none{nullptr, nullptr, nullptr, 0, 1, 1, 1, -1};
-    const Act& act = job.act ? *job.act : none;
+    const int64_t c = job.c, width = job.x.size;
+    const Act& act = job.act ? *job.act : NO_ACT;
     const float limit = act.limit(), alpha = act.alpha;
-    #pragma omp parallel num_threads(job.threads) if (job.n * c * job.x.out_size * job.y.out_size > WORTH_THREADS)
+    #pragma omp parallel num_threads(job.threads) if (job.worth_threads())
     {
-        std::vector<float> line(width * BLOCK), result(BLOCK), slopes(c), offsets(c);
-        std::vector<const T*> rows(std::max<int64_t>(job.filter_y.size(), 1));
-        std::vector<const float*> columns(std::max<int64_t>(most, 1));
+        std::vector<float> buffer(width * c), slopes(c), offsets(c);
+        std::vector<const T*> rows(job.filter_y.size());
+        std::vector<const float*> columns(job.filter_x.size());
+        float* __restrict line = buffer.data();
+        const float* __restrict slope = slopes.data();
+        const float* __restrict offset = offsets.data();
         int64_t prepared = -1;
         #pragma omp for schedule(static)
         for (int64_t task = 0; task < job.n * job.y.out_size; task++) {
@@ -88,37 +101,24 @@ template <class T> void channels_last(const T* x, T* y, const Job& job) {
             if (image != prepared)
                 for (int64_t i = 0; i < c; i++) slopes[i] = act.slope(image, c, i), offsets[i] = act.offset(i);
             prepared = image;
-            const int64_t taps = down_rows.count(out_row), *from = down_rows.position.data() + down_rows.start[out_row];
-            for (int64_t block = 0; block < blocks; block++) {
-                const int64_t first = block * BLOCK, some = std::min(BLOCK, c - first);
-                for (int64_t column = 0; column < width; column++) {
-                    for (int64_t k = 0; k < taps; k++)
-                        rows[k] = x + ((image * job.y.size + from[k]) * width + column) * c + first;
-                    const float* weights = down_rows.weight.data() + down_rows.start[out_row];
-                    // A constant count lets the compiler unroll.
-                    if (some == BLOCK) combine(rows.data(), weights, taps, line.data() + column * BLOCK, BLOCK);
-                    else combine(rows.data(), weights, taps, line.data() + column * BLOCK, some);
-                }
-                const float* __restrict slope = slopes.data() + first;
-                const float* __restrict offset = offsets.data() + first;
-                float* __restrict sum = result.data();
-                for (int64_t out = 0; out < job.x.out_size; out++) {
-                    const int64_t number = along.count(out), begin = along.start[out];
-                    for (int64_t k = 0; k < number; k++)
-                        columns[k] = line.data() + along.position[begin + k] * BLOCK;
-                    if (some == BLOCK) combine(columns.data(), along.weight.data() + begin, number, sum, BLOCK);
-                    else combine(columns.data(), along.weight.data() + begin, number, sum, some);
-                    const int64_t pixel = out_row * job.x.out_size + out;
-                    T* __restrict to = y + (image * job.y.out_size * job.x.out_size + pixel) * c + first;
-                    if (job.act) {
-                        const float raised = act.lift(image, pixel);
-                        #pragma omp simd
-                        for (int64_t i = 0; i < some; i++)
-                            to[i] = narrow<T>(rectify(sum[i] * slope[i] + (offset[i] + raised), alpha, limit));
-                    } else {
-                        #pragma omp simd
-                        for (int64_t i = 0; i < some; i++) to[i] = narrow<T>(sum[i]);
-                    }
+            const int64_t taps = down_rows.count(out_row), from = down_rows.start[out_row];
+            for (int64_t k = 0; k < taps; k++)
+                rows[k] = x + (image * job.y.size + down_rows.position[from + k]) * width * c;
+            combine(rows.data(), down_rows.weight.data() + from, taps, width * c,
+                    [line](int64_t i, float sum) { line[i] = sum; });
+            for (int64_t out = 0; out < job.x.out_size; out++) {
+                const int64_t number = along.count(out), begin = along.start[out];
+                const int64_t pixel = out_row * job.x.out_size + out;
+                const float* weights = along.weight.data() + begin;
+                for (int64_t k = 0; k < number; k++) columns[k] = line + along.position[begin + k] * c;
+                T* __restrict to = y + (image * job.y.out_size * job.x.out_size + pixel) * c;
+                if (job.act) {
+                    const float raised = act.lift(image, pixel);
+                    combine(columns.data(), weights, number, c, [=](int64_t i, float sum) {
+                        to[i] = narrow<T>(rectify(sum * slope[i] + (offset[i] + raised), alpha, limit));
+                    });
+                } else {
+                    combine(columns.data(), weights, number, c, [to](int64_t i, float sum) { to[i] = narrow<T>(sum); });
                 }
             }
         }
@@ -142,13 +142,12 @@ template <class T> void planes(const T* x, T* y, const Job& job) {
     const Taps down_rows(job.y, job.filter_y);
     const int64_t width = job.x.size, out_width = job.x.out_size;
     const int64_t length = (out_width - 1) * job.x.down + int64_t(job.filter_x.size());
-    const Act none{nullptr, nullptr, nullptr, 0, 1, 1, 1, -1};
-    const Act& act = job.act ? *job.act : none;
+    const Act& act = job.act ? *job.act : NO_ACT;
     const float limit = act.limit(), alpha = act.alpha;
-    #pragma omp parallel num_threads(job.threads) if (job.n * job.c * out_width * job.y.out_size > WORTH_THREADS)
+    #pragma omp parallel num_threads(job.threads) if (job.worth_threads())
     {
         std::vector<float> row(width), line(length), result(out_width);  // Between upsampled pixels the line stays 0.
-        std::vector<const T*> rows(std::max<int64_t>(job.filter_y.size(), 1));
+        std::vector<const T*> rows(job.filter_y.size());
         #pragma omp for schedule(static)
         for (int64_t plane = 0; plane < job.n * job.c; plane++) {
             const int64_t image = plane / job.c, channel = plane % job.c;
@@ -157,7 +156,9 @@ template <class T> void planes(const T* x, T* y, const Job& job) {
                 const int64_t taps = down_rows.count(out_row), begin = down_rows.start[out_row];
                 for (int64_t k = 0; k < taps; k++)
                     rows[k] = x + (plane * job.y.size + down_rows.position[begin + k]) * width;
-                combine(rows.data(), down_rows.weight.data() + begin, taps, row.data(), width);
+                float* __restrict filtered = row.data();
+                combine(rows.data(), down_rows.weight.data() + begin, taps, width,
+                        [filtered](int64_t i, float sum) { filtered[i] = sum; });
                 for (int64_t column = 0; column < width; column++) {
                     const int64_t place = column * job.x.up + job.x.before;
                     if (place >= 0 && place < length) line[place] = row[column];
@@ -168,10 +169,11 @@ template <class T> void planes(const T* x, T* y, const Job& job) {
                 const int64_t first = out_row * out_width;
                 T* __restrict to = y + plane * job.y.out_size * out_width + first;
                 const float* __restrict sum = result.data();
-                for (int64_t i = 0; i < out_width; i++) {
-                    const float v = sum[i];
-                    to[i] = narrow<T>(job.act ? rectify(v * slope + (offset + act.lift(image, first + i)), alpha, limit) : v);
-                }
+                if (job.act)
+                    for (int64_t i = 0; i < out_width; i++)
+                        to[i] = narrow<T>(rectify(sum[i] * slope + (offset + act.lift(image, first + i)), alpha, limit));
+                else
+                    for (int64_t i = 0; i < out_width; i++) to[i] = narrow<T>(sum[i]);
             }
         }
     }
