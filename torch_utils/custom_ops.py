@@ -10,6 +10,7 @@ where built libraries are kept (else $XDG_CACHE_HOME/lia, else ~/.cache/lia).
 
 import contextlib
 import ctypes
+import functools
 import glob
 import hashlib
 import json
@@ -121,6 +122,12 @@ def _cpu_flags() -> list[str]:
     return flags
 
 
+def cpu_has(feature: str) -> bool:
+    """Whether the CPU has what /proc/cpuinfo calls by this name; False where there is no such file."""
+    return feature in _cpu_features()
+
+
+@functools.cache
 def _cpu_features() -> set[str]:
     with contextlib.suppress(OSError), open('/proc/cpuinfo', encoding='utf-8') as f:
         for line in f:

@@ -1,14 +1,21 @@
-"""Convolutions under the host's names and switches.
+"""Convolutions under the host's names and switches, on a CPU by the fastest kernels that there are.
 
 The host replaced these operators because old PyTorch computed weight gradients that nobody had asked for. Today's
-autograd asks a convolution for just the gradients on the way to the requested inputs: the plain operators do the work.
+autograd asks a convolution for just the gradients on the way to the requested inputs: PyTorch's operators do the work,
+and on some CPUs `amx_conv`. A convolution's derivatives are convolutions again, of any order.
 """
+
+from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch.nn import functional
+
+from torch_utils.ops import amx_conv
+from torch_utils.ops.asked import is_asked
 
 enabled = False  # Host's switch. Both values select the same operators.
 weight_gradients_disabled = False  # True inside no_weight_gradients(); for code that looks at it.
@@ -32,10 +39,155 @@ def no_weight_gradients(disable: bool = True) -> Iterator[None]:
 def conv2d(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, stride: Any = 1,
            padding: Any = 0, dilation: Any = 1, groups: int = 1) -> torch.Tensor:
     """`torch.nn.functional.conv2d`: NCHW input, [out, in / groups, height, width] weight."""
-    return torch.nn.functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    geometry = _geometry(stride, padding, dilation, groups)
+    if geometry is None or not _plain(input, weight) or not _pays(_out_pixels(input, weight, geometry), weight):
+        return functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    y = _Conv.apply(input, weight, geometry)
+    return y if bias is None else y + bias[:, None, None]
 
 
 def conv_transpose2d(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, stride: Any = 1,
                      padding: Any = 0, output_padding: Any = 0, groups: int = 1, dilation: Any = 1) -> torch.Tensor:
     """`torch.nn.functional.conv_transpose2d`: NCHW input, [in, out / groups, height, width] weight."""
-    return torch.nn.functional.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
+    geometry, extra = _geometry(stride, padding, dilation, groups), _pair(output_padding)
+    if geometry is None or not _plain(input, weight) or not _pays(_pixels(input), weight):
+        return functional.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
+    y = _ConvTranspose.apply(input, weight, geometry, extra)
+    return y if bias is None else y + bias[:, None, None]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the kernels take
+
+
+class _Geometry(NamedTuple):
+    stride: int
+    padding: tuple[int, int]
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[-1]))
+
+
+def _geometry(stride: Any, padding: Any, dilation: Any, groups: int) -> _Geometry | None:
+    """None for what only PyTorch's operators do."""
+    if isinstance(padding, str) or groups != 1 or _pair(dilation) != (1, 1):
+        return None
+    steps, zeros = _pair(stride), _pair(padding)
+    return _Geometry(steps[0], zeros) if steps[0] == steps[1] else None
+
+
+def _plain(x: torch.Tensor, w: torch.Tensor) -> bool:
+    """Whether these are numbers in a CPU's memory, and nobody records or transforms what is done with them."""
+    return (
+        x.dtype == w.dtype == torch.float32 and x.device.type == w.device.type == 'cpu' and x.ndim == w.ndim == 4
+        and all(type(t) in (torch.Tensor, torch.nn.Parameter) for t in (x, w))
+        and not (torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.is_autocast_enabled('cpu'))
+        and torch._C._functorch.peek_interpreter_stack() is None and amx_conv.available()
+    )
+
+
+def _pixels(x: torch.Tensor) -> int:
+    return x.shape[0] * x.shape[2] * x.shape[3]
+
+
+def _out_pixels(x: torch.Tensor, w: torch.Tensor, geometry: _Geometry) -> int:
+    """Of a convolution's result; less than 0 or wrong where there can be none, which PyTorch then says."""
+    height, width = ((x.shape[2 + i] + 2 * geometry.padding[i] - w.shape[2 + i]) // geometry.stride + 1 for i in (0, 1))
+    return x.shape[0] * height * width if min(height, width) > 0 and x.shape[1] == w.shape[1] else 0
+
+
+def _pays(pixels: int, w: torch.Tensor, gradient: bool = False) -> bool:
+    """Whether the kernels are ahead of PyTorch's, as measured: `pixels` are those on the smaller side of a stride.
+
+    A kernel of one pixel does too little with what is read, above all for the weight's gradient.
+    """
+    fewest = 32 if w.shape[2] * w.shape[3] > 1 else 256 if gradient else 128
+    return pixels >= 64 and min(w.shape[0], w.shape[1]) >= fewest
+
+
+def _like(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """The result in x's memory format; kernels give channels_last."""
+    return y if x.is_contiguous(memory_format=torch.channels_last) else y.contiguous()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The three operators. Each one's derivatives are the other two.
+
+
+class _Conv(torch.autograd.Function):
+    """x [N, I, H, W], w [O, I, kh, kw] → [N, O, h, w]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, w: torch.Tensor, geometry: _Geometry) -> torch.Tensor:
+        ctx.save_for_backward(x, w)
+        ctx.geometry = geometry
+        if _pays(_out_pixels(x, w, geometry), w):
+            return _like(amx_conv.conv2d(x, w, *geometry), x)
+        return functional.conv2d(x, w, None, geometry.stride, geometry.padding)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, w = ctx.saved_tensors
+        for_x, for_w = is_asked(ctx, 0), is_asked(ctx, 1)
+        geometry = ctx.geometry
+        return (
+            _ConvTranspose.apply(grad, w, geometry, _missing(x, grad, w, geometry)) if for_x else None,
+            _WeightGradient.apply(grad, x, w.shape[2:], geometry) if for_w else None, None,
+        )  # fmt: skip
+
+
+class _ConvTranspose(torch.autograd.Function):
+    """x [N, I, h, w], w [I, O, kh, kw] → [N, O, H, W]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, w: torch.Tensor, geometry: _Geometry,
+                output_padding: tuple[int, int]) -> torch.Tensor:
+        ctx.save_for_backward(x, w)
+        ctx.geometry = geometry
+        if _pays(_pixels(x), w):
+            return _like(amx_conv.conv_transpose2d(x, w, *geometry, output_padding), x)
+        return functional.conv_transpose2d(x, w, None, geometry.stride, geometry.padding, output_padding)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, w = ctx.saved_tensors
+        for_x, for_w = is_asked(ctx, 0), is_asked(ctx, 1)
+        return (
+            _Conv.apply(grad, w, ctx.geometry) if for_x else None,
+            _WeightGradient.apply(x, grad, w.shape[2:], ctx.geometry) if for_w else None, None, None,
+        )  # fmt: skip
+
+
+class _WeightGradient(torch.autograd.Function):
+    """small [N, A, h, w], big [N, B, H, W] → [A, B, kh, kw]: of _Conv's weight and, small being x, _ConvTranspose's."""
+
+    @staticmethod
+    def forward(ctx: Any, small: torch.Tensor, big: torch.Tensor, kernel_size: torch.Size,
+                geometry: _Geometry) -> torch.Tensor:
+        ctx.save_for_backward(small, big)
+        ctx.geometry = geometry
+        w = small.new_empty(()).expand(small.shape[1], big.shape[1], *kernel_size)
+        if _pays(_pixels(small), w, gradient=True):
+            return amx_conv.weight_gradient(small, big, (w.shape[2], w.shape[3]), *geometry)
+        stride, padding = [geometry.stride] * 2, list(geometry.padding)
+        return torch.ops.aten.convolution_backward(
+            small, big, w, None, stride, padding, [1, 1], False, [0, 0], 1, [False, True, False])[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        small, big = ctx.saved_tensors
+        for_small, for_big = is_asked(ctx, 0), is_asked(ctx, 1)
+        geometry = ctx.geometry
+        return (
+            _Conv.apply(big, grad, geometry) if for_small else None,
+            _ConvTranspose.apply(small, grad, geometry, _missing(big, small, grad, geometry)) if for_big else None,
+            None, None,
+        )  # fmt: skip
+
+
+def _missing(big: torch.Tensor, small: torch.Tensor, w: torch.Tensor, geometry: _Geometry) -> tuple[int, int]:
+    """Rows and columns of `big` that a convolution to `small` left unread: a transposed one's output_padding."""
+    rows, columns = (big.shape[i] - ((small.shape[i] - 1) * geometry.stride - 2 * geometry.padding[i - 2] + w.shape[i])
+                     for i in (2, 3))
+    return rows, columns

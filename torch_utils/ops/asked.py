@@ -1,0 +1,23 @@
+"""Which gradients a backward pass really asks for."""
+
+from typing import Any
+
+import torch
+
+
+def is_asked(ctx: Any, index: int) -> bool:
+    """Whether the gradient of input `index` leads to anything that the backward pass under way is about.
+
+    To be called in `backward` of a torch.autograd.Function. Its `needs_input_grad` only says whether the input can have
+    a gradient: within `torch.autograd.grad(logits, [images])` it is True for weights, too, whose gradients, the larger
+    half of the work, would be thrown away. PyTorch's own operators leave them out by what is asked here.
+    """
+    if not ctx.needs_input_grad[index]:
+        return False
+    node = ctx.next_functions[index][0]
+    if node is None:
+        return False
+    try:
+        return bool(torch._C._will_engine_execute_node(node))
+    except RuntimeError:  # It doesn't answer about a leaf whose gradient is asked for itself.
+        return True

@@ -1,0 +1,609 @@
+// Float32 convolutions on the matrix tiles of newer Intel CPUs (AMX), which multiply bfloat16 and add up float32.
+//
+// A float32 is the sum of two bfloat16, but for the last 8 of its 24 bits: x = hi + lo. Of the four products of two such
+// sums the smallest is dropped, and hi hi + hi lo + lo hi is off by 2^-17 of a product or so: 4e-6 of an output in the
+// root mean square. Three products cost less than a third of what float32's own units need for one. With `products` 1
+// only hi hi is taken: a bfloat16 convolution with float32 sums.
+//
+// All operators are one loop. Images are copied into planes with their padding (one plane for each of the stride's
+// phases), in which places are numbered through: rows, columns, and fastest the images of the batch. A tap of the kernel
+// is then a constant distance, 16 places in a row are a tile's 16 rows, and what lies between two rows of the output is
+// long enough to be left out.
+//
+// Layout: images NHWC, dense. Nothing here depends on the number of threads.
+
+#include <cstdint>
+
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
+
+#include <immintrin.h>
+#include <omp.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <vector>
+
+namespace {
+
+using std::int64_t;
+using bfloat16 = std::uint16_t;
+
+constexpr int64_t kTile = 16;   // Rows of a tile, and its columns of float32.
+constexpr int64_t kDepth = 32;  // Columns of a tile of bfloat16: what one multiplication sums over.
+constexpr int64_t kBlock = 32;  // Places and channels of what one thread computes at a time: 2 x 2 tiles.
+constexpr int64_t kRun = 8;     // Blocks that are taken through all output channels, so that they stay in cache.
+constexpr int64_t kChunk = 32;  // Blocks that weight gradients are summed over before the next pair of taps.
+constexpr int64_t kTileSize = kTile * kDepth;
+
+struct alignas(64) TileConfig {
+    std::uint8_t palette = 1;
+    std::uint8_t start_row = 0;
+    std::uint8_t reserved[14] = {};
+    std::uint16_t bytes_per_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+int64_t div_up(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
+
+// Memory that a thread keeps from call to call: fresh pages would cost more than what is written into them.
+class Workspace {
+  public:
+    ~Workspace() { std::free(memory_); }
+
+    bfloat16* get(int64_t elements) {
+        const auto bytes = static_cast<std::size_t>(round_up(elements * sizeof(bfloat16), 64));
+        if (bytes > size_) {
+            std::free(memory_);
+            size_ = 0;
+            memory_ = std::aligned_alloc(64, bytes);
+            if (memory_ == nullptr) return nullptr;
+            size_ = bytes;
+        }
+        return static_cast<bfloat16*>(memory_);
+    }
+
+  private:
+    void* memory_ = nullptr;
+    std::size_t size_ = 0;
+};
+
+thread_local Workspace workspaces[2];
+
+// Two times 16 float32 as 32 bfloat16: rounded, and what is then left of them, rounded. The order is that of memory, or
+// in pairs: first[0], second[0], first[1], ...
+struct Halves {
+    __m512i hi, lo;
+};
+
+// Of infinity NaN is left, so that sums of which it is a part are NaN.
+inline __m512 rest(__m512 value, __m512i rounded) { return _mm512_sub_ps(value, _mm512_castsi512_ps(rounded)); }
+
+inline Halves split(__m512 first, __m512 second) {
+    const __m512i hi = (__m512i)_mm512_cvtne2ps_pbh(second, first);
+    const __m512i low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(hi));
+    const __m512i high = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(hi, 1));
+    const __m512 left = rest(first, _mm512_slli_epi32(low, 16)), right = rest(second, _mm512_slli_epi32(high, 16));
+    return {hi, (__m512i)_mm512_cvtne2ps_pbh(right, left)};
+}
+
+inline Halves split_pairs(__m512 first, __m512 second) {
+    alignas(64) static constexpr std::uint16_t order[32] = {0,  16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                           8,  24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const __m512i pairs = _mm512_load_si512(order);
+    const __m512i hi = _mm512_permutexvar_epi16(pairs, (__m512i)_mm512_cvtne2ps_pbh(second, first));
+    const __m512 left = rest(first, _mm512_slli_epi32(hi, 16));
+    const __m512 right = rest(second, _mm512_and_si512(hi, _mm512_set1_epi32(static_cast<int>(0xffff0000))));
+    return {hi, _mm512_permutexvar_epi16(pairs, (__m512i)_mm512_cvtne2ps_pbh(right, left))};
+}
+
+// 16 rows of 16 lanes to 16 columns.
+inline void transpose(__m512i r[16]) {
+    __m512i t[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int i = 0; i < 16; i += 8) {
+        for (int j = 0; j < 4; ++j) {
+            t[i + j] = _mm512_shuffle_i32x4(r[i + j], r[i + 4 + j], 0x88);
+            t[i + 4 + j] = _mm512_shuffle_i32x4(r[i + j], r[i + 4 + j], 0xdd);
+        }
+    }
+    for (int j = 0; j < 8; ++j) {
+        r[j] = _mm512_shuffle_i32x4(t[j], t[8 + j], 0x88);
+        r[8 + j] = _mm512_shuffle_i32x4(t[j], t[8 + j], 0xdd);
+    }
+}
+
+inline __mmask16 lanes(int64_t count) {
+    return count >= 16 ? 0xffff : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Images in planes
+
+// An image batch with its padding, cut into stride * stride phases; plane (a, b) holds the padded rows a, a + stride, ...
+struct Planes {
+    int64_t images, height, width, channels;  // Of the dense NHWC input.
+    int64_t pad_y, pad_x;                     // Zeros before its first row and column.
+    int64_t stride;
+    int64_t rows, pitch;  // Of a plane; what the image doesn't fill is 0.
+    int64_t batch;        // Images that there is room for.
+
+    int64_t count() const { return stride * stride; }
+    int64_t places() const { return rows * pitch * batch; }
+    int64_t distance(int64_t dy, int64_t dx) const { return (dy / stride * pitch + dx / stride) * batch; }
+    int64_t phase(int64_t dy, int64_t dx) const { return dy % stride * stride + dx % stride; }
+};
+
+// Which pixel, counted through the images, lies at each place; -1 where there is none.
+using Table = std::vector<int64_t>;
+
+// Enters at the places from `first` on of a plane the pixels (row * stride + y0, column * stride + x0) that there are.
+void enter(const Planes& planes, int64_t height, int64_t width, int64_t stride, int64_t y0, int64_t x0, int64_t first,
+           Table& table) {
+    for (int64_t row = 0; row < planes.rows; ++row) {
+        for (int64_t column = 0; column < planes.pitch; ++column) {
+            const int64_t y = row * stride + y0, x = column * stride + x0;
+            if (y < 0 || y >= height || x < 0 || x >= width) continue;
+            int64_t* place = table.data() + first + (row * planes.pitch + column) * planes.batch;
+            for (int64_t n = 0; n < planes.images; ++n) place[n] = (n * height + y) * width + x;
+        }
+    }
+}
+
+// What lies in the planes, each of which is `length` long.
+Table source_table(const Planes& planes, int64_t length) {
+    Table table(static_cast<std::size_t>(planes.count() * length), -1);
+    for (int64_t i = 0; i < planes.count(); ++i)
+        enter(planes, planes.height, planes.width, planes.stride, i / planes.stride - planes.pad_y,
+              i % planes.stride - planes.pad_x, i * length, table);
+    return table;
+}
+
+// Fills [plane][place][depth], once for hi and once, unless it is null, for lo; what the table has no pixel for is 0.
+void fill_planes(const float* x, int64_t channels, const Table& table, int64_t depth, bfloat16* hi, bfloat16* lo) {
+    const auto places = static_cast<int64_t>(table.size());
+#pragma omp parallel for schedule(static)
+    for (int64_t place = 0; place < places; ++place) {
+        const int64_t pixel = table[place], target = place * depth;
+        for (int64_t c = 0; c < depth; c += kDepth) {
+            const __mmask16 first = pixel < 0 ? 0 : lanes(channels - c);
+            const __mmask16 second = pixel < 0 ? 0 : lanes(channels - c - kTile);
+            const float* source = first ? x + pixel * channels + c : x;
+            const Halves halves = split(_mm512_maskz_loadu_ps(first, source),
+                                        _mm512_maskz_loadu_ps(second, second ? source + kTile : x));
+            _mm512_storeu_si512(hi + target + c, halves.hi);
+            if (lo != nullptr) _mm512_storeu_si512(lo + target + c, halves.lo);
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Convolution
+
+struct Tap {
+    int64_t offset;  // From an output's place to the pixel's, in elements of the planes.
+    int64_t ky, kx;
+};
+
+struct Weights {
+    const float* data;
+    int64_t out_stride, in_stride, y_stride, x_stride;  // In elements.
+    int64_t out_channels, in_channels;
+};
+
+// One tile of 32 input by 16 output channels, as pairs of input channels for each output channel; hi, then lo.
+void pack_tile(const Weights& w, const float* base, int64_t out, int64_t in, bfloat16* tile) {
+    const int64_t outs = std::min(kTile, w.out_channels - out), ins = std::min(kDepth, w.in_channels - in);
+    const float* corner = base + out * w.out_stride + in * w.in_stride;
+    __m512i hi[16], lo[16];
+    if (w.out_stride == 1) {
+        const __mmask16 mask = lanes(outs);
+        for (int64_t i = 0; i < kTile; ++i) {
+            const __m512 first = 2 * i < ins ? _mm512_maskz_loadu_ps(mask, corner + 2 * i * w.in_stride) : _mm512_setzero_ps();
+            const __m512 second =
+                2 * i + 1 < ins ? _mm512_maskz_loadu_ps(mask, corner + (2 * i + 1) * w.in_stride) : _mm512_setzero_ps();
+            const Halves halves = split_pairs(first, second);
+            hi[i] = halves.hi;
+            lo[i] = halves.lo;
+        }
+    } else {
+        alignas(64) float row[kDepth] = {};
+        for (int64_t o = 0; o < kTile; ++o) {
+            const float* source = corner + o * w.out_stride;
+            __m512 first = _mm512_setzero_ps(), second = first;
+            if (o < outs && w.in_stride == 1) {
+                first = _mm512_maskz_loadu_ps(lanes(ins), source);
+                second = _mm512_maskz_loadu_ps(lanes(ins - kTile), ins > kTile ? source + kTile : source);
+            } else if (o < outs) {
+                for (int64_t i = 0; i < ins; ++i) row[i] = source[i * w.in_stride];
+                first = _mm512_load_ps(row);
+                second = _mm512_load_ps(row + kTile);
+            }
+            const Halves halves = split(first, second);
+            hi[o] = halves.hi;
+            lo[o] = halves.lo;
+        }
+        transpose(hi);
+        transpose(lo);
+    }
+    for (int64_t i = 0; i < kTile; ++i) {
+        _mm512_storeu_si512(tile + i * kDepth, hi[i]);
+        _mm512_storeu_si512(tile + kTileSize + i * kDepth, lo[i]);
+    }
+}
+
+// Tiles [out / 16][tap][in / 32], each as hi and lo. With zeros for the channels that there are not.
+void pack_weights(const Weights& w, const std::vector<Tap>& taps, bfloat16* packed) {
+    const int64_t groups = round_up(w.out_channels, kBlock) / kTile, depths = div_up(w.in_channels, kDepth);
+    const auto count = static_cast<int64_t>(taps.size());
+#pragma omp parallel for schedule(static)
+    for (int64_t task = 0; task < groups * depths; ++task) {  // All taps in a row: they lie beside each other.
+        const int64_t group = task / depths, depth = task % depths;
+        for (int64_t t = 0; t < count; ++t) {
+            const float* base = w.data + taps[t].ky * w.y_stride + taps[t].kx * w.x_stride;
+            pack_tile(w, base, group * kTile, depth * kDepth, packed + ((group * count + t) * depths + depth) * 2 * kTileSize);
+        }
+    }
+}
+
+inline void multiply_tiles() {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+}
+
+// Tiles 0 to 3 += left (2 x 16 rows of 32, `left_bytes` apart) times right (2 tiles): 32 x 32 sums over 32 numbers.
+template <bool kThree>
+inline void multiply(const bfloat16* left_hi, const bfloat16* left_lo, int64_t left_bytes, int64_t left_second,
+                     const bfloat16* right_hi, const bfloat16* right_lo, int64_t right_second) {
+    _tile_loadd(4, left_hi, left_bytes);
+    _tile_loadd(5, left_hi + left_second, left_bytes);
+    if (kThree) {
+        _tile_loadd(6, right_lo, 64);
+        _tile_loadd(7, right_lo + right_second, 64);
+        multiply_tiles();
+    }
+    _tile_loadd(6, right_hi, 64);
+    _tile_loadd(7, right_hi + right_second, 64);
+    multiply_tiles();
+    if (kThree) {
+        _tile_loadd(4, left_lo, left_bytes);
+        _tile_loadd(5, left_lo + left_second, left_bytes);
+        multiply_tiles();
+    }
+}
+
+inline void load_sums(const float* block) {
+    _tile_loadd(0, block, kBlock * 4);
+    _tile_loadd(1, block + kTile, kBlock * 4);
+    _tile_loadd(2, block + kTile * kBlock, kBlock * 4);
+    _tile_loadd(3, block + kTile * kBlock + kTile, kBlock * 4);
+}
+
+inline void store_sums(float* block) {
+    _tile_stored(0, block, kBlock * 4);
+    _tile_stored(1, block + kTile, kBlock * 4);
+    _tile_stored(2, block + kTile * kBlock, kBlock * 4);
+    _tile_stored(3, block + kTile * kBlock + kTile, kBlock * 4);
+}
+
+// Where results go: the pixels of an output, of which the places of a plane are every stride-th from (y0, x0) on.
+struct Target {
+    float* data;
+    int64_t height, width, channels;
+    int64_t stride, y0, x0;
+};
+
+// The first places of blocks that cover all places in the table that hold a pixel. They begin at multiples of `step`.
+std::vector<int64_t> cover(const Table& table, int64_t step) {
+    std::vector<int64_t> starts;
+    int64_t end = 0;
+    for (int64_t place = 0; place < static_cast<int64_t>(table.size()); ++place) {
+        if (table[place] < 0 || place < end) continue;
+        starts.push_back(place / step * step);
+        end = starts.back() + kBlock;
+    }
+    return starts;
+}
+
+// Writes 32 x 32 results [pixel][channel].
+void store_block(const float* block, const Target& out, const int64_t* table, int64_t channel) {
+    const __mmask16 first = lanes(out.channels - channel), second = lanes(out.channels - channel - kTile);
+    for (int64_t i = 0; i < kBlock; ++i) {
+        if (table[i] < 0) continue;
+        float* pixel = out.data + table[i] * out.channels + channel;
+        _mm512_mask_storeu_ps(pixel, first, _mm512_load_ps(block + i * kBlock));
+        if (second) _mm512_mask_storeu_ps(pixel + kTile, second, _mm512_load_ps(block + i * kBlock + kTile));
+    }
+}
+
+template <bool kThree>
+void convolve(const bfloat16* hi, const bfloat16* lo, const bfloat16* packed, const std::vector<Tap>& taps,
+              const Planes& planes, int64_t depth, const Target& out) {
+    Table table(static_cast<std::size_t>(planes.places()), -1);
+    enter(planes, out.height, out.width, out.stride, out.y0, out.x0, 0, table);
+    const std::vector<int64_t> starts = cover(table, 1);
+    table.resize(table.size() + kBlock, -1);
+    const auto count = static_cast<int64_t>(taps.size()), blocks = static_cast<int64_t>(starts.size());
+    const int64_t depths = depth / kDepth, panel = count * depths * 2 * kTileSize;  // Weights of 16 output channels.
+    // Where there are few places, threads share output channels.
+    const int64_t runs = div_up(blocks, kRun), parts = runs >= 8 ? 1 : div_up(out.channels, kBlock);
+    const int64_t part = parts == 1 ? out.channels : kBlock;
+#pragma omp parallel
+    {
+        const TileConfig config;
+        _tile_loadconfig(&config);
+        alignas(64) float block[kBlock * kBlock];
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t task = 0; task < runs * parts; ++task) {
+            const int64_t run = task / parts * kRun, first = task % parts * part;
+            for (int64_t channel = first; channel < std::min(first + part, out.channels); channel += kBlock) {
+                const bfloat16* weights = packed + channel / kTile * panel;
+                for (int64_t b = run; b < std::min(run + kRun, blocks); ++b) {
+                    _tile_zero(0);
+                    _tile_zero(1);
+                    _tile_zero(2);
+                    _tile_zero(3);
+                    for (int64_t t = 0; t < count; ++t) {
+                        const int64_t from = taps[t].offset + starts[b] * depth;
+                        for (int64_t d = 0; d < depths; ++d) {
+                            const bfloat16* w = weights + (t * depths + d) * 2 * kTileSize;
+                            multiply<kThree>(hi + from + d * kDepth, kThree ? lo + from + d * kDepth : nullptr,
+                                             depth * 2, kTile * depth, w, w + kTileSize, panel);
+                        }
+                    }
+                    store_sums(block);
+                    store_block(block, out, table.data() + starts[b], channel);
+                }
+            }
+        }
+        _tile_release();
+    }
+}
+
+// An image batch in planes, to be convolved once or, for each phase of a larger output, several times.
+class Buffers {
+  public:
+    bool fill(const float* x, const Table& table, int64_t channels, int64_t depth, int64_t products) {
+        const auto size = static_cast<int64_t>(table.size()) * depth;
+        hi_ = workspaces[0].get(products == 3 ? 2 * size : size);
+        if (hi_ == nullptr) return false;
+        lo_ = products == 3 ? hi_ + size : nullptr;
+        fill_planes(x, channels, table, depth, hi_, lo_);
+        return true;
+    }
+
+    bool run(const Weights& weights, const std::vector<Tap>& taps, const Planes& planes, int64_t depth,
+             const Target& out, int64_t products) const {
+        const auto count = static_cast<int64_t>(taps.size());
+        bfloat16* packed = workspaces[1].get(2 * round_up(out.channels, kBlock) * count * depth);
+        if (packed == nullptr) return false;
+        pack_weights(weights, taps, packed);
+        (products == 3 ? convolve<true> : convolve<false>)(hi_, lo_, packed, taps, planes, depth, out);
+        return true;
+    }
+
+  private:
+    bfloat16 *hi_ = nullptr, *lo_ = nullptr;
+};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Weight gradients
+
+// 16 channels of two neighbouring places, side by side for each channel.
+inline Halves load_pair(const float* x, int64_t channels, const int64_t* table, int64_t channel) {
+    const __mmask16 mask = lanes(channels - channel);
+    const __mmask16 first = table[0] < 0 ? 0 : mask, second = table[1] < 0 ? 0 : mask;
+    return split_pairs(_mm512_maskz_loadu_ps(first, first ? x + table[0] * channels + channel : x),
+                       _mm512_maskz_loadu_ps(second, second ? x + table[1] * channels + channel : x));
+}
+
+// [channel / 16][block] tiles of 16 channels x 32 places.
+void fill_left(const float* x, int64_t channels, const Table& table, const std::vector<int64_t>& starts, bfloat16* hi,
+               bfloat16* lo) {
+    const int64_t groups = round_up(channels, kBlock) / kTile, blocks = static_cast<int64_t>(starts.size());
+#pragma omp parallel for schedule(static)
+    for (int64_t task = 0; task < groups * blocks; ++task) {
+        const int64_t group = task % groups, block = task / groups;
+        __m512i rows_hi[16], rows_lo[16];
+        for (int64_t i = 0; i < 16; ++i) {
+            const Halves pair = load_pair(x, channels, table.data() + starts[block] + 2 * i, group * kTile);
+            rows_hi[i] = pair.hi;
+            rows_lo[i] = pair.lo;
+        }
+        transpose(rows_hi);
+        transpose(rows_lo);
+        const int64_t target = (group * blocks + block) * kTileSize;
+        for (int64_t i = 0; i < 16; ++i) {
+            _mm512_storeu_si512(hi + target + i * kDepth, rows_hi[i]);
+            _mm512_storeu_si512(lo + target + i * kDepth, rows_lo[i]);
+        }
+    }
+}
+
+// [plane][channel / 16][pair of places][16][2]
+void fill_right(const float* x, int64_t channels, const Table& table, int64_t planes, bfloat16* hi, bfloat16* lo) {
+    const int64_t groups = round_up(channels, kBlock) / kTile, pairs = static_cast<int64_t>(table.size()) / planes / 2;
+    constexpr int64_t step = 64;
+    const int64_t steps = div_up(pairs, step);
+#pragma omp parallel for schedule(static)
+    for (int64_t task = 0; task < planes * steps * groups; ++task) {  // Channels fastest: they are together in memory.
+        const int64_t plane = task / groups / steps, first = task / groups % steps * step, group = task % groups;
+        for (int64_t pair = first; pair < std::min(first + step, pairs); ++pair) {
+            const Halves halves = load_pair(x, channels, table.data() + (plane * pairs + pair) * 2, group * kTile);
+            const int64_t target = ((plane * groups + group) * pairs + pair) * kDepth;
+            _mm512_storeu_si512(hi + target, halves.hi);
+            _mm512_storeu_si512(lo + target, halves.lo);
+        }
+    }
+}
+
+struct Gradient {
+    float* data;  // [left][right][ky][kx], dense.
+    int64_t left, right, taps;
+};
+
+void store_gradient(const float* block, const Gradient& out, int64_t left, int64_t right, int64_t tap) {
+    for (int64_t i = 0; i < std::min(kBlock, out.left - left); ++i)
+        for (int64_t j = 0; j < std::min(kBlock, out.right - right); ++j)
+            out.data[((left + i) * out.right + right + j) * out.taps + tap] = block[i * kBlock + j];
+}
+
+struct Operand {
+    const bfloat16 *hi, *lo;
+};
+
+// Where a tap finds its places: in which plane, and so many pairs further on than the other operand's.
+struct Shift {
+    int64_t plane, pairs;
+};
+
+// Sums over all places left x right, at the distance of each tap; 32 x 32 channels a task.
+template <bool kThree>
+void correlate(const Operand& a, const Operand& b, const std::vector<Shift>& shifts, const std::vector<int64_t>& starts,
+               int64_t pairs, const Gradient& out) {
+    const int64_t columns = div_up(out.right, kBlock), tasks = div_up(out.left, kBlock) * columns;
+    const int64_t groups = round_up(out.right, kBlock) / kTile, blocks = static_cast<int64_t>(starts.size());
+    // Few channels are few tasks: then each takes one tap. The sums are the same either way.
+    const int64_t each = tasks >= omp_get_max_threads() ? out.taps : 1, shares = out.taps / each;
+#pragma omp parallel
+    {
+        const TileConfig config;
+        _tile_loadconfig(&config);
+        std::vector<float> storage(static_cast<std::size_t>(each * kBlock * kBlock + 16));
+        float* sums = reinterpret_cast<float*>(round_up(reinterpret_cast<int64_t>(storage.data()), 64));
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t task = 0; task < tasks * shares; ++task) {
+            const int64_t left = task / shares / columns * kBlock, right = task / shares % columns * kBlock;
+            const int64_t first = task % shares * each;
+            std::memset(sums, 0, static_cast<std::size_t>(each * kBlock * kBlock) * 4);
+            for (int64_t chunk = 0; chunk < blocks; chunk += kChunk) {
+                for (int64_t t = first; t < first + each; ++t) {
+                    const int64_t rows = (shifts[t].plane * groups + right / kTile) * pairs + shifts[t].pairs;
+                    load_sums(sums + (t - first) * kBlock * kBlock);
+                    for (int64_t block = chunk; block < std::min(chunk + kChunk, blocks); ++block) {
+                        const int64_t from = (left / kTile * blocks + block) * kTileSize;
+                        const int64_t pair = (rows + starts[block] / 2) * kDepth;
+                        multiply<kThree>(a.hi + from, a.lo + from, 64, blocks * kTileSize, b.hi + pair, b.lo + pair,
+                                         pairs * kDepth);
+                    }
+                    store_sums(sums + (t - first) * kBlock * kBlock);
+                }
+            }
+            for (int64_t t = first; t < first + each; ++t)
+                store_gradient(sums + (t - first) * kBlock * kBlock, out, left, right, t);
+        }
+        _tile_release();
+    }
+}
+
+}  // namespace
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Entry points. They return 0; 1 for want of memory. `products` is 3, or 1 for bfloat16.
+
+extern "C" {
+
+// Whether this CPU and kernel let this process use the tiles. Asks the kernel for them.
+int amx_available() {
+    constexpr long request_permission = 0x1023, tile_data = 18;
+    return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+}
+
+// A correlation, PyTorch's conv2d: x [n, height, width, in], w with the strides given, out [n, out_h, out_w, out].
+int amx_conv2d(const float* x, const float* w, float* out, const int64_t* n_h_w_in, const int64_t* h_w_out,
+               const int64_t* w_strides, const int64_t* kernel, int64_t stride, const int64_t* padding,
+               int64_t products) {
+    const int64_t n = n_h_w_in[0], channels = n_h_w_in[3], depth = round_up(channels, kDepth);
+    Planes planes{n, n_h_w_in[1], n_h_w_in[2], channels, padding[0], padding[1], stride, 0, 0, n};
+    planes.rows = div_up((h_w_out[0] - 1) * stride + kernel[0], stride);
+    planes.pitch = div_up((h_w_out[1] - 1) * stride + kernel[1], stride);
+    const int64_t length = planes.places() + kBlock + planes.distance(kernel[0] - 1, kernel[1] - 1);
+    std::vector<Tap> taps;
+    for (int64_t dy = 0; dy < kernel[0]; ++dy)
+        for (int64_t dx = 0; dx < kernel[1]; ++dx)
+            taps.push_back({(planes.phase(dy, dx) * length + planes.distance(dy, dx)) * depth, dy, dx});
+    const Weights weights{w, w_strides[0], w_strides[1], w_strides[2], w_strides[3], h_w_out[2], channels};
+    const Target target{out, h_w_out[0], h_w_out[1], h_w_out[2], 1, 0, 0};
+    Buffers buffers;
+    if (!buffers.fill(x, source_table(planes, length), channels, depth, products)) return 1;
+    return buffers.run(weights, taps, planes, depth, target, products) ? 0 : 1;
+}
+
+// PyTorch's conv_transpose2d: x [n, height, width, in], w's strides in the order out, in, y, x.
+int amx_conv_transpose2d(const float* x, const float* w, float* out, const int64_t* n_h_w_in, const int64_t* h_w_out,
+                         const int64_t* w_strides, const int64_t* kernel, int64_t stride, const int64_t* padding,
+                         int64_t products) {
+    const int64_t n = n_h_w_in[0], channels = n_h_w_in[3], depth = round_up(channels, kDepth);
+    // Output row y = t * stride + phase - padding sums the input's rows t - j with the kernel's rows phase + j * stride.
+    const int64_t reach_y = (kernel[0] - 1) / stride, reach_x = (kernel[1] - 1) / stride;
+    Planes planes{n, n_h_w_in[1], n_h_w_in[2], channels, reach_y, reach_x, 1, 0, 0, n};
+    planes.rows = (h_w_out[0] - 1 + padding[0]) / stride + 1 + reach_y;
+    planes.pitch = (h_w_out[1] - 1 + padding[1]) / stride + 1 + reach_x;
+    const int64_t length = planes.places() + kBlock + planes.distance(reach_y, reach_x);
+    const Weights weights{w, w_strides[0], w_strides[1], w_strides[2], w_strides[3], h_w_out[2], channels};
+    Buffers buffers;
+    if (!buffers.fill(x, source_table(planes, length), channels, depth, products)) return 1;
+    for (int64_t phase = 0; phase < stride * stride; ++phase) {
+        const int64_t a = phase / stride, b = phase % stride;
+        std::vector<Tap> taps;
+        for (int64_t ky = a; ky < kernel[0]; ky += stride)
+            for (int64_t kx = b; kx < kernel[1]; kx += stride)
+                taps.push_back({planes.distance(reach_y - ky / stride, reach_x - kx / stride) * depth, ky, kx});
+        const Target target{out, h_w_out[0], h_w_out[1], h_w_out[2], stride, a - padding[0], b - padding[1]};
+        if (!buffers.run(weights, taps, planes, depth, target, products)) return 1;
+    }
+    return 0;
+}
+
+// out [left, right, kernel] = the sum over n, y, x of small[n, y, x, left] * big[n, y * stride + ky - padding, ..., right]:
+// the weight's gradient of conv2d (small is the output's gradient) and of conv_transpose2d (big is).
+int amx_weight_gradient(const float* small, const float* big, float* out, const int64_t* n_h_w_left,
+                        const int64_t* h_w_right, const int64_t* kernel, int64_t stride, const int64_t* padding,
+                        int64_t products) {
+    const int64_t n = n_h_w_left[0], left = n_h_w_left[3], right = h_w_right[2];
+    // Room for an even number of images: then all distances are whole pairs.
+    Planes wide{n, h_w_right[0], h_w_right[1], right, padding[0], padding[1], stride, 0, 0, round_up(n, 2)};
+    wide.rows = div_up((n_h_w_left[1] - 1) * stride + kernel[0], stride);
+    wide.pitch = div_up((n_h_w_left[2] - 1) * stride + kernel[1], stride);
+    const Planes narrow{n, n_h_w_left[1], n_h_w_left[2], left, 0, 0, 1, wide.rows, wide.pitch, wide.batch};
+    const int64_t length = wide.places() + kBlock + wide.distance(kernel[0] - 1, kernel[1] - 1), pairs = length / 2;
+    const Table left_table = source_table(narrow, length), right_table = source_table(wide, length);
+    const std::vector<int64_t> starts = cover(left_table, 2);
+    const int64_t left_size = round_up(left, kBlock) * static_cast<int64_t>(starts.size()) * kBlock;
+    const int64_t right_size = wide.count() * round_up(right, kBlock) * length;
+    bfloat16 *a = workspaces[0].get(2 * left_size), *b = workspaces[1].get(2 * right_size);
+    if (a == nullptr || b == nullptr) return 1;
+    fill_left(small, left, left_table, starts, a, a + left_size);
+    fill_right(big, right, right_table, wide.count(), b, b + right_size);
+    std::vector<Shift> shifts;
+    for (int64_t dy = 0; dy < kernel[0]; ++dy)
+        for (int64_t dx = 0; dx < kernel[1]; ++dx) shifts.push_back({wide.phase(dy, dx), wide.distance(dy, dx) / 2});
+    const Gradient gradient{out, left, right, kernel[0] * kernel[1]};
+    const Operand first{a, a + left_size}, second{b, b + right_size};
+    (products == 3 ? correlate<true> : correlate<false>)(first, second, shifts, starts, pairs, gradient);
+    return 0;
+}
+
+}  // extern "C"
+
+#else
+
+extern "C" int amx_available() { return 0; }
+
+#endif
