@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ import torch
 
 from lia_plugin import calibration, duplicates, host, images, inversion, prior
 from lia_plugin.duplicates import Duplicate
-from lia_plugin.host import UserError, atomic_write
+from lia_plugin.host import UserError
 from lia_plugin.similarity import psnr_from_mse
 from lia_plugin.targets import Target, stored_labels
 
@@ -183,21 +182,6 @@ def merge(parts: Sequence[Measured]) -> Measured:
     for name in TEXTS:
         merged[name] = {item: text for part in parts for item, text in getattr(part, name).items()}
     return Measured(**merged)
-
-
-def save_part(path: str, part: Measured) -> None:
-    """For a parent process, which reads it with `load_part`."""
-    content: dict[str, Any] = {name: getattr(part, name) for name in (*PER_IMAGE, *SUMS)}
-    content |= {name: np.array(json.dumps(list(getattr(part, name).items()))) for name in TEXTS}
-    with atomic_write(path) as file:
-        np.savez(file, **content)
-
-
-def load_part(path: str) -> Measured:
-    with np.load(path, allow_pickle=False) as file:
-        content: dict[str, Any] = {name: file[name] for name in (*PER_IMAGE, *SUMS)}
-        content |= {name: dict(json.loads(str(file[name][()]))) for name in TEXTS}
-        return Measured(**content)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,13 +1,14 @@
 """The command line: one group of all commands, and one place where errors become a line and an exit code.
 
-Exit codes: 0 done, 1 a batch that went on past bad items, 2 the user's input can't be used, 130 stopped by Ctrl-C.
+Exit codes: 0 done, 1 a batch that went on past bad items, 2 the user's input can't be used, 3 one of several
+processes was lost, 130 stopped by Ctrl-C.
 """
 
 import errno
 import importlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -31,7 +32,11 @@ COMMANDS = {
 }
 
 EXIT_BAD_INPUT = 2
+EXIT_LOST = 3
 EXIT_INTERRUPTED = 130  # The shell's convention: 128 + SIGINT.
+
+# Who has all of these was started as one of several.
+TORCHRUN = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
 
 # What a machine, not the program, does to a file: a missing permission, a full disk, a file where a folder should be.
 SURROUNDINGS = (errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EEXIST, errno.ENOTDIR,
@@ -82,11 +87,10 @@ def lia(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-def _is_user_error(error: Exception) -> bool:
+def _loaded_classes(name: str, *modules: str) -> tuple[type, ...]:
     # Looked up among what is loaded: an error's class comes from an imported module, and `--help` stays fast.
-    modules = (sys.modules.get(name) for name in ('lia_plugin.host', 'dnnlib.util'))
-    classes = (getattr(module, 'UserError', None) for module in modules)
-    return isinstance(error, tuple(c for c in classes if c is not None))
+    found = (getattr(sys.modules.get(module), name, None) for module in modules)
+    return tuple(c for c in found if c is not None)
 
 
 def _report(message: str) -> int:
@@ -97,12 +101,29 @@ def _report(message: str) -> int:
 def run(command: click.Command, args: Sequence[str] | None = None, prog_name: str | None = None) -> int:
     """Run `command` and give the exit code; `args` None = the process's own arguments.
 
-    User errors and click's become one line on stderr and 2, Ctrl-C becomes 130. Any other exception is a defect and
-    keeps its traceback.
+    User errors and click's become one line on stderr and 2, Ctrl-C becomes 130, a process of several that was lost 3.
+    Any other exception is a defect and keeps its traceback. Of the processes that torchrun has started the first one
+    runs the command, the others help it.
     """
+    def run_here() -> Any:
+        return command.main(list(args) if args is not None else None, prog_name=prog_name, standalone_mode=False)
+
+    if not all(name in os.environ for name in TORCHRUN):
+        return _exit_code(run_here)
+
+    def run_together() -> int:
+        from lia_plugin import host
+
+        return host.together(lambda: _exit_code(run_here))
+
+    return _exit_code(run_together)
+
+
+def _exit_code(work: Callable[[], Any]) -> int:
+    """Does it, tells of its errors in one line, and gives the exit code."""
     try:
-        result = command.main(list(args) if args is not None else None, prog_name=prog_name, standalone_mode=False)
-    except click.Abort:
+        result = work()
+    except (click.Abort, KeyboardInterrupt):
         print('Stopped.', file=sys.stderr)
         return EXIT_INTERRUPTED
     except click.ClickException as error:
@@ -113,7 +134,11 @@ def run(command: click.Command, args: Sequence[str] | None = None, prog_name: st
             raise
         return _report(f'{error.filename or "files"}: {os.strerror(error.errno)}')
     except Exception as error:
-        if not _is_user_error(error):
+        if isinstance(error, _loaded_classes('LostProcess', 'torch_utils.distributed')):
+            print(getattr(error, 'details', ''), file=sys.stderr)
+            _report(str(error))
+            return EXIT_LOST
+        if not isinstance(error, _loaded_classes('UserError', 'lia_plugin.host', 'dnnlib.util')):
             raise
         return _report(str(error))
     return result if isinstance(result, int) else 0

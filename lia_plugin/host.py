@@ -417,11 +417,52 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
 # Several processes
 
 
+def together(command: Callable[[], int]) -> int:
+    """Runs a command whose processes torchrun has started: in the first one, while the others wait for their share."""
+    if OURS:
+        from torch_utils import torchrun
+
+        return torchrun.run(command)
+    if os.environ.get('RANK') != '0':
+        return 2  # The first one says why.
+    raise UserError(f"torchrun: {NAME}'s loop starts its processes itself, on one machine: leave torchrun out and say "
+                    f'--gpus={os.environ["WORLD_SIZE"]}; outside of this checkout ours takes torchrun')
+
+
+def number_of_processes(said: int | None) -> int:
+    """What `--gpus` means, None = not said: so many processes, or those that torchrun has started."""
+    started = int(os.environ['WORLD_SIZE']) if started_by_torchrun() else None
+    if started is not None and said not in (None, started):
+        raise UserError(f'--gpus: {said} asked for, torchrun started {started} processes; leave --gpus out')
+    return started or said or 1
+
+
+def started_by_torchrun() -> bool:
+    """Whether this process is one of those of torchrun, or of whatever sets its variables."""
+    return all(name in os.environ for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT'))
+
+
+def processes_here(processes: int) -> int:
+    """How many of a command's processes work on this machine."""
+    return int(os.environ.get('LOCAL_WORLD_SIZE', processes)) if started_by_torchrun() else processes
+
+
+def own_device(device: str, rank: int) -> torch.device:
+    """'cuda' → the GPU of the process with this number; any other device is itself."""
+    own = torch.device(device)
+    if own.type != 'cuda' or own.index is not None:
+        return own
+    return torch.device('cuda', int(os.environ['LOCAL_RANK']) if started_by_torchrun() else rank)
+
+
 def spawn(fn: Callable[..., Any], world_size: int, args: tuple[Any, ...], device: str) -> Any:
     """Runs `fn(rank, world_size, *args)` in that many processes that form a group; gives rank 0's result."""
     if OURS:
-        from torch_utils import distributed
+        from torch_utils import distributed, torchrun
 
+        team = torchrun.team()
+        if team is not None and world_size > 1:
+            return team.dispatch(fn, args, device)
         return distributed.spawn(fn, world_size, args, device=device)
     if world_size == 1:
         return fn(0, 1, *args)
@@ -432,6 +473,9 @@ def spawn(fn: Callable[..., Any], world_size: int, args: tuple[Any, ...], device
         except torch.multiprocessing.ProcessRaisedException as error:
             told = re.search(r'UserError: (.*)\s*$', str(error))
             raise UserError(told[1]) if told else error from None
+        except torch.multiprocessing.ProcessExitedException as error:
+            raise UserError(f'rank {error.error_index} died ({one_line(error)}); all {world_size} processes were '
+                            'stopped') from None
         result = os.path.join(folder, 'result.pkl')
         if not os.path.exists(result):  # Stopped before there was anything to save.
             raise KeyboardInterrupt
@@ -472,7 +516,12 @@ def _run_rank(
     if rank == 0:
         with open(os.path.join(folder, 'result.pkl'), 'wb') as f:
             pickle.dump(result, f)
-    torch.distributed.barrier()  # Nobody leaves while another may still be talking to it.
+    # Nobody leaves while another may still be talking to it. Told by files: who comes out of a collective first and
+    # goes closes a connection that gloo may not have done with in the others.
+    with open(os.path.join(folder, f'done{rank}'), 'w'):
+        pass
+    while not all(os.path.exists(os.path.join(folder, f'done{other}')) for other in range(world_size)):
+        time.sleep(0.02)
     torch.distributed.destroy_process_group()
 
 
@@ -480,9 +529,31 @@ def _is_distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
+def lost_process() -> type[Exception] | tuple[()]:
+    """What `spawn` raises if one of its processes fails or dies; in NVIDIA's checkouts that is a UserError."""
+    if not OURS:
+        return ()
+    from torch_utils.distributed import LostProcess
+
+    return LostProcess
+
+
+def rank() -> int:
+    """This process's number among those that work together."""
+    return torch.distributed.get_rank() if _is_distributed() else 0
+
+
 def world_size() -> int:
     """Number of processes that work together."""
     return torch.distributed.get_world_size() if _is_distributed() else 1
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every process's value, in order of rank, in all of them."""
+    values = [value] * world_size()
+    if _is_distributed():
+        torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def loss_must_sync() -> bool:

@@ -6,8 +6,6 @@ import contextlib
 import os
 from typing import Any
 
-import torch
-
 import dnnlib
 from lia_plugin import attach_files, attach_report, host, run_dir, stages
 from lia_plugin.host import UserError
@@ -104,7 +102,7 @@ def _worker(rank: int, world_size: int, kwargs: dict[str, Any], device: str, run
     """One process of a stage: all of them run the loop, the first one keeps the log."""
     import lia_plugin.metrics  # noqa: F401  Registers LIA's metrics in this process.
 
-    own = torch.device('cuda', rank) if device == 'cuda' else torch.device(device)
+    own = host.own_device(device, rank)
     log = os.path.join(run_path, 'log.txt') if rank == 0 else None
     with dnnlib.util.Logger(file_name=log, file_mode='a', should_flush=True):
         return host.run_loop(kwargs, rank=rank, device=own)

@@ -28,19 +28,24 @@ def plan(options: Options, run: run_dir.Run | None = None, dry: bool = False) ->
     host.check_training_options(options)
     device = resolve_device(options.device, options.gpus)
     said, options = options, dataclasses.replace(options, device=device, val=host.default_val(options.val))
+    if run is not None:  # What the configuration takes from the number of processes stays as it began.
+        options = dataclasses.replace(options, gpus=run.gpus)
     info = describe_data(options)
     options, left_out = name_metrics(options, info)
     gan_metrics, all_metrics = split_metrics(options)
     result: dict[str, Any] = dict(
         version=__version__, options=dataclasses.asdict(said), data=dataclasses.asdict(info), device=device,
-        gan=None, encoder=None, encoder_source=None, encoder_start=None, attach=None, notes=left_out, transfer=[],
+        first_gpus=options.gpus, gan=None, encoder=None, encoder_source=None, encoder_start=None, attach=None,
+        notes=left_out, transfer=[],
     )  # fmt: skip
     if options.has_gan_stage:
         result['gan'] = host.adapt_stage(config.gan_stage(options, info, augpipe(options), gan_metrics))
+        spread(result['gan'], said, result['notes'])
         check_batch(result['gan'], '--batch')
     if options.has_encoder_stage:
         result['encoder_start'] = config.encoder_preset(options).start
         result['encoder'] = host.adapt_stage(config.encoder_stage(options, info))
+        spread(result['encoder'], said, result['notes'])
         check_batch(result['encoder'], '--enc-batch')
         check_mix(result['encoder'])
         if options.stage == 'encoder':
@@ -75,9 +80,10 @@ def keep_length(recorded: Any, planned: Any) -> Any:
 def resolve_device(name: str, gpus: int) -> str:
     """'auto' → the best device there is; checked to be there, `gpus` times."""
     device = inversion.pick_device(None if name == 'auto' else name)
-    if device.type == 'cuda' and gpus > 1 and (device.index is not None or gpus > torch.cuda.device_count()):
+    here = host.processes_here(gpus)
+    if device.type == 'cuda' and gpus > 1 and (device.index is not None or here > torch.cuda.device_count()):
         there = torch.cuda.device_count() if device.index is None else f'{device} alone'
-        raise UsageError(f'--gpus: {gpus} asked for, there is {there}')
+        raise UsageError(f'--gpus: {here} asked for, there is {there}')
     if device.type == 'mps' and gpus > 1:
         raise UsageError('--gpus: one process can use mps; --device=cpu takes several')
     return str(device)
@@ -129,10 +135,25 @@ def check_splits(result: dict[str, Any]) -> None:
             raise UsageError(f'--val: {path}: {fact.replace("_", " ")} is {got}, the training set has {expected}')
 
 
+def spread(stage: dict[str, Any], said: Options, notes: list[str]) -> None:
+    """Gives the same batch to another number of processes than the run began with.
+
+    Each handles no more images at a time than it did then, unless --batch-gpu says so: that fits its memory.
+    """
+    before, gpus = stage['num_gpus'], said.gpus
+    if gpus == before:
+        return
+    group = stage['D_kwargs']['epilogue_kwargs'].get('mbstd_group_size') or stage['batch_gpu']
+    stage.update(num_gpus=gpus, batch_gpu=min(stage['batch_gpu'], stage['batch_size'] // gpus))
+    if stage['batch_gpu'] and stage['batch_gpu'] < group:
+        notes.append(f'{gpus} processes instead of {before}: groups of the minibatch standard deviation have '
+                     f'{stage["batch_gpu"]} images instead of {group}')
+
+
 def check_batch(stage: dict[str, Any], flag: str) -> None:
     """The batch must fall into equal parts, and these into groups of the minibatch standard deviation."""
     batch, part, gpus = stage['batch_size'], stage['batch_gpu'], stage['num_gpus']
-    if batch % gpus:
+    if batch % gpus:  # Also more processes than images.
         raise UsageError(f'{flag}: {batch} images can\'t be divided among --gpus={gpus}')
     if batch % (part * gpus):
         raise UsageError(f'{flag}: {batch} isn\'t a multiple of --batch-gpu={part} times --gpus={gpus}')

@@ -28,8 +28,9 @@ STATE_FILE = 'training-state.pt'
 ENCODER_INIT_FILE = 'encoder-init.pkl'
 ATTACHED_FILE = 'attached.pkl'  # What --resume named, with φ attached.
 
-# Options that may differ when a run goes on: they change how long it runs and what it reports, not what it computes.
-MAY_CHANGE = ('kimg', 'enc_kimg', 'snap', 'tick', 'metrics', 'workers')
+# Options that may differ when a run goes on: they change how long it runs, by how many processes and what it reports,
+# not what it computes.
+MAY_CHANGE = ('kimg', 'enc_kimg', 'snap', 'tick', 'metrics', 'workers', 'gpus', 'batch_gpu')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +61,12 @@ class Run:
 
     def write_options(self, config: Mapping[str, Any]) -> None:
         _write(self.file(OPTIONS_FILE), config)
+
+    @property
+    def gpus(self) -> int:
+        """How many processes the run began with: the automatic batch and what hangs on it follow them."""
+        recorded = self.recorded
+        return int(recorded.get('first_gpus') or recorded['options']['gpus'])
 
     @property
     def progress(self) -> dict[str, Any]:

@@ -1,9 +1,14 @@
 """Several processes as one: start them, average their gradients, stop them together. Gloo on the CPU, NCCL on CUDA."""
 
+import datetime
 import logging
 import os
 import pickle
+import re
+import signal
+import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,24 +19,62 @@ from dnnlib.util import UserError, atomic_write
 from . import misc, training_stats
 
 GRADIENT_LIMIT = 1e5    # What an infinite gradient becomes, as in the hosts' loop.
+BUCKET = 1 << 23    # Elements of a message: while one is on its way the next is packed.
+# Who dies is noticed otherwise, within seconds. This only must not end a wait for one who measures or writes.
+PATIENCE = datetime.timedelta(hours=6)
+STOP_GRACE = 3.0    # Seconds that processes get to end by themselves once one has failed.
 
 
-def init(rank: int, world_size: int, device: torch.device | str, init_file: str) -> None:
-    """Joins the group of `world_size` processes that meet at `init_file` (a path that doesn't exist yet).
+class LostProcess(RuntimeError):
+    """A process of several failed or died, and all were stopped. One line; `details` may hold its traceback."""
+
+    def __init__(self, message: str, details: str = '') -> None:
+        super().__init__(message)
+        self.details = details
+
+
+def init(
+    rank: int, world_size: int, device: torch.device | str, init_file: str | None = None, store: Any = None
+) -> None:
+    """Joins the group of `world_size` processes that meet at `init_file` (a path that doesn't exist yet) or in `store`.
 
     Also gives this process its share of the CPU's cores, and tells `training_stats`. Does nothing for one process.
     """
     if world_size == 1:
         return
     device = torch.device(device)
-    method = 'file:///' + os.path.abspath(init_file).replace('\\', '/').lstrip('/')
+    meeting: dict[str, Any] = {'store': store}
+    if init_file is not None:
+        meeting = {'init_method': 'file:///' + os.path.abspath(init_file).replace('\\', '/').lstrip('/')}
     if device.type == 'cuda':
         torch.cuda.set_device(device)
     elif 'OMP_NUM_THREADS' not in os.environ:
-        torch.set_num_threads(max((os.cpu_count() or 1) // world_size, 1))
+        torch.set_num_threads(max((os.cpu_count() or 1) // local_world_size(world_size), 1))
     torch.distributed.init_process_group(
-        backend='nccl' if device.type == 'cuda' else 'gloo', init_method=method, rank=rank, world_size=world_size)
+        backend='nccl' if device.type == 'cuda' else 'gloo', rank=rank, world_size=world_size, timeout=PATIENCE,
+        **meeting)
     training_stats.init_multiprocessing(rank, device if device.type == 'cuda' else torch.device('cpu'))
+
+
+def local_rank(rank: int) -> int:
+    """The number on its own machine of the process that is `rank` in the run."""
+    return int(os.environ['LOCAL_RANK']) if _is_launched() else rank
+
+
+def local_world_size(world_size: int) -> int:
+    """How many of the run's processes work on this machine."""
+    return int(os.environ.get('LOCAL_WORLD_SIZE', world_size)) if _is_launched() else world_size
+
+
+def _is_launched() -> bool:
+    # By torchrun, or what sets its variables; processes of `spawn` share a machine.
+    return all(name in os.environ for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR'))
+
+
+def own_device(device: torch.device | str, rank: int) -> torch.device:
+    """'cuda' → this process's GPU; any other device is itself."""
+    device = torch.device(device)
+    return torch.device('cuda', local_rank(rank)) if device.type == 'cuda' and device.index is None else device
 
 
 def is_distributed() -> bool:
@@ -82,23 +125,58 @@ def gather_objects(value: Any) -> list[Any]:
 
 @torch.no_grad()
 def all_reduce_gradients(params: Iterable[torch.nn.Parameter], world_size: int) -> None:
-    """Gives every process the mean of all processes' gradients, NaN as 0 and ±inf as ±1e5; one transfer per dtype.
+    """Gives every process the mean of all processes' gradients, NaN as 0 and ±inf as ±1e5.
 
-    Parameters without a gradient stay without one; which ones must be the same in all processes.
+    They travel in buckets of one dtype, one on its way while the next is packed. Parameters without a gradient stay
+    without one; which ones must be the same in all processes.
     """
     grads = [param.grad for param in params if param.grad is not None and param.numel() > 0]
     if world_size == 1:
         for grad in grads:
             misc.nan_to_num(grad, nan=0.0, posinf=GRADIENT_LIMIT, neginf=-GRADIENT_LIMIT, out=grad)
         return
-    for dtype in dict.fromkeys(grad.dtype for grad in grads):   # In order, so that all processes agree on it.
-        same = [grad for grad in grads if grad.dtype == dtype]
-        flat = torch.cat([grad.flatten() for grad in same])
-        torch.distributed.all_reduce(flat)
+    sent = []
+    for bucket in _buckets(grads):
+        flat = torch.cat([grad.flatten() for grad in bucket])
+        sent.append((bucket, flat, torch.distributed.all_reduce(flat, async_op=True)))
+    for bucket, flat, work in sent:
+        work.wait()
         flat /= world_size
         misc.nan_to_num(flat, nan=0.0, posinf=GRADIENT_LIMIT, neginf=-GRADIENT_LIMIT, out=flat)
-        for grad, mean in zip(same, flat.split([grad.numel() for grad in same])):
+        for grad, mean in zip(bucket, flat.split([grad.numel() for grad in bucket])):
             grad.copy_(mean.view(grad.shape))
+
+
+def _buckets(tensors: list[torch.Tensor]) -> Iterable[list[torch.Tensor]]:
+    """Tensors of one dtype each, up to BUCKET elements or a single one; the same in all processes."""
+    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+        bucket: list[torch.Tensor] = []
+        for tensor in (tensor for tensor in tensors if tensor.dtype == dtype):
+            if bucket and sum(item.numel() for item in bucket) + tensor.numel() > BUCKET:
+                yield bucket
+                bucket = []
+            bucket.append(tensor)
+        yield bucket
+
+
+class _MeanOverRanks(torch.autograd.Function):
+    """Mean of a tensor over all processes, differentiable twice."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        mean = x.detach().clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(mean)
+        return mean / world_size()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        return _MeanOverRanks.apply(grads[0])    # Each process's loss depends on each one's x, with a share of 1/n.
+
+
+def mean_over_ranks(x: torch.Tensor) -> torch.Tensor:
+    """The mean of all processes' `x`, in each of them. Gradients pass, to all: with losses that are averaged over
+    processes they are those of one process that has seen everything."""
+    return _MeanOverRanks.apply(x) if is_distributed() else x
 
 
 @torch.no_grad()
@@ -120,8 +198,8 @@ def spawn(
 
     A single process is this one. With a `device` the processes also join a group ('cuda' is one GPU each) before `fn`
     runs; else `fn` calls `init` itself. If one fails, the others are stopped: a UserError comes through as it is,
-    anything else as RuntimeError with that process's traceback. On Ctrl-C all get their time to finish (a second one
-    stops them), then KeyboardInterrupt goes on.
+    anything else as LostProcess. On Ctrl-C all get their time to finish (a second one stops them), then
+    KeyboardInterrupt goes on.
     """
     if world_size == 1:
         return fn(0, 1, *args)
@@ -132,7 +210,7 @@ def spawn(
         try:
             _join(context)
         except (torch.multiprocessing.ProcessRaisedException, torch.multiprocessing.ProcessExitedException) as err:
-            raise _first_error(folder, err) from None
+            raise _first_error(folder, err, context.processes) from None
         with open(os.path.join(folder, 'result.pkl'), 'rb') as file:
             return pickle.load(file)    # Our own child's, out of our own folder.
 
@@ -142,20 +220,30 @@ def _run_rank(
 ) -> None:
     try:
         if device is not None:
-            own = torch.device(device)
-            own = torch.device('cuda', rank) if own.type == 'cuda' else own
-            init(rank, world_size, own, os.path.join(folder, 'group'))
+            init(rank, world_size, own_device(device, rank), os.path.join(folder, 'group'))
         result = fn(rank, world_size, *args)
         if rank == 0:
             with atomic_write(os.path.join(folder, 'result.pkl')) as file:
                 pickle.dump(result, file)
         if is_distributed():
-            torch.distributed.barrier()     # Nobody leaves while another may still be talking to it.
+            leave_together(folder, rank, world_size)
             torch.distributed.destroy_process_group()
     except UserError as err:
         with atomic_write(os.path.join(folder, 'user_error.txt'), 'w', encoding='utf-8') as file:
             file.write(str(err))
         raise
+
+
+def leave_together(folder: str, rank: int, world_size: int) -> None:
+    """Waits until all processes of a machine have come here: nobody leaves while another may still talk to it.
+
+    By files: at the end of a collective the one who is through first closes a connection in which the others may still
+    be, and gloo takes that for an error.
+    """
+    with open(os.path.join(folder, f'done{rank}'), 'w'):
+        pass
+    while not all(os.path.exists(os.path.join(folder, f'done{other}')) for other in range(world_size)):
+        time.sleep(0.02)    # Should one die before it comes here, the parent ends us.
 
 
 def _join(context: Any) -> None:
@@ -164,7 +252,7 @@ def _join(context: Any) -> None:
     interrupted = False
     while True:
         try:
-            if context.join():
+            if context.join(grace_period=STOP_GRACE):
                 break
         except KeyboardInterrupt:
             if interrupted:
@@ -176,10 +264,26 @@ def _join(context: Any) -> None:
         raise KeyboardInterrupt
 
 
-def _first_error(folder: str, err: Exception) -> Exception:
-    """The cause: where one process stopped with a UserError, the others merely lost their partner."""
+def _first_error(folder: str, err: Any, processes: list[Any]) -> Exception:
+    """The cause: where one process stopped with a UserError or was killed, the others merely lost their partner."""
     path = os.path.join(folder, 'user_error.txt')
     if os.path.exists(path):
         with open(path, encoding='utf-8') as file:
             return UserError(file.read())
-    return RuntimeError(str(err))
+    ends = {rank: process.exitcode or 0 for rank, process in enumerate(processes)}
+    lost = next((rank for rank, code in ends.items() if code < 0 and code != -signal.SIGTERM), None)
+    details = str(err).strip()
+    told_by_others = re.search('Connection (closed|reset)|Broken pipe|gloo|NCCL', details.splitlines()[-1])
+    if isinstance(err, torch.multiprocessing.ProcessExitedException) or (lost is not None and told_by_others):
+        rank = err.error_index if lost is None else lost
+        what, details = f'died: {_end_of_process(ends[rank])}', ''
+    else:
+        rank, what = err.error_index, f'failed: {details.splitlines()[-1]}'
+    return LostProcess(f'rank {rank} on {socket.gethostname()} (process {processes[rank].pid}) {what}; '
+                       f'all {len(processes)} processes were stopped', details)
+
+
+def _end_of_process(exitcode: int) -> str:
+    if exitcode == -getattr(signal, 'SIGKILL', 9):
+        return 'killed (kill -9, or out of memory)'
+    return f'signal {-exitcode}' if exitcode < 0 else f'it left with exit code {exitcode}'

@@ -3,8 +3,10 @@ it had never stopped. One file, read with weights_only, replaced atomically."""
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
+import numpy as np
 import torch
 
 from dnnlib.util import EasyDict, UserError, atomic_write
@@ -17,7 +19,7 @@ FORMAT = 1
 def save(path: str, args: EasyDict, state: Any, last_snapshot: str | None) -> None:
     """Writes the state of all ranks. Every rank calls it; rank 0 writes."""
     random_states = distributed.gather_objects(random_state(args.device))
-    losses = distributed.gather_objects(state.loss.state_dict() if hasattr(state.loss, 'state_dict') else {})
+    losses = [state.loss.state_dict() if hasattr(state.loss, 'state_dict') else {}]  # Alike on all ranks.
     if distributed.is_distributed():  # Alone, a process's pending statistics are all there are.
         training_stats.sync()
     stats = training_stats.state_dict()
@@ -61,7 +63,7 @@ def restore(data: dict[str, Any], state: Any, rank: int, device: torch.device) -
         module.load_state_dict(data['modules'][name])
     for opt, saved in zip(_optimizers(state), data['optimizers'], strict=True):
         opt.load_state_dict(saved)
-    losses = data['losses']  # One a rank: what path length tracks is each rank's own.
+    losses = data['losses']  # States of earlier versions have one a rank, each with a mean path length of its own.
     if losses[0]:
         state.loss.load_state_dict(losses[rank if len(losses) == distributed.world_size() else 0])
     training_stats.load_state_dict(data['stats'])
@@ -72,8 +74,18 @@ def restore(data: dict[str, Any], state: Any, rank: int, device: torch.device) -
         setattr(state, key, value)
     if len(data['random_states']) == distributed.world_size():
         set_random_state(data['random_states'][rank], device)
-    else:  # Noise can't be continued on another number of ranks; it must still not repeat.
-        torch.manual_seed(data['progress']['cur_nimg'] * distributed.world_size() + rank)
+    else:  # Noise can't be continued on another number of ranks. It must not repeat, and be the same if tried again.
+        torch.manual_seed(fresh_seed(data['latents'], data['progress']['cur_nimg'], distributed.world_size(), rank))
+
+
+def fresh_seed(latents: torch.Tensor, cur_nimg: int, world_size: int, rank: int) -> int:
+    """Seed of a rank's noise after `cur_nimg` images, when there are now another number of ranks than there were.
+
+    By what all ranks share, the state of the latents' generator [bytes], and what tells them apart.
+    """
+    entropy = int.from_bytes(hashlib.sha256(latents.numpy().tobytes()).digest()[:8], 'little')
+    words = np.random.SeedSequence([entropy, cur_nimg, world_size, rank]).generate_state(2)
+    return int(words[0]) << 31 | int(words[1]) >> 1
 
 
 def _progress(state: Any) -> dict[str, int]:

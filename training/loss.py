@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.nn.functional import softplus
 
-from torch_utils import misc, training_stats
+from torch_utils import distributed, misc, training_stats
 from torch_utils.ops import conv2d_gradfix
 
 PHASES = {  # phase: (network, main term, regulariser)
@@ -193,7 +193,7 @@ class StyleGAN2Loss(Loss):
         img, ws = self.run_G(z[:samples], None if c is None else c[:samples], sync)
         lengths = path_lengths(img, ws)
         # The running mean takes part in the gradient with its share of this batch, as in the reference.
-        mean = self.pl_mean.lerp(lengths.mean(), self.pl_decay)
+        mean = self.pl_mean.lerp(distributed.mean_over_ranks(lengths.mean()), self.pl_decay)
         self.pl_mean.copy_(mean.detach())
         penalty = (lengths - mean).square()
         loss = penalty * self.pl_weight

@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 
 import dnnlib
 import legacy
-from torch_utils import distributed, misc, training_stats
+from torch_utils import distributed, misc, torchrun, training_stats
 from training import checkpoint, reports
 from training.transfer import describe
 
@@ -132,9 +133,7 @@ def pick_device(device: torch.device | str | None, rank: int) -> torch.device:
     if device is None:
         device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
     device = torch.device(device)
-    if device.type == 'cuda' and device.index is None:
-        return torch.device('cuda', rank % torch.cuda.device_count())
-    return device
+    return distributed.own_device(device, rank)
 
 
 def _seed(args: dnnlib.EasyDict) -> None:
@@ -353,6 +352,9 @@ def _update_ema(args: dnnlib.EasyDict, state: State) -> None:
 
 
 def _finish_ema(state: State) -> None:
+    for name, buffer in state.G.named_buffers():
+        if name.endswith('w_avg'):  # Each process has followed its own share; the mean of all follows the whole batch.
+            buffer.copy_(distributed.mean_over_ranks(buffer))
     for ema, buffer in zip(state.G_ema.buffers(), state.G.buffers(), strict=True):
         ema.copy_(buffer)
 
@@ -418,15 +420,17 @@ def _no_random_draws(device: torch.device) -> Iterator[None]:
 def _interruptible(abort_fn: Callable[[], bool] | None) -> Iterator[Callable[[], bool]]:
     """Gives a function that tells, alike on all ranks, whether to stop. The first Ctrl-C asks for it, a second breaks.
 
-    SIGTERM is what schedulers send, and counts as Ctrl-C.
+    SIGTERM and SIGUSR1 are what schedulers send, and count as Ctrl-C.
     """
-    asked = False
+    asked, when = False, 0.0
 
     def ask(signum: int, frame: Any) -> None:
-        nonlocal asked
-        if asked and signum == signal.SIGINT:
+        nonlocal asked, when
+        if asked and signum == signal.SIGINT and time.monotonic() - when > 1:  # Else one that came by two ways.
             raise KeyboardInterrupt
-        asked = True
+        asked, when = True, time.monotonic()
+        if torchrun.failing():
+            return  # torchrun ends what is left.
         distributed.print0('\nStopping after this iteration and saving …', flush=True)
 
     def interrupted() -> bool:
@@ -434,6 +438,6 @@ def _interruptible(abort_fn: Callable[[], bool] | None) -> Iterator[Callable[[],
 
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(ValueError):  # Only a main thread may handle signals; elsewhere abort_fn remains.
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in torchrun.SIGNALS:
                 stack.callback(signal.signal, number, signal.signal(number, ask))
         yield interrupted

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tempfile
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -31,7 +30,6 @@ class Job:
     class_index: int | None
     batch: int
     device: str
-    folder: str  # Where each process leaves its part.
 
 
 @click.command(context_settings={'show_default': True})
@@ -53,7 +51,8 @@ class Job:
               help='Look at so many images, spread evenly over the set  [default: all]')
 @click.option('--class', 'class_idx', type=int, metavar='N',
               help='Class of all images, for a conditional network  [default: by dataset.json]')
-@click.option('--gpus', type=click.IntRange(min=1), default=1, help='Number of GPUs, or of processes on a CPU')
+@click.option('--gpus', type=click.IntRange(min=1), metavar='INT',
+              help='Number of GPUs, or of processes on a CPU  [default: 1, or those that torchrun started]')
 @click.option('--batch', type=click.IntRange(min=1), default=32, help='Images at once')
 @click.option('--device', default='auto', metavar='NAME', help='cpu, cuda, cuda:1, mps …; auto = the best there is')
 @click.option('--trust-pickle', is_flag=True, help='Run the code inside the network pickle; only for files you trust')
@@ -68,7 +67,7 @@ def audit(
     near: float,
     num: int | None,
     class_idx: int | None,
-    gpus: int,
+    gpus: int | None,
     batch: int,
     device: str,
     trust_pickle: bool,
@@ -96,13 +95,13 @@ def audit(
 
     outputs.check_output('--outdir', outdir, folder=True)
     path, source = host.fetch(network), host.fetch(data)
-    run_device = planning.resolve_device(device, gpus)
+    processes = host.number_of_processes(gpus)
+    run_device = planning.resolve_device(device, processes)
     G = load_network(path, trust_pickle)
     targets, others = choose_targets(source, num)
     work.label_reader(G, class_idx, targets)  # Says now what is wrong with the labels.
     usual = None if calibration_file is None else calibration.load(calibration_file, G)
-    with tempfile.TemporaryDirectory() as folder:
-        measured = look_at_all(Job(path, trust_pickle, targets, class_idx, batch, run_device, folder), gpus, data)
+    measured = look_at_all(Job(path, trust_pickle, targets, class_idx, batch, run_device), processes, data)
     rules = work.Rules(drop_worst, drop_atypical, drop_duplicates, near)
     evaluation.full_precision()  # Of this process too: it compares images, and reconstructs those of the page.
     name = os.path.basename(os.path.abspath(source))
@@ -111,18 +110,16 @@ def audit(
     settings = dict(
         network=network, network_hash=hashed, data=data, resolution=G.img_resolution, channels=G.img_channels,
         z_dim=G.z_dim, images_in_set=len(targets) + len(others), rules=rules._asdict(), class_idx=class_idx, num=num,
-        batch=batch, gpus=gpus, device=run_device,
+        batch=batch, gpus=processes, device=run_device,
     )  # fmt: skip
     return report(G, targets, others, measured, judged, settings, outdir)
 
 
 def look_at_all(job: Job, gpus: int, data: str) -> Measured:
     """What all processes have measured. UserError if none of the images could be read."""
-    from lia_plugin import audit as work
     from lia_plugin import host
 
-    host.spawn(look, gpus, (job,), device=job.device)
-    measured = work.merge([work.load_part(os.path.join(job.folder, f'{rank}.npz')) for rank in range(gpus)])
+    measured: Measured = host.spawn(look, gpus, (job,), device=job.device)
     if len(measured.items) == 0:
         raise host.UserError(f'--data={data}: none of its {len(job.targets)} images can be read: '
                              f'{next(iter(measured.failures.values()))}')
@@ -154,23 +151,22 @@ def choose_targets(source: str, num: int | None) -> tuple[list[Target], list[Tar
             [target for i, target in enumerate(everything) if i not in chosen])
 
 
-def look(rank: int, world_size: int, job: Job) -> None:
-    """One process's part; it leaves its figures as a file."""
-    import torch
-
+def look(rank: int, world_size: int, job: Job) -> Measured | None:
+    """One process's part; the first one gives what all have measured."""
     from lia_plugin import audit as work
-    from lia_plugin import evaluation
+    from lia_plugin import evaluation, host
     from lia_plugin.commands.dataset_tool import show_progress
 
     evaluation.full_precision()
-    device = torch.device('cuda', rank) if job.device == 'cuda' else torch.device(job.device)
+    device = host.own_device(job.device, rank)
     G = load_network(job.network, job.trust).to(device)
     progress, close_progress = show_progress() if rank == 0 else (lambda done, total: None, lambda: None)
     try:
         part = work.measure(G, job.targets, device, job.class_index, job.batch, rank, world_size, progress)
     finally:
         close_progress()
-    work.save_part(os.path.join(job.folder, f'{rank}.npz'), part)
+    parts = host.gather_objects(part)
+    return work.merge(parts) if rank == 0 else None
 
 
 def pixel_reader(G: Any, targets: list[Target], measured: Measured) -> Any:

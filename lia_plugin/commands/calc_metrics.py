@@ -45,7 +45,8 @@ def parse_metrics(ctx: click.Context, param: click.Parameter, value: str) -> lis
 @click.option('--data', metavar='PATH|URL', help='Data set to measure on  [default: what the network was trained on]')
 @click.option('--mirror', type=bool, metavar='BOOL',
               help='Mirror reals in fid50k, kid50k, pr50k3  [default: as in training]')
-@click.option('--gpus', type=click.IntRange(min=1), default=1, help='Number of GPUs, or of processes on a CPU')
+@click.option('--gpus', type=click.IntRange(min=1), metavar='INT',
+              help='Number of GPUs, or of processes on a CPU  [default: 1, or those that torchrun started]')
 @click.option('--num', type=click.IntRange(min=1), metavar='INT', help="Number of images  [default: each metric's own]")
 @click.option('--detector', metavar='FILE|URL|random:SEED',
               help="Feature network: TorchScript, or one of fixed random weights  [default: NVIDIA's, per metric]")
@@ -67,7 +68,7 @@ def calc_metrics(
     metrics: list[str],
     data: str | None,
     mirror: bool | None,
-    gpus: int,
+    gpus: int | None,
     num: int | None,
     detector: str | None,
     lpips: str | None,
@@ -103,12 +104,13 @@ def calc_metrics(
     if json_path is not None:
         outputs.check_output('--json', json_path, folder=False)
     more = {'lpips': lpips, 'id_detector': id_detector, 'labels': labels, 'space': space}
+    processes = host.number_of_processes(gpus)
     job = prepare(
-        host.fetch(network), None if data is None else host.fetch(data), mirror, device, gpus, metrics=metrics,
+        host.fetch(network), None if data is None else host.fetch(data), mirror, device, processes, metrics=metrics,
         more=more, trust=trust_pickle, num=num, batch=batch, detector=detector, seed=seed, verbose=verbose,
         snapshot=network,
     )
-    results = host.spawn(evaluate, gpus, (job,), device=job.device)
+    results = host.spawn(evaluate, processes, (job,), device=job.device)
     if json_path is not None:
         with host.atomic_write(json_path, 'w', encoding='utf-8') as f:
             json.dump(outputs.finite(results), f, indent=2, allow_nan=False)
@@ -299,14 +301,12 @@ def prepare(
 
 def evaluate(rank: int, world_size: int, job: Job) -> list[dict[str, Any]]:
     """One process's part: all metrics in turn. Rank 0 prints and records them."""
-    import torch
-
     from lia_plugin import evaluation, host
     from lia_plugin import metrics as _registers_ours  # noqa: F401
     from metrics import metric_main
 
     evaluation.full_precision()
-    device = torch.device('cuda', rank) if job.device == 'cuda' else torch.device(job.device)
+    device = host.own_device(job.device, rank)
     G, _contents = load_generator(job.network, job.trust)
     G = G.eval().requires_grad_(False).to(device)
     options = dict(detector=job.detector, num=job.num, batch=job.batch, seed=job.seed)

@@ -129,10 +129,14 @@ def train(ctx: click.Context, outdir: str, dry_run: bool, new_run: bool, **given
     Options that are not given follow --cfg and the data set; -n shows what they become.
     """
     said = {name for name in given if ctx.get_parameter_source(name) != click.core.ParameterSource.DEFAULT}
+    from lia_plugin import host, launch, planning, run_dir
+    from lia_plugin.host import UserError
+
+    given['gpus'] = host.number_of_processes(given['gpus'] if 'gpus' in said else None)
+    if host.started_by_torchrun():
+        said.add('gpus')
     run, options = find_run(outdir, new_run, normalise(given), said)
     opts.check(options)
-    from lia_plugin import launch, planning, run_dir
-    from lia_plugin.host import UserError
 
     plan = planning.plan(options, run, dry=dry_run)
     if run is not None:
@@ -157,6 +161,9 @@ def train(ctx: click.Context, outdir: str, dry_run: bool, new_run: bool, **given
         except UserError:
             if fresh and not run.has_trained():
                 shutil.rmtree(run.path)  # A directory of nothing would only look like a run.
+            raise
+        except host.lost_process() as error:
+            error.args = (f'{error}. {what_is_saved(run)}',)
             raise
     return finish(snapshot, run, plan, outdir, ctx.command_path)
 
