@@ -1,130 +1,38 @@
 """Times the pieces of a training iteration, of this project alone or against a stylegan2-ada-pytorch checkout.
 
     python benchmarks/iteration.py --size=B
-    python benchmarks/iteration.py --size=A --host=stylegan2-ada-pytorch
+    python benchmarks/iteration.py --size=A,B,C --host=stylegan2-ada-pytorch --gradients --memory --limits
 
-Prints a Markdown table on stdout. Each code base runs in a process of its own, with the same weights and inputs. They
-are measured in turns, piece by piece, so that both meet the same drift of a busy machine, and the one whose turn it
-isn't is stopped, so that its waiting threads take no core.
+Prints Markdown tables on stdout. Both code bases have the same weights and inputs and are measured in turns, piece by
+piece, so that both meet the same drift of a busy machine: each in a process of its own (`turns.py`), or, with
+`--one-process`, in one.
 """
 
 from __future__ import annotations
 
-import contextlib
-import datetime
-import json
 import os
-import platform
-import re
-import signal
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Iterator
 from typing import Any
 
 import click
+import common
+from common import DIMENSIONS, SIZES, number
+from turns import OURS, THEIRS, Rounds, measure, start
 
-PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-WORKER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'worker.py')
-
-SIZES = {  # Resolution, channel_base, channel_max, batch, width of z and w.
-    'S': (16, 256, 16, 4, 32),  # Only to see that everything runs.
-    'A': (32, 4096, 128, 16, 512),
-    'B': (64, 8192, 256, 8, 512),
-    'C': (64, 32768, 512, 4, 512),
-    'D': (128, 16384, 512, 32, 512),  # For GPUs.
-    'E': (256, 16384, 512, 32, 512),
-}
 ITERATION = {'Gmain': 1.0, 'Greg': 1 / 4, 'Dmain': 1.0, 'Dreg': 1 / 16, 'update': 1.0}  # How often each is done.
-TOLERANCE = {False: 1e-3, True: 5e-2}  # Of the standard deviation; by whether there are float16 layers.
-
-# What training of many tensors on a CPU depends on besides the code; the same for both sides. Values that the
-# environment already has are left alone.
-THREADING = {'OMP_WAIT_POLICY': 'active', 'OMP_PROC_BIND': 'true'}
-KEEP_MEMORY = {'MALLOC_MMAP_MAX_': '0', 'MALLOC_TRIM_THRESHOLD_': '4294967296', 'MALLOC_TOP_PAD_': '134217728',
-               'MALLOC_ARENA_MAX': '1'}  # glibc: freed memory is kept, which spares page faults.
-
-Rounds = list[dict[str, list[float]]]  # Per round: work → seconds, one a side.
+TOLERANCE = {'fp32': 1e-3, 'fp16': 5e-2, 'bf16': 5e-1}  # Of the standard deviation: more is another network.
+MEMORY = {'G eval': ['G eval'], 'iteration': list(ITERATION), 'encoder step': ['encoder step']}
 
 
-class Side:
-    """A worker process: one code base."""
-
-    def __init__(self, config: dict[str, Any], env: dict[str, str]) -> None:
-        self.name = 'this project' if config['root'] == PROJECT else 'original'
-        self.process = subprocess.Popen([sys.executable, WORKER, json.dumps(config)], env=env, text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-
-    def ask(self, *command: str) -> Any:
-        """Runs a command of worker.Worker and gives its result; the process rests before and after."""
-        assert self.process.stdin is not None and self.process.stdout is not None, 'both are pipes'
-        self._signal('SIGCONT')
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write(json.dumps(command) + '\n')
-            self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise click.ClickException(f'{self.name}: the process ended, exit code {self.process.wait()}')
-        self._signal('SIGSTOP')
-        answer = json.loads(line)
-        if 'error' in answer:
-            raise click.ClickException(f'{self.name}: {answer["error"]}')
-        return answer['result']
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def _signal(self, name: str) -> None:
-        if hasattr(signal, name):
-            self.process.send_signal(getattr(signal, name))
-
-
-@contextlib.contextmanager
-def start(config: dict[str, Any], host: str | None, env: dict[str, str]) -> Iterator[list[Side]]:
-    """This project's worker, and the host's if there is one; none of them survives."""
-    # `timeout` and schedulers send SIGTERM, which would skip the clean-up below.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    sides: list[Side] = []
-    with tempfile.TemporaryDirectory() as folder:
-        config = dict(config, weights=os.path.join(folder, 'weights.pt'))
-        try:
-            for root in [PROJECT] + ([host] if host else []):
-                sides.append(Side(dict(config, root=root), env))
-                sides[-1].ask('facts')  # Waits until it is built: the weights come from the first.
-            yield sides
-        finally:
-            for side in sides:
-                side.close()
-
-
-def disagreement(sides: list[Side]) -> dict[str, float]:
+def disagreement(sides: list[Any]) -> dict[str, float]:
     """Per output, the largest difference between two sides in units of its standard deviation."""
     prints = [side.ask('fingerprint') for side in sides]
     differences = {}
     for key, ours in prints[0].items():
-        largest = max(abs(a - b) for a, b in zip(ours, prints[-1][key], strict=True))
+        largest = max((abs(a - b) for other in prints[1:] for a, b in zip(ours, other[key], strict=True)), default=0.0)
         differences[key] = largest / max(statistics.pstdev(ours), 1e-12)
     return differences
-
-
-def measure(sides: list[Side], names: list[str], rounds: int, seconds: float) -> Rounds:
-    """All work in turns, `rounds` times or until no further round may fit into `seconds`; one round at least."""
-    results: Rounds = []
-    began = time.monotonic()
-    while len(results) < rounds:
-        # Who comes first changes, or the first would always meet the colder machine.
-        order = sides if len(results) % 2 == 0 else sides[::-1]
-        taken = {name: {id(side): side.ask('measure', name) for side in order} for name in names}
-        results.append({name: [times[id(side)] for side in sides] for name, times in taken.items()})
-        passed = time.monotonic() - began
-        print(f'round {len(results)}, {passed:.0f} s', file=sys.stderr)
-        if passed * (1 + 1 / len(results)) > seconds:
-            break
-    return results
 
 
 def with_iteration(results: Rounds) -> Rounds:
@@ -134,75 +42,135 @@ def with_iteration(results: Rounds) -> Rounds:
             for r in results]
 
 
-def table(results: Rounds, batch: int) -> list[str]:
-    """Medians over the rounds, and of the ratios within each round the median and the quartiles, in Markdown."""
-    compared = len(results[0]['Gmain']) == 2
-    head = ['work', 'this project, ms'] + (['original, ms', 'times faster', 'quartiles'] if compared else ['quartiles'])
-    rows = [head, ['---'] + ['---:'] * (len(head) - 1)]
-    for name in results[0]:
-        sides = list(zip(*(r[name] for r in results)))
-        row = [name] + [f'{statistics.median(times) * 1e3:.1f}' for times in sides]
-        if len(sides) == 2:
-            ratios = [theirs / ours for ours, theirs in zip(*sides)]
-            row += [f'{statistics.median(ratios):.2f}', '{:.2f}–{:.2f}'.format(*quartiles(ratios))]
-        elif compared:
-            row += ['–', '–', '–']
-        else:
-            row.append('{:.1f}–{:.1f}'.format(*(1e3 * t for t in quartiles(sides[0]))))
+def table(results: Rounds, batch: int, names: list[str] | None = None) -> list[str]:
+    """Medians over the rounds, and of the ratios within each round the median and the quartiles, in Markdown.
+
+    names: of the sides; this project is the first one, and with two of them the second is the original.
+    """
+    names = names or [OURS, THEIRS][: len(results[0]['Gmain'])]
+    head = ['work', f'{names[0]}, ms']
+    for name in names[1:]:
+        head += [f'{name}, ms', 'times faster', 'quartiles']
+    rows = []
+    for work in results[0]:
+        sides = list(zip(*(r[work] for r in results)))
+        row = [work, f'{statistics.median(sides[0]) * 1e3:.1f}']
+        for other in sides[1:]:
+            row += [f'{statistics.median(other) * 1e3:.1f}', *common.ratio_cells(sides[0], other)]
+        row += ['–'] * (len(head) - len(row))  # What only this project does.
+        if len(names) == 1:
+            row.append('{:.1f}–{:.1f}'.format(*(1e3 * t for t in common.quartiles(sides[0]))))
         rows.append(row)
     speeds = [batch / statistics.median(times) for times in zip(*(r['iteration'] for r in results))]
-    rows.append(['images per second'] + [f'{s:.1f}' for s in speeds] + [''] * (len(head) - 1 - len(speeds)))
-    return ['| ' + ' | '.join(row) + ' |' for row in rows]
+    last = ['images per second', f'{speeds[0]:.1f}']
+    for speed in speeds[1:]:
+        last += [f'{speed:.1f}', '', '']
+    rows.append(last + [''] * (len(names) == 1))
+    return common.markdown(head + ['quartiles'] * (len(names) == 1), rows)
 
 
-def quartiles(values: Any) -> tuple[float, float]:
-    if len(values) == 1:
-        return values[0], values[0]
-    low, _, high = statistics.quantiles(values, n=4, method='inclusive')
-    return low, high
+def kimg_row(results: Rounds, batch: int) -> str:
+    """Seconds that 1000 images take, of each side, as training logs give it."""
+    seconds = [statistics.median(times) * 1000 / batch for times in zip(*(r['iteration'] for r in results))]
+    return f'sec/kimg: {", ".join(number(s) for s in seconds)}.'
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Further tables
+
+
+def gradient_table(config: dict[str, Any], host: str, keep_memory: bool) -> list[str]:
+    """How far outputs and gradients are from the original's, beside its own distance between memory formats."""
+    import gradients
+
+    with tempfile.TemporaryDirectory() as folder, start(config, host, keep_memory=keep_memory) as sides:
+        paths = {name: os.path.join(folder, name) for name in ('ours', 'theirs', 'theirs in NHWC')}
+        sides[0].ask('gradients', paths['ours'], False)
+        sides[1].ask('gradients', paths['theirs'], False)
+        # A phase's moving averages have changed these networks: NHWC gets fresh ones.
+        with start(config, host, keep_memory=keep_memory) as again:
+            again[1].ask('gradients', paths['theirs in NHWC'], True)
+        ours = gradients.differences(paths['ours'], paths['theirs'])
+        noise = gradients.differences(paths['theirs in NHWC'], paths['theirs'])
+    head = ['relative difference to the original', OURS, 'worst parameter', 'original in NHWC', 'worst parameter']
+    return common.markdown(head, [[name, *(f'{v:.1e}' for v in ours[name] + noise[name])] for name in ours])
+
+
+def memory_table(config: dict[str, Any], host: str | None, keep_memory: bool) -> list[str]:
+    """Most memory of each side, every row in a fresh process that does nothing else."""
+    kind = 'tensors on the GPU' if config['device'].startswith('cuda') else 'resident, fresh process'
+    names = [OURS] + [THEIRS] * bool(host)
+    rows = []
+    for row, pieces in {'networks only': [], **MEMORY}.items():
+        with start(config, host, keep_memory=keep_memory) as sides:
+            peaks = []
+            for side in sides:
+                if set(pieces) <= set(side.ask('facts')['work']):
+                    side.ask('reset_peak')
+                    if pieces:
+                        side.ask('warm_up', *pieces)
+                    peaks.append(side.ask('peak'))
+            if len(peaks) == len(sides):
+                rows.append([row, *(f'{p:.0f}' for p in peaks)] + ([f'{peaks[1] / peaks[0]:.2f}'] if host else []))
+    return common.markdown([f'peak memory, MB ({kind})', *names] + ['times less'] * bool(host), rows)
+
+
+def count_flops(config: dict[str, Any]) -> dict[str, float]:
+    """Of this project's arithmetic, counted where PyTorch does it all."""
+    with start(config, None, plain=True) as sides:
+        counts = sides[-1].ask('count_flops')
+    return {**counts, 'iteration': sum(share * counts[name] for name, share in ITERATION.items())}
+
+
+def limits_table(config: dict[str, Any], results: Rounds, names: list[str]) -> list[str]:
+    """Counted arithmetic over measured times, beside the peaks of the machine."""
+    import peaks
+
+    flops, best = count_flops(config), peaks.measure_peaks(config['device'])
+    peak = best[f'conv {config["precision"]}']
+    head = ['work', 'GFLOP', *(f'{name}, GFLOP/s' for name in names), 'ours / best convolution']
+    rows = []
+    for work in results[0]:
+        if flops.get(work):
+            rates = [flops[work] / statistics.median(times) / 1e9 for times in zip(*(r[work] for r in results))]
+            cells = [number(rate) for rate in rates] + ['–'] * (len(names) - len(rates))
+            rows.append([work, number(flops[work] / 1e9), *cells, f'{rates[0] / peak:.0%}'])
+    return [*common.markdown(head, rows), '', f"PyTorch's best in the same run: {peaks.said(best)}. GFLOP without "
+            "filters, of this project's formulas for both, so that the original's rate is that of useful work."]
+
+
+def profile_tables(sides: list[Any], top: int = 12) -> list[str]:
+    """The costliest operators of one iteration (all phases once), before (the original) and after."""
+    lines: list[str] = []
+    for side in sides[::-1]:
+        rows = side.ask('profile', list(ITERATION), 1000)
+        total = sum(row[1] for row in rows)
+        cells = [[f'`{key[:60]}`', f'{ms:.1f}', f'{ms / total:.0%}', str(count)] for key, ms, count in rows[:top]]
+        lines += [f'Profile of the phases once each, {side.name}, {total:.0f} ms in all:', '']
+        lines += [*common.markdown(['operator', 'ms of its own', 'share', 'calls'], cells), '']
+    return lines[:-1]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The command
 
 
-def environment(keep_memory: bool) -> dict[str, str]:
-    """Of both workers."""
-    own = dict(THREADING, **(KEEP_MEMORY if keep_memory else {}))
-    own['OMP_NUM_THREADS'] = str(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())
-    return {**own, **os.environ}
+def headline(size: str, config: dict[str, Any], keep_memory: bool, one_process: bool, facts: dict[str, Any],
+             rounds: int) -> str:
+    precision = {'fp32': 'float32', 'fp16': 'float16 layers',
+                 'bf16': 'this project in bfloat16'}[config['precision']] + ', TF32 here' * config['tf32']
+    extra = ', freed memory kept' * keep_memory + ', one process' * one_process
+    what = ('Size {}: {resolution}×{resolution}, channel_base {channel_base}, channel_max {channel_max}, '
+            'latents {latent}, batch {batch}, {}; {} rounds. ').format(size, precision, rounds, **config)
+    return what + common.machine(facts['gpu'], facts['threads'], facts['torch'], extra)
 
 
-def pick_device(name: str) -> str:
-    if name != 'auto':
-        return name
-    code = 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")'
-    return subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True).stdout.strip()
-
-
-def cpu_name() -> str:
-    with contextlib.suppress(OSError), open('/proc/cpuinfo', encoding='utf-8') as f:
-        match = re.search(r'^model name\s*:\s*(.+)$', f.read(), re.MULTILINE)
-        if match:
-            return match[1]
-    return platform.processor() or platform.machine()
-
-
-def headline(size: str, half: bool, keep_memory: bool, facts: dict[str, Any], rounds: int) -> str:
-    resolution, base, most, batch, latent = SIZES[size]
-    machine = facts['gpu'] or f'{cpu_name()}, {facts["threads"]} threads'
-    load = f', load average {os.getloadavg()[0]:.1f}' if hasattr(os, 'getloadavg') else ''
-    memory = ', freed memory kept' if keep_memory else ''
-    precision = 'float16 layers' if half else 'float32'
-    return (f'Size {size}: {resolution}×{resolution}, channel_base {base}, channel_max {most}, latents {latent}, '
-            f'batch {batch}, {precision}. {machine}, torch {facts["torch"]}{memory}{load}; '
-            f'{rounds} rounds, {datetime.date.today()}.')
-
-
-def remarks(sides: list[Side], differences: dict[str, float]) -> list[str]:
+def remarks(sides: list[Any], config: dict[str, Any], differences: dict[str, float]) -> list[str]:
     """What a reader must know of the numbers above."""
-    peaks = [f'{side.name} {peak:.0f} MB' for side in sides if (peak := side.ask('peak'))]
-    lines = [f'Peak GPU memory: {", ".join(peaks)}.'] if peaks else []
+    lines = []
+    if config['device'].startswith('cuda'):
+        peaks = [f'{side.name} {side.ask("peak"):.0f} MB' for side in sides]
+        lines.append(f'Peak GPU memory: {", ".join(peaks)}.')
     if len(sides) > 1:
         worst = ', '.join(f'{key} {value:.0e}' for key, value in differences.items())
         lines.append(f'Largest difference of the outputs, in standard deviations: {worst}.')
@@ -211,43 +179,78 @@ def remarks(sides: list[Side], differences: dict[str, float]) -> list[str]:
     return lines
 
 
-@click.command(context_settings={'show_default': True})
-@click.option('--host', type=click.Path(exists=True, file_okay=False), metavar='DIR',
-              help='Checkout of stylegan2-ada-pytorch to compare with')
-@click.option('--size', type=click.Choice(list(SIZES)), default='A',
-              help='Networks and batch; D and E are for GPUs, S for tests')
-@click.option('--device', default='auto', metavar='NAME', help='cpu, cuda, cuda:1; auto = the best of them')
-@click.option('--fp32', is_flag=True, help='No float16 layers (there are none but on CUDA)')
-@click.option('--keep-memory', is_flag=True, help="Let glibc's allocator keep freed memory, on both sides")
-@click.option('--rounds', type=click.IntRange(min=1), default=15, help='Measurements of each piece, at most')
-@click.option('--seconds', type=click.FloatRange(min=0), default=120.0,
-              help='Begin no round that may end after so long')
-def main(
-    host: str | None, size: str, device: str, fp32: bool, keep_memory: bool, rounds: int, seconds: float
-) -> None:
-    """Time G, D, the phases of training, the amortised iteration and a step of the encoder."""
-    if host and not os.path.isfile(os.path.join(host, 'torch_utils', 'custom_ops.py')):
-        raise click.UsageError(f'--host: {host} is no checkout of stylegan2-ada-pytorch (no torch_utils/custom_ops.py)')
-    device = pick_device(device)
-    half = device.startswith('cuda') and not fp32
-    names = ('resolution', 'channel_base', 'channel_max', 'batch', 'latent')
-    config = dict(zip(names, SIZES[size]), device=device, half=half)
-    with start(config, os.path.abspath(host) if host else None, environment(keep_memory)) as sides:
+def compare(size: str, config: dict[str, Any], host: str | None, options: dict[str, Any]) -> list[str]:
+    """Everything that was asked for of one size."""
+    keep_memory, one_process = options['keep_memory'], options['one_process']
+    with start(config, host, keep_memory=keep_memory, plain=options['kernels_off'], one_process=one_process) as sides:
         differences = disagreement(sides)
-        worst = max(differences.values())
-        if not worst < TOLERANCE[half]:
-            raise click.ClickException(f'the two code bases give different outputs ({differences}): nothing to compare')
+        if not max(differences.values()) < TOLERANCE[config['precision']]:
+            raise click.ClickException(f'the sides give different outputs ({differences}): nothing to compare')
         for side in sides:
             side.ask('warm_up')
         facts = [side.ask('facts') for side in sides]
-        shared = [name for name in facts[0]['work'] if name in facts[-1]['work']]
-        results = measure(sides, shared, rounds, seconds)
-        alone = [name for name in facts[0]['work'] if name not in shared]
-        for r in results:
-            r.update({name: [sides[0].ask('measure', name)] for name in alone})
-        print(headline(size, half, keep_memory, facts[0], len(results)) + '\n')
-        print('\n'.join(table(with_iteration(results), SIZES[size][3])))
-        print(''.join(f'\n{line}' for line in remarks(sides, differences)))
+        shared = [name for name in facts[0]['work'] if all(name in other['work'] for other in facts)]
+        results = measure(sides, shared, options['rounds'], options['seconds'])
+        for name in [name for name in facts[0]['work'] if name not in shared]:
+            for r in results:
+                r[name] = [sides[0].ask('measure', name)]
+        results, batch, names = with_iteration(results), config['batch'], [side.name for side in sides]
+        lines = [headline(size, config, keep_memory, one_process, facts[0], len(results)), '']
+        lines += [*table(results, batch, names), '', *remarks(sides, config, differences), kimg_row(results, batch)]
+        if options['profile']:
+            lines += ['', *profile_tables(sides[: 1 + bool(host)])]
+    if options['limits']:
+        lines += ['', *limits_table(config, results, names)]
+    if options['gradients']:
+        lines += ['', *gradient_table(config, host or common.PROJECT, keep_memory)]
+    if options['memory']:
+        lines += ['', *memory_table(config, host, keep_memory)]
+    return lines
+
+
+def check_sizes(ctx: Any, param: Any, value: str) -> list[str]:
+    sizes = value.split(',')
+    if unknown := [size for size in sizes if size not in SIZES]:
+        raise click.UsageError(f'--size: {unknown[0]!r} is none of {", ".join(SIZES)}')
+    return sizes
+
+
+@click.command(context_settings={'show_default': True})
+@common.host_option()
+@click.option('--size', 'sizes', callback=check_sizes, default='A', metavar='NAME,…',
+              help=f'Networks and batches: {", ".join(SIZES)}; D to F are for GPUs, S for tests')
+@common.device_option()
+@click.option('--precision', type=click.Choice(['auto', *TOLERANCE]), default='auto',
+              help='What this project computes with; auto = float16 layers on CUDA, else fp32. The original: fp32, '
+                   'on CUDA float16 layers unless fp32 is asked for')
+@click.option('--tf32', is_flag=True, help='Let this project round factors of float32 products to TF32 (CUDA)')
+@click.option('--keep-memory', is_flag=True, help="Let glibc's allocator keep freed memory, on all sides")
+@click.option('--one-process', is_flag=True, help='All in one process instead of one each')
+@click.option('--kernels-off', is_flag=True, help='This project with LIA_KERNELS=off as one more side')
+@click.option('--gradients', is_flag=True, help="Also compare gradients, beside the original's between memory formats")
+@click.option('--memory', is_flag=True, help='Also take memory peaks, in processes of their own')
+@click.option('--limits', is_flag=True, help="Also compare with the machine's peaks")
+@click.option('--profile', is_flag=True, help='Also list the costliest operators')
+@click.option('--batch', type=click.IntRange(min=1), help="Images of a batch, instead of the size's")
+@click.option('--rounds', type=click.IntRange(min=1), default=15, help='Measurements of each piece, at most')
+@click.option('--seconds', type=click.FloatRange(min=0), default=120.0,
+              help='Begin no round that may end after so long; of each size')
+def main(host: str | None, sizes: list[str], device: str, precision: str, tf32: bool, batch: int | None,
+         **options: Any) -> None:
+    """Time G, D, the phases of training, the amortised iteration and a step of the encoder."""
+    if options['one_process'] and (options['kernels_off'] or tf32 or precision == 'bf16'):
+        raise click.UsageError('--one-process: not with --kernels-off, --tf32 or bf16, which are for a whole process')
+    if options['one_process']:
+        common.settle(options['keep_memory'])
+    device = common.pick_device(device)
+    if precision == 'auto':
+        precision = 'fp16' if device.startswith('cuda') else 'fp32'
+    if precision == 'fp16' and not device.startswith('cuda'):
+        raise click.UsageError('--precision=fp16: for CUDA only')
+    for i, size in enumerate(sizes):
+        config = dict(zip(DIMENSIONS, SIZES[size]), device=device, precision=precision, tf32=tf32)
+        config['batch'] = batch or config['batch']
+        print('\n' * (i > 0) + '\n'.join(compare(size, config, host, options)), flush=True)
 
 
 if __name__ == '__main__':

@@ -1,7 +1,8 @@
 """One code base at work: builds networks and losses, then times what it is told to, one line of JSON in, one out.
 
 `iteration.py` starts it once for this project and, to compare, once more for a stylegan2-ada-pytorch checkout: both
-have modules of the same names, so they can't live in one process. The only argument is a JSON object, see `Worker`.
+have modules of the same names. The only argument is a JSON object, see `Worker`. (`namespaces.py` lets both live in one
+process, where `turns.LocalSide` holds such a worker.)
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from common import PROJECT, peak_memory
+
 PLUGINS = ('bias_act_plugin', 'upfirdn2d_plugin')  # The CUDA kernels that a stylegan2-ada-pytorch checkout builds.
 MIN_SECONDS, MAX_CALLS = 0.15, 20  # A measurement repeats short work until it lasts so long, up to so many times.
 # A rate of zero costs the same, and keeps the weights of both sides equal.
@@ -32,15 +34,22 @@ class Worker:
         root: Folder that dnnlib, torch_utils and training come from.
         weights: File to write the initial weights to; a host reads them from there, so this project comes first.
         device, resolution, channel_base, channel_max, batch, latent: What to build.
-        half: float16 in the highest resolutions (CUDA only), as both code bases train by default.
+        precision: fp32; fp16, in the highest resolutions (CUDA only), as both code bases train by default; bf16, this
+            project's choice for all blocks, beside the original's own best on the device.
+        first: whether to write the weights.
+        tf32: whether this project may round the factors of float32 products on CUDA. The original may not.
     """
 
-    def __init__(self, root: str, weights: str, device: str, half: bool, **size: int) -> None:
+    def __init__(self, root: str, weights: str, device: str, precision: str = 'fp32', first: bool = True,
+                 tf32: bool = False, **size: int) -> None:
         import torch
 
-        self.root, self.is_host = root, root != PROJECT
-        self.device, self.size = torch.device(device), SimpleNamespace(**size)
+        self.root, self.is_host, self.first = root, root != PROJECT, first
+        self.device, self.size, self.tf32 = torch.device(device), SimpleNamespace(**size), tf32 and root == PROJECT
+        half = self.device.type == 'cuda' and precision != 'fp32'
         self.precision = dict(num_fp16_res=4, conv_clamp=256) if half else dict(num_fp16_res=0, conv_clamp=None)
+        if not self.is_host and precision == 'bf16':
+            self._choose_bf16()
         self.missing: dict[str, str] = {}  # Work that this code base can't do, and why.
         self._set_up_torch()
         torch.manual_seed(0)
@@ -54,12 +63,22 @@ class Worker:
     # -----------------------------------------------------------------------------------------------------------------
     # Set up
 
+    def _choose_bf16(self) -> None:
+        try:
+            precision = importlib.import_module('torch_utils.precision')
+        except ImportError:
+            raise RuntimeError('--precision=bf16: this project has no such choice (no torch_utils.precision)') from None
+        if why := precision.unavailable('bf16', self.device):
+            raise RuntimeError(f'--precision=bf16: {why}')
+        self._choice = precision.use('bf16')  # For as long as this worker lives.
+        self._choice.__enter__()
+
     def _set_up_torch(self) -> None:
         """The same switches on both sides: those that the training loops set."""
         import torch
 
         torch.backends.cudnn.benchmark = True
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = self.tf32
         for name in ('conv2d_gradfix', 'grid_sample_gradfix'):
             op = importlib.import_module(f'torch_utils.ops.{name}')
             if not os.path.abspath(op.__file__ or '').startswith(os.path.abspath(self.root) + os.sep):
@@ -89,12 +108,14 @@ class Worker:
             )
         except ImportError as error:
             self.missing['encoder step'] = str(error).split(' (')[0]  # Without the path.
+        if self.first:
+            _stir([G, D])
         return {name: net.train().requires_grad_(False).to(self.device) for name, net in nets.items()}
 
     def _exchange_weights(self, path: str) -> None:
         import torch
 
-        if self.is_host:
+        if not self.first:
             weights = torch.load(path, map_location=self.device, weights_only=True)
             for name, net in self.nets.items():
                 net.load_state_dict(weights[name])
@@ -118,10 +139,8 @@ class Worker:
     def _gan_work(self) -> dict[str, Callable[[], Any]]:
         import torch
 
-        from training.loss import StyleGAN2Loss
-
         G, D = self.nets['G'], self.nets['D']
-        loss = StyleGAN2Loss(device=self.device, G_mapping=G.mapping, G_synthesis=G.synthesis, D=D, r1_gamma=1)
+        loss = self._loss()
         average = copy.deepcopy(G).eval()
         return {
             'G eval': torch.no_grad()(lambda: average(self.z, self.c, noise_mode='const')),
@@ -132,6 +151,13 @@ class Worker:
             'Dreg': lambda: self._phase(loss, 'Dreg', D, 16),
             'update': self._host_update(G, D, average) if self.is_host else self._own_update(G, D, average),
         }
+
+    def _loss(self, **kwargs: Any) -> Any:
+        from training.loss import StyleGAN2Loss
+
+        G, D = self.nets['G'], self.nets['D']
+        return StyleGAN2Loss(device=self.device, G_mapping=G.mapping, G_synthesis=G.synthesis, D=D, r1_gamma=1,
+                             **kwargs)
 
     def _phase(self, loss: Any, name: str, module: Any, interval: int) -> None:
         """What a training loop does in a phase, but for the optimiser's step."""
@@ -211,10 +237,10 @@ class Worker:
         values = images.flatten()
         return dict(images=values[:: math.ceil(len(values) / 4096)].tolist(), logits=logits.flatten().tolist())
 
-    def warm_up(self) -> dict[str, float]:
-        """Does all work untimed twice, in training's order: buffers, kernels, gradients to update with."""
+    def warm_up(self, *names: str) -> dict[str, float]:
+        """Does all or the named work twice, untimed, in training's order: buffers, kernels, gradients."""
         for _ in range(2):
-            for name in self.work:
+            for name in names or self.work:
                 self.seconds[name] = self._time(name, 1)
         return self.seconds
 
@@ -224,11 +250,49 @@ class Worker:
         self.seconds[name] = self._time(name, calls)
         return self.seconds[name]
 
-    def peak(self) -> float:
-        """Most GPU memory held by tensors so far, in MB; 0 without one."""
+    def reset_peak(self) -> None:
         import torch
 
-        return torch.cuda.max_memory_allocated(self.device) / 1e6 if self.device.type == 'cuda' else 0.0
+        if self.device.type == 'cuda':
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def peak(self) -> float:
+        """Most memory so far, in MB: of a GPU what tensors held, else what the process held."""
+        import torch
+
+        if self.device.type == 'cuda':
+            return torch.cuda.max_memory_allocated(self.device) / 1e6
+        return peak_memory()
+
+    def count_flops(self) -> dict[str, int]:
+        """Arithmetic of one call of each piece, without filters. Of this project only with its kernels off."""
+        from peaks import CountFlops
+
+        counts = {}
+        for name, work in self.work.items():
+            with CountFlops() as counter:
+                work()
+            counts[name] = counter.flops
+        return counts
+
+    def gradients(self, path: str, channels_last: bool) -> None:
+        """Writes outputs and the gradients of all phases, optionally with all networks in channels_last. Once only."""
+        import gradients
+
+        gradients.write(self, path, channels_last)
+
+    def profile(self, names: list[str], top: int) -> list[tuple[str, float, int]]:
+        """(operator, milliseconds of its own, calls) of the costliest in one call of each named piece."""
+        from torch.profiler import ProfilerActivity, profile
+
+        cuda = self.device.type == 'cuda'
+        with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda) as record:
+            for name in names:
+                self.work[name]()
+            self._wait()
+        kind = 'self_device_time_total' if cuda else 'self_cpu_time_total'
+        rows = [(event.key, getattr(event, kind) / 1e3, event.count) for event in record.key_averages()]
+        return sorted(rows, key=lambda row: -row[1])[:top]
 
     def _time(self, name: str, calls: int) -> float:
         import torch
@@ -247,6 +311,16 @@ class Worker:
 
         if self.device.type == 'cuda':
             torch.cuda.synchronize(self.device)
+
+
+def _stir(nets: list[Any]) -> None:
+    """As after some training: noise counts, and biases are not zero."""
+    for net in nets:
+        for name, parameter in net.named_parameters():
+            if name.endswith('noise_strength'):
+                parameter.data.fill_(0.1)
+            elif name.endswith('.bias') and 'affine' not in name:
+                parameter.data.normal_(0, 0.1)
 
 
 def require_plugins() -> None:
@@ -276,8 +350,12 @@ def serve(config: dict[str, Any]) -> None:
         answers.write(json.dumps(answer) + '\n')
 
 
+def folders(root: str) -> list[str]:
+    """Where packages come from: the code base, then the plugin's own home."""
+    return [root] + [PROJECT] * (root != PROJECT)
+
+
 if __name__ == '__main__':
     given = json.loads(sys.argv[1])
-    # Not this folder, but the code base; the plugin's own home comes after it.
-    sys.path[0:1] = [given['root']] + [PROJECT] * (given['root'] != PROJECT)
+    sys.path[0:0] = folders(given['root'])
     serve(given)

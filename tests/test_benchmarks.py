@@ -21,6 +21,7 @@ from lia_plugin.options import Options
 from training.networks import Discriminator
 
 SCRIPT = pathlib.Path(__file__).parents[1] / 'benchmarks' / 'iteration.py'
+sys.path.insert(0, str(SCRIPT.parent))  # As for a script of that folder.
 
 
 @pytest.fixture(scope='module')
