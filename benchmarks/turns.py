@@ -82,10 +82,10 @@ class LocalSide:
 
 @contextlib.contextmanager
 def start(config: dict[str, Any], host: str | None, *, keep_memory: bool = False, plain: bool = False,
-          one_process: bool = False) -> Iterator[list[Any]]:
+          one_process: bool = False, script: str = 'worker.py') -> Iterator[list[Any]]:
     """The sides: this project, `host` if there is one, this project without kernels if `plain`. None survives.
 
-    config: arguments of worker.Worker but for root and weights. This project's weights go to all.
+    config: arguments of the script's Worker but for root and weights. This project's weights go to all.
     """
     stop_on_sigterm()
     wanted: list[tuple[str, str, bool]] = [(OURS, PROJECT, True)]
@@ -98,7 +98,7 @@ def start(config: dict[str, Any], host: str | None, *, keep_memory: bool = False
             for name, root, kernels in wanted:
                 own = dict(config, root=root, first=not sides)
                 env = environment(keep_memory, kernels)
-                sides.append(LocalSide(name, own) if one_process else Side(name, own, env))
+                sides.append(LocalSide(name, own) if one_process else Side(name, own, env, script))
                 sides[-1].ask('facts')  # Waits until it is built: the weights come from the first.
             yield sides
         finally:

@@ -333,17 +333,17 @@ def require_plugins() -> None:
         raise RuntimeError(f"the host's own {' and '.join(absent)} did not load, so ratios would say nothing")
 
 
-def serve(config: dict[str, Any]) -> None:
+def serve(config: dict[str, Any], kind: Any = Worker) -> None:
     """Answers `[command, argument, …]` with `{"result": …}` or `{"error": …}`, until the pipe is closed."""
     # Whatever a library prints must not get between the answers.
     answers = os.fdopen(os.dup(1), 'w', buffering=1)
     os.dup2(2, 1)
-    worker: Worker | None = None
+    worker: Any = None
     for line in sys.stdin:
         command, *args = json.loads(line)
         try:
             if worker is None:
-                worker = Worker(**config)
+                worker = kind(**config)
             answer = {'result': getattr(worker, command)(*args)}
         except Exception as error:
             answer = {'error': f'{type(error).__name__}: {error}'}
