@@ -36,6 +36,7 @@ SIZES = {  # Resolution, channel_base, channel_max, batch, width of z and w.
     'D': (128, 16384, 512, 32, 512),  # For GPUs.
     'E': (256, 16384, 512, 32, 512),
     'F': (1024, 32768, 512, 8, 512),
+    'G': (64, 16384, 512, 32, 512),
 }
 DIMENSIONS = ('resolution', 'channel_base', 'channel_max', 'batch', 'latent')
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Tests, timings and a short training in both stages on a machine with one NVIDIA GPU, in one call of under ten minutes.
+# Correctness, operators, iterations beside the original's, and a training in both stages until the last minute, on a
+# machine with one NVIDIA GPU, in one call of under ten minutes.
 #
 #   OUT=DIR      where results go [benchmarks/results]     HOST=DIR   checkout of stylegan2-ada-pytorch to compare with
 #   WHEELS=DIR   wheels of packages that are missing here   PYTHON     interpreter that has torch [python3]
@@ -26,13 +27,14 @@ LOG=$OUT/$NAME.log
 export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 TORCH_EXTENSIONS_DIR=$WORK/extensions
 if [[ $SMOKE ]]; then
   export OMP_NUM_THREADS=1
-  DEVICE=cpu ALONE=S COMPARED=S ROUNDS=1 WIDTHS='--cbase=512 --cmax=16 --latent-dim=16' BATCH=8
+  DEVICE=cpu ALONE=S COMPARED=S EXTRAS=S ROUNDS=1 OPS='--batch=2 --channels=8 --resolution=16' TYPES=float32 WIDTHS='--cbase=512 --cmax=16 --latent-dim=16' BATCH=8
   LENGTH='--kimg=0.016' ENC_LENGTH='--enc-kimg=0.016' STAGE1=60 STAGE2=60 IMAGES=64
 else
-  DEVICE=cuda ALONE='B C D E' COMPARED='B D E' ROUNDS=10 WIDTHS='--cbase=4096 --cmax=128 --latent-dim=256' BATCH=64
-  LENGTH='--kimg=100000' ENC_LENGTH='--enc-kimg=100000' STAGE1=80 STAGE2=50 IMAGES=5000
+  DEVICE=cuda ALONE='G D E F' COMPARED='G D E F' EXTRAS='D F' ROUNDS=8 OPS= TYPES='float16 float32'
+  WIDTHS='--cbase=4096 --cmax=128 --latent-dim=256' BATCH=64
+  LENGTH='--kimg=100000' ENC_LENGTH='--enc-kimg=100000' STAGE1=200 STAGE2=100 IMAGES=5000
 fi
-[[ $HOST && ! $SMOKE ]] && ALONE=C  # What is compared needn't be timed alone as well.
+[[ $HOST ]] && ALONE=  # What is compared needn't be timed alone as well.
 
 # step NAME SECONDS COMMAND …: stdout to $WORK/NAME.out and all output to the log. Never ends the script.
 step() {
@@ -76,6 +78,8 @@ fi
 step machine 30 bash -c '
   nvidia-smi --query-gpu=name,memory.total,driver_version,clocks.max.sm,temperature.gpu --format=csv 2>&1
   nvcc --version 2>&1 | tail -n 1
+  type nvcc > /dev/null 2>&1 || [[ -x ${CUDA_HOME:-/usr/local/cuda}/bin/nvcc ]] ||
+    echo "No nvcc: neither the CUDA kernels of this project nor those of the original can be built."
   grep -m 1 "model name" /proc/cpuinfo; echo "$(getconf _NPROCESSORS_ONLN) cores"; grep MemTotal /proc/meminfo; uptime
   git log -1 --format="commit %h, %cd" 2> /dev/null
   '"$PYTHON"' -c "
@@ -83,12 +87,22 @@ import sys, torch, numpy
 print(\"Python\", sys.version.split()[0], \"torch\", torch.__version__, \"CUDA\", torch.version.cuda, \"numpy\", numpy.__version__)
 import click, PIL, psutil, pytest, requests, scipy, tqdm"'
 
-# The host's kernels take a minute or two to build, which tests don't mind.
+# The host's kernels take a minute or two to build, which tests don't mind. Fails unless its own plugins have loaded.
 if [[ $HOST && ! $SMOKE ]]; then
   step build 170 "$PYTHON" benchmarks/iteration.py --size=S --device=$DEVICE --rounds=1 --host="$HOST" &
 fi
-LIA_TEST_DEVICE=$DEVICE step tests 120 "$PYTHON" -m pytest -q -p no:cacheprovider -m 'not slow' tests/test_device.py tests/test_device_editing.py
+step kernels 100 "$PYTHON" -c "
+import sys, torch
+from torch_utils.ops import bias_act
+there = bias_act.compiled_for(torch.device('$DEVICE'))
+print('Compiled kernels of this project on $DEVICE:', 'yes' if there else 'no, PyTorch operators serve')
+sys.exit(0 if there or '$DEVICE' == 'cpu' else 1)"
+LIA_TEST_DEVICE=$DEVICE step tests 120 "$PYTHON" -m pytest -q -p no:cacheprovider -m 'not slow' tests/test_device*.py
 wait
+
+for type in $TYPES; do
+  step "ops-$type" 40 "$PYTHON" benchmarks/ops.py --device=$DEVICE --dtype=$type --rounds=5 --seconds=12 $OPS ${HOST:+--host="$HOST"}
+done
 
 for size in $ALONE; do
   step "alone-$size" 45 "$PYTHON" benchmarks/iteration.py --size=$size --device=$DEVICE --rounds=$ROUNDS --seconds=15
@@ -96,17 +110,27 @@ done
 if [[ $HOST ]]; then
   for size in $COMPARED; do
     step "compared-$size" 60 "$PYTHON" benchmarks/iteration.py --size=$size --device=$DEVICE --rounds=$ROUNDS \
-      --seconds=18 --host="$HOST"
+      --seconds=14 --host="$HOST"
   done
 fi
 
+# This project alone in other precisions, if there is time. The row above has float16 layers.
+for size in $EXTRAS; do
+  ((SECONDS < 380)) || break
+  for extra in precision=bf16 precision=fp32 tf32; do
+    [[ $SMOKE && $extra != precision=fp32 ]] && continue
+    [[ $extra == tf32 ]] && more=--precision=fp32 || more=
+    step "$extra-$size" $(at_most 25 170) "$PYTHON" benchmarks/iteration.py --size=$size --device=$DEVICE --rounds=3 --seconds=5 --$extra $more
+  done
+done
+
 COMMON="--outdir=$WORK/runs --data=demo/people64.zip --val=demo/people64_val.zip --cfg=lia --device=$DEVICE --batch=$BATCH"
 COMMON+=" --metrics=none --tick=2 --snap=1000 --seed=0 --workers=2 --mirror=true"
-STAGE1=$(at_most $STAGE1 200)
+STAGE1=$(at_most $STAGE1 $(((DEADLINE - SECONDS) / 3 + 90)))
 step stage1 $((STAGE1 + 25)) bash -c "interruptible $STAGE1 $PYTHON train.py $COMMON --stage=gan $LENGTH $WIDTHS \
   --gamma=0.1 --glr=0.0025 --dlr=0.0025 --aug=ada --augpipe=bgc --target=0.6"
 SNAPSHOT=$(newest 'runs/*gan*/network-snapshot-*.pkl')
-STAGE2=$(at_most $STAGE2 105)
+STAGE2=$(at_most $STAGE2 95)
 step stage2 $((STAGE2 + 25)) bash -c "interruptible $STAGE2 $PYTHON train.py $COMMON --stage=encoder $ENC_LENGTH \
   ${WIDTHS% --latent-dim*} --resume=$SNAPSHOT --enc-loss=default --enc-arch=resnet --enc-space=y --enc-lr=0.001"
 SNAPSHOT=$(newest 'runs/*encoder*/network-snapshot-*.pkl')
@@ -135,9 +159,12 @@ done
   echo -e '\nWritten by `benchmarks/gpu.sh`; what the tables mean is in `benchmarks/README.md`.'
   echo -e '\n## Machine\n\n```'; cat "$WORK/machine.out"; echo '```'
   echo -e '\n## Steps\n\n| step | seconds | result |\n| --- | ---: | --- |'; cat "$WORK/steps"
+  echo -e '\n## Operators'
+  for type in $TYPES; do echo; cat "$WORK/ops-$type.out"; done
   echo -e '\n## Iteration'
   for size in $ALONE; do echo; cat "$WORK/alone-$size.out"; done
   [[ $HOST ]] && for size in $COMPARED; do echo; cat "$WORK/compared-$size.out"; done
+  for file in "$WORK"/{precision,tf32}*.out; do [[ -f $file ]] && { echo; cat "$file"; }; done
   echo -e "\n## Training\n\n\`train.py\` on the demo set, $WIDTHS, batch $BATCH; the last lines of both stages.\n\n\`\`\`"
   for stage in stage1 stage2; do grep '^tick' "$WORK/$stage.out" | tail -n 2; done
   echo -e '```\n\n## Metrics\n\nSmall sets and a random detector: only comparable with each other.\n\n```'

@@ -218,7 +218,7 @@ def check_sizes(ctx: Any, param: Any, value: str) -> list[str]:
 @click.command(context_settings={'show_default': True})
 @common.host_option()
 @click.option('--size', 'sizes', callback=check_sizes, default='A', metavar='NAME,…',
-              help=f'Networks and batches: {", ".join(SIZES)}; D to F are for GPUs, S for tests')
+              help=f'Networks and batches: {", ".join(SIZES)}; D to G are for GPUs, S for tests')
 @common.device_option()
 @click.option('--precision', type=click.Choice(['auto', *TOLERANCE]), default='auto',
               help='What this project computes with; auto = float16 layers on CUDA, else fp32. The original: fp32, '
