@@ -39,7 +39,11 @@ def write(worker: Any, path: str, channels_last: bool) -> None:
     """`{'G eval': images, 'D forward': logits, 'Gmain': {parameter: gradient}, …}` to a file."""
     if channels_last:
         _use_channels_last(worker)
-    found: dict[str, Any] = {name: worker.work[name]().float().cpu() for name in ('G eval', 'D forward')}
+    G, D = (worker.nets[name] for name in ('G', 'D'))
+    with torch.no_grad():
+        images = G.eval()(worker.z, worker.c, noise_mode='const')
+        found: dict[str, Any] = {'G eval': images.float().cpu(), 'D forward': D(worker.img, worker.c).float().cpu()}
+    G.train()
     for phase, name in PHASES.items():
         loss = worker._loss(style_mixing_prob=0)  # With path lengths' mean at its start.
         net = worker.nets[name]

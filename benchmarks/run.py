@@ -35,23 +35,25 @@ class Step(NamedTuple):
 
 
 STEPS = [
-    Step('iteration', 'Iteration, in one process', 560,
-         'iteration.py --one-process --size=A,B,C --rounds=9 --seconds=55 --gradients --limits --memory {host}'),
-    Step('bf16', 'Iteration, this project in bfloat16', 200,
-         'iteration.py --size=A,B,C --precision=bf16 --rounds=7 --seconds=25 {host}'),
-    Step('ops', 'Operators', 110, 'ops.py --rounds=7 --seconds=40 {host}'),
+    *(Step(f'iteration-{size}', f'Iteration {size}, in one process', limit,
+           f'iteration.py --one-process --size={size} --rounds=9 --seconds={seconds} --gradients --limits --memory '
+           '{host}')
+      for size, seconds, limit in [('A', 40, 150), ('B', 50, 230), ('C', 60, 360)]),
+    Step('ops', 'Operators', 100, 'ops.py --rounds=7 --seconds=40 {host}'),
+    Step('bf16', 'Iteration, this project in bfloat16', 120,
+         'iteration.py --size=A,B --precision=bf16 --rounds=7 --seconds=25 {host}'),
     Step('processes', 'Iteration, a process each, and with kernels off', 130,
-         'iteration.py --size=A,B --kernels-off --rounds=7 --seconds=25 {host}'),
-    Step('keep-memory', 'Iteration, freed memory kept', 100,
-         'iteration.py --size=A,B --keep-memory --rounds=7 --seconds=25 {host}'),
-    Step('profile', 'Profile', 60, 'iteration.py --size=B --rounds=1 --profile {host}'),
-    Step('growth', 'Growth', 240,
-         'growth.py --rounds=2 --seconds=5 --resolutions=32,64,128,256 --batches=2,8,32 --channels=32,64,128 {host}'),
+         'iteration.py --size=A,B --kernels-off --rounds=5 --seconds=25 {host}'),
+    Step('keep-memory', 'Iteration, freed memory kept', 60,
+         'iteration.py --size=A --keep-memory --rounds=7 --seconds=25 {host}'),
+    Step('profile', 'Profile', 60, 'iteration.py --size=A --rounds=1 --profile {host}'),
     Step('network', 'A network for what follows', 130,
          '../train.py --data=demo/people64.zip --val=demo/people64_val.zip --cbase=2048 --cmax=64 --latent-dim=64 '
          '--batch=16 --kimg=2.4 --enc-kimg=1.6 --gamma=0.1 --glr=0.0025 --dlr=0.0025 --metrics=none --mirror=true '
          '--device=cpu --outdir={work}'),
     Step('inversion', 'Inversion', 150, 'inversion.py --network={network} --num=3 {host}'),
+    Step('growth', 'Growth', 240,
+         'growth.py --rounds=1 --seconds=5 --resolutions=32,64,128,256 --batches=2,8,32 --channels=32,64,128 {host}'),
     Step('inference', 'Inference', 120, 'inference.py {host}'),
     Step('data', 'Data', 90, 'data_path.py {host}'),
     Step('scaling', 'Scaling over processes', 100, 'scaling.py'),
@@ -101,6 +103,11 @@ def facts() -> list[str]:
             f'compiler: {said("c++", "--version")}', ' '.join(f'{k}={v}' for k, v in settings.items()),
             f'commit {common.commit() or "?"}, {datetime.datetime.now():%Y-%m-%d %H:%M}, load average '
             f'{os.getloadavg()[0]:.1f} at the start']
+
+
+def ending(ends: list[list[str]]) -> list[str]:
+    rows = [[name, end, seconds] for name, seconds, end in ends]
+    return ['', '## Steps', '', *common.markdown(['step', 'result', 'seconds'], rows, text_columns=2)]
 
 
 def newest_network(folder: str) -> str:
@@ -161,8 +168,8 @@ def main(host: str | None, out: str, network: str | None, only: str, minutes: fl
                 line = step.command.replace('{host}', '--host=stylegan2-ada-pytorch' if host else '')
                 line = line.replace('{network}', 'network-snapshot.pkl')
                 body += ['', f'## {step.title}', '', f'`python benchmarks/{line.strip()}`', '', text.strip()]
-            steps = ['', '## Steps', '', *common.markdown(['step', 'result', 'seconds'], [[a, c, b] for a, b, c in ends], 2)]
-            report(head + body + steps, f'{stem}.md', hide)  # After each: what is measured is kept, come what may.
+            report([*head, *body, *ending(ends)], f'{stem}.md', hide)  # Kept, come what may.
+        report([*head, *body, *ending(ends)], f'{stem}.md', hide)
     print(f'{stem}.md')
     sys.exit(0 if all(end[-1] == 'ok' for end in ends) else 1)
 

@@ -1,0 +1,128 @@
+"""The speed benchmarks: their arithmetic in closed form, and one small run of each as a whole."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.nn import functional
+
+FOLDER = pathlib.Path(__file__).parents[1] / 'benchmarks'
+sys.path.insert(0, str(FOLDER))  # As for a script of that folder.
+
+import common  # noqa: E402
+import gradients  # noqa: E402
+import growth  # noqa: E402
+import inversion  # noqa: E402
+from namespaces import CodeBase  # noqa: E402
+from peaks import CountFlops  # noqa: E402
+
+
+def run(script: str, *args: str, code: int = 0) -> str:
+    env = dict(os.environ, OMP_NUM_THREADS='1', OMP_WAIT_POLICY='passive')
+    done = subprocess.run([sys.executable, str(FOLDER / script), *args], env=env, capture_output=True, text=True,
+                          timeout=200)
+    assert done.returncode == code, done.stderr
+    return done.stdout
+
+
+def test_numbers_have_three_digits() -> None:
+    values = {123456.0: '123456', 123.4: '123', 12.34: '12.3', 1.234: '1.23', 0.1234: '0.123', 0.01234: '0.0123'}
+    assert {value: common.number(value) for value in values} == values
+
+
+def test_growth_is_fitted_exactly_to_a_power() -> None:
+    points: dict[int, growth.Point] = {n: {'G eval': [3.0 * n**2, 5.0 * n**2], 'peak': [n, 4.0 * n]} for n in (1, 2, 8)}
+    lines = growth.table('resolution', points)
+    assert [cell.strip() for cell in lines[-1].split('|')[1:-1]] == ['exponent', '2.00', '2.00', '', '1.00', '1.00', '']
+    assert [cell.strip() for cell in lines[2].split('|')][4] == '1.67'
+
+
+def test_flops_are_twice_the_multiplications() -> None:
+    x, w = torch.randn([2, 3, 8, 8], requires_grad=True), torch.randn([5, 3, 3, 3], requires_grad=True)
+    once = 2 * 2 * 8 * 8 * 5 * 3 * 9
+    with CountFlops() as counter:
+        y = functional.conv2d(x, w, padding=1)
+    assert counter.flops == once
+    with CountFlops() as counter:
+        torch.autograd.grad(y.sum(), [x, w])
+    assert counter.flops == 2 * once
+    with CountFlops() as counter:
+        functional.conv_transpose2d(y.detach(), w.detach(), padding=1)
+        functional.conv2d(x, torch.randn([3, 1, 4, 4]), groups=3)  # A filter: not counted.
+        torch.randn([7, 11]) @ torch.randn([11, 13])
+    assert counter.flops == once + 2 * 7 * 11 * 13
+
+
+def test_draws_do_not_depend_on_order_or_memory_format() -> None:
+    x = torch.zeros([2, 3, 4, 4])
+    with gradients.same_draws():
+        first = torch.randn(2, 5), torch.randn_like(x), torch.randn([2, 5])
+    with gradients.same_draws():
+        second = torch.randn_like(x.contiguous(memory_format=torch.channels_last)), torch.randn([2, 5])
+    assert torch.equal(first[1], second[0]) and torch.equal(first[0], second[1])
+    assert not torch.equal(first[0], first[2])
+
+
+def test_gradients_differ_by_norms(tmp_path: pathlib.Path) -> None:
+    ones = {'w': torch.ones([3]), 'b': torch.ones([1])}
+    torch.save({'Gmain': ones}, tmp_path / 'b')
+    torch.save({'Gmain': {'w': torch.ones([3]), 'b': torch.tensor([1.5])}}, tmp_path / 'a')
+    whole, worst = gradients.differences(str(tmp_path / 'a'), str(tmp_path / 'b'))['Gmain']
+    assert (whole, worst) == pytest.approx((0.25, 0.5))
+
+
+def test_two_code_bases_live_in_one_process(tmp_path: pathlib.Path) -> None:
+    for name in ('one', 'two'):
+        (tmp_path / name / 'training').mkdir(parents=True)
+        (tmp_path / name / 'training' / '__init__.py').write_text(f'name = {name!r}\n')
+    import training
+
+    bases = [CodeBase([str(tmp_path / name)]) for name in ('one', 'two')]
+    for base, name in [*zip(bases, ('one', 'two')), (bases[0], 'one')]:
+        with base.active():
+            import training as theirs
+
+            assert getattr(theirs, 'name', None) == name
+    assert sys.modules['training'] is training and str(tmp_path / 'one') not in sys.path
+
+
+def test_inversion_tells_when_the_other_gets_as_near() -> None:
+    ours, theirs = [[(1.0, 0.5), (2.0, 0.2)]], [[(10.0, 0.6), (20.0, 0.4), (30.0, 0.3)]]
+    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in inversion.table(ours, theirs, [0])[2:]]
+    assert rows[0] == ['encoder', '1.00', '0.500', '20.0', '20.0', '1 of 1']
+    assert rows[2] == ['projector.py, 3 steps', '30.0', '0.300', '2.00', '0.0667', '1 of 1']
+    assert inversion._cells([(2.0, 0.2)], theirs)[2:] == ['> 30.0', '> 15.0', '0 of 1']
+
+
+def test_operators_are_timed_and_agree_with_kernels_off() -> None:
+    out = run('ops.py', '--batch=2', '--channels=4', '--resolution=8', '--rounds=1', '--device=cpu')
+    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in out.splitlines() if line.startswith('|')][2:]
+    assert len(rows) == 33 and all(float(row[1]) > 0 and float(row[9]) < 1e-3 for row in rows)
+
+
+@pytest.mark.slow
+def test_iteration_beside_itself_has_no_differences() -> None:
+    """The project as its own host, in one process: gradients agree, and every extra table is there."""
+    out = run('iteration.py', '--size=S', '--device=cpu', '--rounds=1', '--one-process', '--gradients',
+              '--limits', '--profile', f'--host={FOLDER.parent}')
+    lines = [line for line in out.split('relative difference')[1].splitlines() if '|' in line]
+    rows = {line.split('|')[1].strip(): line for line in lines}
+    assert float(rows['Greg'].split('|')[2]) < 1e-5
+    assert all(text in out for text in ('one process', 'best convolution', 'Profile of', 'sec/kimg'))
+
+
+@pytest.mark.slow
+def test_growth_prints_its_tables() -> None:
+    out = run('growth.py', '--resolutions=8,16', '--batches=2', '--channels=', '--width=4', '--latent=8', '--rounds=1',
+              '--device=cpu')
+    assert out.count('| exponent |') == 2 and 'nan' in out, 'one point has no exponent'
+
+
+def test_a_failed_step_does_not_stop_the_others(tmp_path: pathlib.Path) -> None:
+    out = run('run.py', f'--out={tmp_path}', '--only=inversion,ops', '--minutes=0', code=1).strip()
+    text = pathlib.Path(out).read_text()
+    assert '| ops | no time left | 0 |' in text and '| inversion | no time left | 0 |' in text
+    assert str(FOLDER.parent) not in text
