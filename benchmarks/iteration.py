@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import statistics
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -179,8 +180,8 @@ def remarks(sides: list[Any], config: dict[str, Any], differences: dict[str, flo
     return lines
 
 
-def compare(size: str, config: dict[str, Any], host: str | None, options: dict[str, Any]) -> list[str]:
-    """Everything that was asked for of one size."""
+def compare(size: str, config: dict[str, Any], host: str | None, options: dict[str, Any]) -> Iterator[list[str]]:
+    """Everything that was asked for of one size, as it comes."""
     keep_memory, one_process = options['keep_memory'], options['one_process']
     with start(config, host, keep_memory=keep_memory, plain=options['kernels_off'], one_process=one_process) as sides:
         differences = disagreement(sides)
@@ -197,15 +198,15 @@ def compare(size: str, config: dict[str, Any], host: str | None, options: dict[s
         results, batch, names = with_iteration(results), config['batch'], [side.name for side in sides]
         lines = [headline(size, config, keep_memory, one_process, facts[0], len(results)), '']
         lines += [*table(results, batch, names), '', *remarks(sides, config, differences), kimg_row(results, batch)]
+        yield lines
         if options['profile']:
-            lines += ['', *profile_tables(sides[: 1 + bool(host)])]
+            yield profile_tables(sides[: 1 + bool(host)])
     if options['limits']:
-        lines += ['', *limits_table(config, results, names)]
+        yield limits_table(config, results, names)
     if options['gradients']:
-        lines += ['', *gradient_table(config, host or common.PROJECT, keep_memory)]
+        yield gradient_table(config, host or common.PROJECT, keep_memory)
     if options['memory']:
-        lines += ['', *memory_table(config, host, keep_memory)]
-    return lines
+        yield memory_table(config, host, keep_memory)
 
 
 def check_sizes(ctx: Any, param: Any, value: str) -> list[str]:
@@ -247,10 +248,11 @@ def main(host: str | None, sizes: list[str], device: str, precision: str, tf32: 
         precision = 'fp16' if device.startswith('cuda') else 'fp32'
     if precision == 'fp16' and not device.startswith('cuda'):
         raise click.UsageError('--precision=fp16: for CUDA only')
-    for i, size in enumerate(sizes):
+    for size in sizes:
         config = dict(zip(DIMENSIONS, SIZES[size]), device=device, precision=precision, tf32=tf32)
         config['batch'] = batch or config['batch']
-        print('\n' * (i > 0) + '\n'.join(compare(size, config, host, options)), flush=True)
+        for lines in compare(size, config, host, options):
+            print('\n'.join(lines) + '\n', flush=True)
 
 
 if __name__ == '__main__':
