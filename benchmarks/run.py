@@ -38,7 +38,7 @@ STEPS = [
     *(Step(f'iteration-{size}', f'Iteration {size}, in one process', limit,
            f'iteration.py --one-process --size={size} --rounds=9 --seconds={seconds} --gradients --limits --memory '
            '{host}')
-      for size, seconds, limit in [('A', 40, 150), ('B', 50, 230), ('C', 60, 360)]),
+      for size, seconds, limit in [('A', 40, 150), ('B', 50, 230), ('C', 130, 420)]),
     Step('ops', 'Operators', 100, 'ops.py --rounds=7 --seconds=40 {host}'),
     Step('bf16', 'Iteration, this project in bfloat16', 120,
          'iteration.py --size=A,B --precision=bf16 --rounds=7 --seconds=25 {host}'),
