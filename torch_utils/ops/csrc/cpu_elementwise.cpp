@@ -57,6 +57,40 @@ struct Sums {
     float* noise;                    // [N, pixels] or null
 };
 
+template <class T> struct Returned {
+    const T *grad, *y;
+    T* grad_x;
+    const T* x;
+    int64_t c;
+    float gain, alpha, limit;
+};
+
+// One NHWC pixel or two at once: of two, the sums over pixels are loaded and stored half as often.
+template <class T, bool Y, bool X, bool G, int Count>
+inline void pixels_back(const Returned<T>& from, int64_t p, const float* __restrict slope, float* __restrict bias,
+                        float* __restrict scale, float* __restrict line) {
+    const int64_t c = from.c, start = p * c;
+    const T *grad = from.grad + start, *y = from.y + (Y ? start : 0), *x = from.x + (X ? start : 0);
+    T* to = from.grad_x + (G ? start : 0);
+    const float gain = from.gain, alpha = from.alpha, limit = from.limit;
+    const auto back = [=](int64_t at) {
+        return returned<Y>(widen(grad[at]), Y ? widen(y[at]) : 0, gain, alpha, limit);
+    };
+    float total0 = 0, total1 = 0;
+    #pragma omp simd reduction(+ : total0, total1)
+    for (int64_t i = 0; i < c; i++) {
+        const float d0 = back(i), d1 = Count > 1 ? back(c + i) : 0;
+        if (G) to[i] = narrow<T>(d0 * slope[i]);
+        if (G && Count > 1) to[c + i] = narrow<T>(d1 * slope[i]);
+        if (X) scale[i] += d0 * widen(x[i]) + (Count > 1 ? d1 * widen(x[c + i]) : 0);
+        bias[i] += d0 + d1;
+        total0 += d0;
+        total1 += d1;
+    }
+    line[p] = total0;
+    if (Count > 1) line[p + 1] = total1;
+}
+
 template <class T, bool Y, bool X, bool G>
 void backward(const T* grad, const T* y, const T* x, T* grad_x, Sums& sums, const Act& act, int64_t n, int64_t c,
               int64_t pixels, bool last, int64_t x_stride, int threads) {
@@ -75,23 +109,12 @@ void backward(const T* grad, const T* y, const T* x, T* grad_x, Sums& sums, cons
             float* __restrict bias = sums.bias.data() + chunk * c;
             float* __restrict scale = sums.scale.data() + chunk * c;
             if (last) {
-                for (int64_t p = 0; p < count; p++) {
-                    const int64_t start = (image * pixels + first + p) * c;
-                    const T* __restrict g = grad + start;
-                    const T* __restrict r = Y ? y + start : nullptr;
-                    const T* __restrict v = X ? x + image * x_stride + (first + p) * c : nullptr;
-                    T* __restrict to = G ? grad_x + start : nullptr;
-                    float total = 0;
-                    #pragma omp simd reduction(+ : total)
-                    for (int64_t i = 0; i < c; i++) {
-                        const float d = returned<Y>(widen(g[i]), Y ? widen(r[i]) : 0, gain, alpha, limit);
-                        if (G) to[i] = narrow<T>(d * slope[i]);
-                        if (X) scale[i] += d * widen(v[i]);
-                        bias[i] += d;
-                        total += d;
-                    }
-                    line[p] = total;
-                }
+                const int64_t start = image * pixels + first;
+                const Returned<T> from{grad + start * c, Y ? y + start * c : nullptr, G ? grad_x + start * c : nullptr,
+                                       X ? x + image * x_stride + first * c : nullptr, c, gain, alpha, limit};
+                int64_t p = 0;
+                for (; p + 2 <= count; p += 2) pixels_back<T, Y, X, G, 2>(from, p, slope, bias, scale, line);
+                for (; p < count; p++) pixels_back<T, Y, X, G, 1>(from, p, slope, bias, scale, line);
             } else {
                 for (int64_t i = 0; i < c; i++) {
                     const int64_t start = (image * c + i) * pixels + first;

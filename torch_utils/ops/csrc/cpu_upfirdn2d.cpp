@@ -80,6 +80,13 @@ struct Job {
 
 constexpr Act NO_ACT{nullptr, nullptr, nullptr, 0, 1, 1, 1, -1};
 
+// The last input row that a task reads: the one before it has not read it, where rows are not upsampled.
+template <class T> const T* upcoming(const T* x, const Job& job, const Taps& rows, int64_t task) {
+    const int64_t image = task / job.y.out_size, last = rows.start[task % job.y.out_size + 1] - 1;
+    if (image >= job.n || last < rows.start[task % job.y.out_size]) return nullptr;
+    return x + (image * job.y.size + rows.position[last]) * job.x.size * job.c;
+}
+
 // A whole row of pixels is filtered along y into a line, which the second-level cache holds, and then along x.
 template <class T> void channels_last(const T* x, T* y, const Job& job) {
     const Taps down_rows(job.y, job.filter_y), along(job.x, job.filter_x);
@@ -106,7 +113,10 @@ template <class T> void channels_last(const T* x, T* y, const Job& job) {
                 rows[k] = x + (image * job.y.size + down_rows.position[from + k]) * width * c;
             combine(rows.data(), down_rows.weight.data() + from, taps, width * c,
                     [line](int64_t i, float sum) { line[i] = sum; });
+            const T* next = upcoming(x, job, down_rows, task + 1);
             for (int64_t out = 0; out < job.x.out_size; out++) {
+                if (next && out < width)
+                    for (int64_t i = 0; i < c; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(next + out * c + i);
                 const int64_t number = along.count(out), begin = along.start[out];
                 const int64_t pixel = out_row * job.x.out_size + out;
                 const float* weights = along.weight.data() + begin;
