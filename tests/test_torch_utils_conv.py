@@ -37,14 +37,25 @@ def test_tiles_give_float64s_numbers(shape: tuple[int, ...], channels_last: bool
     y = functional.conv2d(exact_x, exact_w, stride=stride, padding=padding)
     g = torch.randn(y.shape)
     for_x, for_w = torch.autograd.grad(y, [exact_x, exact_w], g.double())
-    pads, bound = (padding, padding), 1e-5
-    assert relative_error(amx_conv.conv2d(x, w, stride, pads), y.detach()) < bound
+    pads = (padding, padding)
     missing = tuple(size - ((small - 1) * stride - 2 * padding + k)
                     for size, small in zip(x.shape[2:], g.shape[2:], strict=True))  # fmt: skip
-    assert relative_error(amx_conv.conv_transpose2d(g, w, stride, pads, missing), for_x) < bound
-    assert relative_error(amx_conv.weight_gradient(g, x, (k, k), stride, pads), for_w) < bound
-    # One product of three is bfloat16.
-    assert 1e-4 < relative_error(amx_conv.conv2d(x, w, stride, pads, products=1), y.detach()) < 1e-2
+    for parts, low, high in ((3, 0.0, 1e-6), (2, 1e-6, 1e-5), (1, 1e-4, 1e-2)):
+        assert low < relative_error(amx_conv.conv2d(x, w, stride, pads, parts), y.detach()) < high
+        assert low < relative_error(amx_conv.conv_transpose2d(g, w, stride, pads, missing, parts), for_x) < high
+        assert low < relative_error(amx_conv.weight_gradient(g, x, (k, k), stride, pads, parts), for_w) < high
+
+
+@needs_amx
+def test_pytorchs_precision_says_how_exact() -> None:
+    x, w = torch.randn(2, 32, 8, 8), torch.randn(32, 32, 3, 3)
+    before = torch.get_float32_matmul_precision()
+    try:
+        for name, parts in amx_conv.PARTS.items():
+            torch.set_float32_matmul_precision(name)
+            assert torch.equal(amx_conv.conv2d(x, w), amx_conv.conv2d(x, w, parts=parts))
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @needs_amx
@@ -100,7 +111,7 @@ def test_all_derivatives_are_those_of_float64(
     kwargs = dict(stride=stride, padding=padding)
     got = all_derivatives(name, x, w, conv2d_gradfix, **kwargs)
     expected = all_derivatives(name, x.double(), w.double(), functional, **kwargs)
-    assert all(relative_error(a, b) < 2e-5 for a, b in zip(got, expected, strict=True))
+    assert all(relative_error(a, b) < 2e-6 for a, b in zip(got, expected, strict=True))
     assert got[0].is_contiguous(memory_format=layout)
 
 

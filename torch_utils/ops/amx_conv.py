@@ -1,7 +1,8 @@
-"""Float32 convolutions on the matrix tiles of Intel CPUs (AMX), two to three times as fast as on their vector units.
+"""Float32 convolutions on the matrix tiles of Intel CPUs (AMX), faster than on their vector units.
 
-Numbers are cut into sums of two bfloat16, of whose products the three largest are taken: outputs are off by 4e-6 in the
-root mean square, relative to theirs (float32's own error is 1e-6). `csrc/cpu_conv_amx.cpp` says how.
+Numbers are cut into sums of bfloat16, as many as `torch.set_float32_matmul_precision` asks for: 'highest', PyTorch's
+default, takes three and is as exact as float32; 'high' takes two (PyTorch's bf16x3, off by 4e-6 of the outputs' root
+mean square); 'medium' is bfloat16 with float32 sums. `csrc/cpu_conv_amx.cpp` says how.
 
 These are the bare operators, without gradients: `conv2d_gradfix` makes differentiable ones of them.
 """
@@ -15,7 +16,7 @@ import torch
 
 from torch_utils import custom_ops
 
-MIN_CHANNELS = 16  # With fewer, half of each tile would be padding or more.
+PARTS = {'highest': 3, 'high': 2, 'medium': 1}  # By PyTorch's precision of float32 products.
 
 Pair = tuple[int, int]
 
@@ -38,20 +39,20 @@ def available() -> bool:
 
 
 def conv2d(x: torch.Tensor, w: torch.Tensor, stride: int = 1, padding: Pair = (0, 0),
-           products: int = 3) -> torch.Tensor:
+           parts: int | None = None) -> torch.Tensor:
     """`torch.nn.functional.conv2d` of float32 CPU tensors; the result is channels_last.
 
     x: [N, I, H, W]. w: [O, I, kh, kw], any strides. padding: rows and columns of zeros on each side.
-    products: 3, or 1 for bfloat16 operands with float32 sums.
+    parts: so many bfloat16 make a number, 1 to 3; None = as PyTorch's precision says.
     """
     height, width = (_out_size(x.shape[2 + i], w.shape[2 + i], stride, padding[i]) for i in (0, 1))
     out = _new(x, w.shape[0], height, width)
-    _run(_must_have().amx_conv2d, x, w, out, w.stride(), stride, padding, products)
+    _run(_must_have().amx_conv2d, x, w, out, w.stride(), stride, padding, parts)
     return out
 
 
 def conv_transpose2d(x: torch.Tensor, w: torch.Tensor, stride: int = 1, padding: Pair = (0, 0),
-                     output_padding: Pair = (0, 0), products: int = 3) -> torch.Tensor:
+                     output_padding: Pair = (0, 0), parts: int | None = None) -> torch.Tensor:
     """`torch.nn.functional.conv_transpose2d` of float32 CPU tensors; the result is channels_last.
 
     x: [N, I, H, W]. w: [I, O, kh, kw], any strides. The rest as in `conv2d`.
@@ -60,12 +61,12 @@ def conv_transpose2d(x: torch.Tensor, w: torch.Tensor, stride: int = 1, padding:
                      for i in (0, 1))
     out = _new(x, w.shape[1], height, width)
     strides = (w.stride(1), w.stride(0), w.stride(2), w.stride(3))
-    _run(_must_have().amx_conv_transpose2d, x, w, out, strides, stride, padding, products)
+    _run(_must_have().amx_conv_transpose2d, x, w, out, strides, stride, padding, parts)
     return out
 
 
 def weight_gradient(small: torch.Tensor, big: torch.Tensor, kernel_size: Pair, stride: int = 1, padding: Pair = (0, 0),
-                    products: int = 3) -> torch.Tensor:
+                    parts: int | None = None) -> torch.Tensor:
     """Gradient [A, B, kh, kw] of a convolution's weight, from float32 CPU tensors.
 
     Of conv2d: small is the output's gradient [N, A, h, w] and big the input [N, B, H, W]. Of conv_transpose2d: small is
@@ -79,9 +80,13 @@ def weight_gradient(small: torch.Tensor, big: torch.Tensor, kernel_size: Pair, s
     code = _must_have().amx_weight_gradient(
         small.data_ptr(), big.data_ptr(), out.data_ptr(), _numbers(n, height, width, left),
         _numbers(big.shape[2], big.shape[3], big.shape[1]), _numbers(*kernel_size), stride, _numbers(*padding),
-        products)
+        _parts(parts))
     _check(code)
     return out
+
+
+def _parts(parts: int | None) -> int:
+    return PARTS[torch.get_float32_matmul_precision()] if parts is None else parts
 
 
 def _must_have() -> ctypes.CDLL:
@@ -100,7 +105,7 @@ def _new(x: torch.Tensor, channels: int, height: int, width: int) -> torch.Tenso
 
 
 def _run(function: ctypes._NamedFuncPointer, x: torch.Tensor, w: torch.Tensor, out: torch.Tensor,
-         strides: tuple[int, ...], stride: int, padding: Pair, products: int) -> None:
+         strides: tuple[int, ...], stride: int, padding: Pair, parts: int | None) -> None:
     if out.numel() == 0:
         return
     x = x.contiguous(memory_format=torch.channels_last)
@@ -108,7 +113,7 @@ def _run(function: ctypes._NamedFuncPointer, x: torch.Tensor, w: torch.Tensor, o
     code = function(
         x.data_ptr(), w.data_ptr(), out.data_ptr(), _numbers(n, height, width, channels),
         _numbers(out.shape[2], out.shape[3], out.shape[1]), _numbers(*strides), _numbers(*w.shape[2:]), stride,
-        _numbers(*padding), products)
+        _numbers(*padding), _parts(parts))
     _check(code)
 
 

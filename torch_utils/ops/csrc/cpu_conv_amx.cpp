@@ -1,9 +1,9 @@
 // Float32 convolutions on the matrix tiles of newer Intel CPUs (AMX), which multiply bfloat16 and add up float32.
 //
-// A float32 is the sum of two bfloat16, but for the last 8 of its 24 bits: x = hi + lo. Of the four products of two such
-// sums the smallest is dropped, and hi hi + hi lo + lo hi is off by 2^-17 of a product or so: 4e-6 of an output in the
-// root mean square. Three products cost less than a third of what float32's own units need for one. With `products` 1
-// only hi hi is taken: a bfloat16 convolution with float32 sums.
+// A float32 is the sum of three bfloat16 of 8 bits each: x = x0 + x1 + x2. Of the nine products of two such sums the six
+// largest are taken, x0 y0, x0 y1, x1 y0, x0 y2, x1 y1 and x2 y0; what is left out is as small as float32's rounding.
+// They cost less than two thirds of what float32's own units need for one. With `parts` 2, x0 + x1 and three products,
+// sums are off by 4e-6 of their root mean square, and with 1 the operator is one of bfloat16 with float32 sums.
 //
 // All operators are one loop. Images are copied into planes with their padding (one plane for each of the stride's
 // phases), in which places are numbered through: rows, columns, and fastest the images of the batch. A tap of the kernel
@@ -75,31 +75,37 @@ class Workspace {
 
 thread_local Workspace workspaces[2];
 
-// Two times 16 float32 as 32 bfloat16: rounded, and what is then left of them, rounded. The order is that of memory, or
-// in pairs: first[0], second[0], first[1], ...
-struct Halves {
-    __m512i hi, lo;
+constexpr int64_t kParts = 3;
+
+// Two times 16 float32 as 32 bfloat16: rounded, what is then left of them rounded, and what is left of that. The order is
+// that of memory, or in pairs: first[0], second[0], first[1], ... Of infinity NaN is left, and so sums of it are NaN.
+struct Parts {
+    __m512i part[kParts];
 };
 
-// Of infinity NaN is left, so that sums of which it is a part are NaN.
-inline __m512 rest(__m512 value, __m512i rounded) { return _mm512_sub_ps(value, _mm512_castsi512_ps(rounded)); }
-
-inline Halves split(__m512 first, __m512 second) {
-    const __m512i hi = (__m512i)_mm512_cvtne2ps_pbh(second, first);
-    const __m512i low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(hi));
-    const __m512i high = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(hi, 1));
-    const __m512 left = rest(first, _mm512_slli_epi32(low, 16)), right = rest(second, _mm512_slli_epi32(high, 16));
-    return {hi, (__m512i)_mm512_cvtne2ps_pbh(right, left)};
+inline Parts split(__m512 first, __m512 second) {
+    Parts parts;
+    for (int64_t p = 0; p < kParts; ++p) {
+        parts.part[p] = (__m512i)_mm512_cvtne2ps_pbh(second, first);
+        const __m512i low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(parts.part[p]));
+        const __m512i high = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(parts.part[p], 1));
+        first = _mm512_sub_ps(first, _mm512_castsi512_ps(_mm512_slli_epi32(low, 16)));
+        second = _mm512_sub_ps(second, _mm512_castsi512_ps(_mm512_slli_epi32(high, 16)));
+    }
+    return parts;
 }
 
-inline Halves split_pairs(__m512 first, __m512 second) {
+inline Parts split_pairs(__m512 first, __m512 second) {
     alignas(64) static constexpr std::uint16_t order[32] = {0,  16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
                                                            8,  24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    const __m512i pairs = _mm512_load_si512(order);
-    const __m512i hi = _mm512_permutexvar_epi16(pairs, (__m512i)_mm512_cvtne2ps_pbh(second, first));
-    const __m512 left = rest(first, _mm512_slli_epi32(hi, 16));
-    const __m512 right = rest(second, _mm512_and_si512(hi, _mm512_set1_epi32(static_cast<int>(0xffff0000))));
-    return {hi, _mm512_permutexvar_epi16(pairs, (__m512i)_mm512_cvtne2ps_pbh(right, left))};
+    const __m512i pairs = _mm512_load_si512(order), upper = _mm512_set1_epi32(static_cast<int>(0xffff0000));
+    Parts parts;
+    for (int64_t p = 0; p < kParts; ++p) {
+        parts.part[p] = _mm512_permutexvar_epi16(pairs, (__m512i)_mm512_cvtne2ps_pbh(second, first));
+        first = _mm512_sub_ps(first, _mm512_castsi512_ps(_mm512_slli_epi32(parts.part[p], 16)));
+        second = _mm512_sub_ps(second, _mm512_castsi512_ps(_mm512_and_si512(parts.part[p], upper)));
+    }
+    return parts;
 }
 
 // 16 rows of 16 lanes to 16 columns.
@@ -173,20 +179,20 @@ Table source_table(const Planes& planes, int64_t length) {
     return table;
 }
 
-// Fills [plane][place][depth], once for hi and once, unless it is null, for lo; what the table has no pixel for is 0.
-void fill_planes(const float* x, int64_t channels, const Table& table, int64_t depth, bfloat16* hi, bfloat16* lo) {
+// Fills [part][plane][place][depth]; what the table has no pixel for is 0.
+void fill_planes(const float* x, int64_t channels, const Table& table, int64_t depth, int64_t parts, bfloat16* planes) {
     const auto places = static_cast<int64_t>(table.size());
 #pragma omp parallel for schedule(static)
     for (int64_t place = 0; place < places; ++place) {
-        const int64_t pixel = table[place], target = place * depth;
+        const int64_t pixel = table[place];
         for (int64_t c = 0; c < depth; c += kDepth) {
             const __mmask16 first = pixel < 0 ? 0 : lanes(channels - c);
             const __mmask16 second = pixel < 0 ? 0 : lanes(channels - c - kTile);
             const float* source = first ? x + pixel * channels + c : x;
-            const Halves halves = split(_mm512_maskz_loadu_ps(first, source),
-                                        _mm512_maskz_loadu_ps(second, second ? source + kTile : x));
-            _mm512_storeu_si512(hi + target + c, halves.hi);
-            if (lo != nullptr) _mm512_storeu_si512(lo + target + c, halves.lo);
+            const Parts halves = split(_mm512_maskz_loadu_ps(first, source),
+                                       _mm512_maskz_loadu_ps(second, second ? source + kTile : x));
+            for (int64_t p = 0; p < parts; ++p)
+                _mm512_storeu_si512(planes + (p * places + place) * depth + c, halves.part[p]);
         }
     }
 }
@@ -205,20 +211,19 @@ struct Weights {
     int64_t out_channels, in_channels;
 };
 
-// One tile of 32 input by 16 output channels, as pairs of input channels for each output channel; hi, then lo.
-void pack_tile(const Weights& w, const float* base, int64_t out, int64_t in, bfloat16* tile) {
+// One tile of 32 input by 16 output channels, as pairs of input channels for each output channel; one part after the other.
+void pack_tile(const Weights& w, const float* base, int64_t out, int64_t in, int64_t parts, bfloat16* tile) {
     const int64_t outs = std::min(kTile, w.out_channels - out), ins = std::min(kDepth, w.in_channels - in);
     const float* corner = base + out * w.out_stride + in * w.in_stride;
-    __m512i hi[16], lo[16];
+    __m512i rows[kParts][kTile];
     if (w.out_stride == 1) {
         const __mmask16 mask = lanes(outs);
         for (int64_t i = 0; i < kTile; ++i) {
             const __m512 first = 2 * i < ins ? _mm512_maskz_loadu_ps(mask, corner + 2 * i * w.in_stride) : _mm512_setzero_ps();
             const __m512 second =
                 2 * i + 1 < ins ? _mm512_maskz_loadu_ps(mask, corner + (2 * i + 1) * w.in_stride) : _mm512_setzero_ps();
-            const Halves halves = split_pairs(first, second);
-            hi[i] = halves.hi;
-            lo[i] = halves.lo;
+            const Parts halves = split_pairs(first, second);
+            for (int64_t p = 0; p < kParts; ++p) rows[p][i] = halves.part[p];
         }
     } else {
         alignas(64) float row[kDepth] = {};
@@ -233,21 +238,17 @@ void pack_tile(const Weights& w, const float* base, int64_t out, int64_t in, bfl
                 first = _mm512_load_ps(row);
                 second = _mm512_load_ps(row + kTile);
             }
-            const Halves halves = split(first, second);
-            hi[o] = halves.hi;
-            lo[o] = halves.lo;
+            const Parts halves = split(first, second);
+            for (int64_t p = 0; p < kParts; ++p) rows[p][o] = halves.part[p];
         }
-        transpose(hi);
-        transpose(lo);
+        for (int64_t p = 0; p < parts; ++p) transpose(rows[p]);
     }
-    for (int64_t i = 0; i < kTile; ++i) {
-        _mm512_storeu_si512(tile + i * kDepth, hi[i]);
-        _mm512_storeu_si512(tile + kTileSize + i * kDepth, lo[i]);
-    }
+    for (int64_t p = 0; p < parts; ++p)
+        for (int64_t i = 0; i < kTile; ++i) _mm512_storeu_si512(tile + p * kTileSize + i * kDepth, rows[p][i]);
 }
 
-// Tiles [out / 16][tap][in / 32], each as hi and lo. With zeros for the channels that there are not.
-void pack_weights(const Weights& w, const std::vector<Tap>& taps, bfloat16* packed) {
+// Tiles [out / 16][tap][in / 32][part], with zeros for the channels that there are not.
+void pack_weights(const Weights& w, const std::vector<Tap>& taps, int64_t parts, bfloat16* packed) {
     const int64_t groups = round_up(w.out_channels, kBlock) / kTile, depths = div_up(w.in_channels, kDepth);
     const auto count = static_cast<int64_t>(taps.size());
 #pragma omp parallel for schedule(static)
@@ -255,7 +256,8 @@ void pack_weights(const Weights& w, const std::vector<Tap>& taps, bfloat16* pack
         const int64_t group = task / depths, depth = task % depths;
         for (int64_t t = 0; t < count; ++t) {
             const float* base = w.data + taps[t].ky * w.y_stride + taps[t].kx * w.x_stride;
-            pack_tile(w, base, group * kTile, depth * kDepth, packed + ((group * count + t) * depths + depth) * 2 * kTileSize);
+            pack_tile(w, base, group * kTile, depth * kDepth, parts,
+                      packed + ((group * count + t) * depths + depth) * parts * kTileSize);
         }
     }
 }
@@ -267,24 +269,26 @@ inline void multiply_tiles() {
     _tile_dpbf16ps(3, 5, 7);
 }
 
+// What one multiplication takes: the first part's first tile, and in elements the distances to the next part and to the
+// second tile.
+struct Factor {
+    const bfloat16* data;
+    int64_t part, second;
+};
+
 // Tiles 0 to 3 += left (2 x 16 rows of 32, `left_bytes` apart) times right (2 tiles): 32 x 32 sums over 32 numbers.
-template <bool kThree>
-inline void multiply(const bfloat16* left_hi, const bfloat16* left_lo, int64_t left_bytes, int64_t left_second,
-                     const bfloat16* right_hi, const bfloat16* right_lo, int64_t right_second) {
-    _tile_loadd(4, left_hi, left_bytes);
-    _tile_loadd(5, left_hi + left_second, left_bytes);
-    if (kThree) {
-        _tile_loadd(6, right_lo, 64);
-        _tile_loadd(7, right_lo + right_second, 64);
-        multiply_tiles();
-    }
-    _tile_loadd(6, right_hi, 64);
-    _tile_loadd(7, right_hi + right_second, 64);
-    multiply_tiles();
-    if (kThree) {
-        _tile_loadd(4, left_lo, left_bytes);
-        _tile_loadd(5, left_lo + left_second, left_bytes);
-        multiply_tiles();
+template <int64_t parts>
+inline void multiply(const Factor& left, int64_t left_bytes, const Factor& right) {
+    for (int64_t p = 0; p < parts; ++p) {
+        _tile_loadd(4, left.data + p * left.part, left_bytes);
+        _tile_loadd(5, left.data + p * left.part + left.second, left_bytes);
+        for (int64_t q = parts - 1 - p; q >= 0; --q) {
+            if (p == 0 || q > 0 || p < parts - 1) {  // Else it is there already.
+                _tile_loadd(6, right.data + q * right.part, 64);
+                _tile_loadd(7, right.data + q * right.part + right.second, 64);
+            }
+            multiply_tiles();
+        }
     }
 }
 
@@ -332,27 +336,27 @@ void store_block(const float* block, const Target& out, const int64_t* table, in
     }
 }
 
-template <bool kThree>
-void convolve(const bfloat16* hi, const bfloat16* lo, const bfloat16* packed, const std::vector<Tap>& taps,
+template <int64_t parts>
+void convolve(const bfloat16* x, int64_t part, const bfloat16* packed, const std::vector<Tap>& taps,
               const Planes& planes, int64_t depth, const Target& out) {
     Table table(static_cast<std::size_t>(planes.places()), -1);
     enter(planes, out.height, out.width, out.stride, out.y0, out.x0, 0, table);
     const std::vector<int64_t> starts = cover(table, 1);
     table.resize(table.size() + kBlock, -1);
     const auto count = static_cast<int64_t>(taps.size()), blocks = static_cast<int64_t>(starts.size());
-    const int64_t depths = depth / kDepth, panel = count * depths * 2 * kTileSize;  // Weights of 16 output channels.
+    const int64_t depths = depth / kDepth, panel = count * depths * parts * kTileSize;  // Weights of 16 output channels.
     // Where there are few places, threads share output channels.
-    const int64_t runs = div_up(blocks, kRun), parts = runs >= 8 ? 1 : div_up(out.channels, kBlock);
-    const int64_t part = parts == 1 ? out.channels : kBlock;
+    const int64_t runs = div_up(blocks, kRun), shares = runs >= 8 ? 1 : div_up(out.channels, kBlock);
+    const int64_t share = shares == 1 ? out.channels : kBlock;
 #pragma omp parallel
     {
         const TileConfig config;
         _tile_loadconfig(&config);
         alignas(64) float block[kBlock * kBlock];
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t task = 0; task < runs * parts; ++task) {
-            const int64_t run = task / parts * kRun, first = task % parts * part;
-            for (int64_t channel = first; channel < std::min(first + part, out.channels); channel += kBlock) {
+        for (int64_t task = 0; task < runs * shares; ++task) {
+            const int64_t run = task / shares * kRun, first = task % shares * share;
+            for (int64_t channel = first; channel < std::min(first + share, out.channels); channel += kBlock) {
                 const bfloat16* weights = packed + channel / kTile * panel;
                 for (int64_t b = run; b < std::min(run + kRun, blocks); ++b) {
                     _tile_zero(0);
@@ -362,9 +366,8 @@ void convolve(const bfloat16* hi, const bfloat16* lo, const bfloat16* packed, co
                     for (int64_t t = 0; t < count; ++t) {
                         const int64_t from = taps[t].offset + starts[b] * depth;
                         for (int64_t d = 0; d < depths; ++d) {
-                            const bfloat16* w = weights + (t * depths + d) * 2 * kTileSize;
-                            multiply<kThree>(hi + from + d * kDepth, kThree ? lo + from + d * kDepth : nullptr,
-                                             depth * 2, kTile * depth, w, w + kTileSize, panel);
+                            multiply<parts>({x + from + d * kDepth, part, kTile * depth}, depth * 2,
+                                            {weights + (t * depths + d) * parts * kTileSize, kTileSize, panel});
                         }
                     }
                     store_sums(block);
@@ -379,65 +382,63 @@ void convolve(const bfloat16* hi, const bfloat16* lo, const bfloat16* packed, co
 // An image batch in planes, to be convolved once or, for each phase of a larger output, several times.
 class Buffers {
   public:
-    bool fill(const float* x, const Table& table, int64_t channels, int64_t depth, int64_t products) {
-        const auto size = static_cast<int64_t>(table.size()) * depth;
-        hi_ = workspaces[0].get(products == 3 ? 2 * size : size);
-        if (hi_ == nullptr) return false;
-        lo_ = products == 3 ? hi_ + size : nullptr;
-        fill_planes(x, channels, table, depth, hi_, lo_);
+    bool fill(const float* x, const Table& table, int64_t channels, int64_t depth, int64_t parts) {
+        size_ = static_cast<int64_t>(table.size()) * depth;
+        planes_ = workspaces[0].get(parts * size_);
+        if (planes_ == nullptr) return false;
+        fill_planes(x, channels, table, depth, parts, planes_);
         return true;
     }
 
     bool run(const Weights& weights, const std::vector<Tap>& taps, const Planes& planes, int64_t depth,
-             const Target& out, int64_t products) const {
+             const Target& out, int64_t parts) const {
         const auto count = static_cast<int64_t>(taps.size());
-        bfloat16* packed = workspaces[1].get(2 * round_up(out.channels, kBlock) * count * depth);
+        bfloat16* packed = workspaces[1].get(parts * round_up(out.channels, kBlock) * count * depth);
         if (packed == nullptr) return false;
-        pack_weights(weights, taps, packed);
-        (products == 3 ? convolve<true> : convolve<false>)(hi_, lo_, packed, taps, planes, depth, out);
+        pack_weights(weights, taps, parts, packed);
+        (parts == 3 ? convolve<3> : parts == 2 ? convolve<2> : convolve<1>)(planes_, size_, packed, taps, planes, depth,
+                                                                            out);
         return true;
     }
 
   private:
-    bfloat16 *hi_ = nullptr, *lo_ = nullptr;
+    bfloat16* planes_ = nullptr;
+    int64_t size_ = 0;  // Of one part.
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Weight gradients
 
 // 16 channels of two neighbouring places, side by side for each channel.
-inline Halves load_pair(const float* x, int64_t channels, const int64_t* table, int64_t channel) {
+inline Parts load_pair(const float* x, int64_t channels, const int64_t* table, int64_t channel) {
     const __mmask16 mask = lanes(channels - channel);
     const __mmask16 first = table[0] < 0 ? 0 : mask, second = table[1] < 0 ? 0 : mask;
     return split_pairs(_mm512_maskz_loadu_ps(first, first ? x + table[0] * channels + channel : x),
                        _mm512_maskz_loadu_ps(second, second ? x + table[1] * channels + channel : x));
 }
 
-// [channel / 16][block] tiles of 16 channels x 32 places.
-void fill_left(const float* x, int64_t channels, const Table& table, const std::vector<int64_t>& starts, bfloat16* hi,
-               bfloat16* lo) {
+// [part][channel / 16][block] tiles of 16 channels x 32 places.
+void fill_left(const float* x, int64_t channels, const Table& table, const std::vector<int64_t>& starts, int64_t parts,
+               bfloat16* tiles) {
     const int64_t groups = round_up(channels, kBlock) / kTile, blocks = static_cast<int64_t>(starts.size());
 #pragma omp parallel for schedule(static)
     for (int64_t task = 0; task < groups * blocks; ++task) {
         const int64_t group = task % groups, block = task / groups;
-        __m512i rows_hi[16], rows_lo[16];
-        for (int64_t i = 0; i < 16; ++i) {
-            const Halves pair = load_pair(x, channels, table.data() + starts[block] + 2 * i, group * kTile);
-            rows_hi[i] = pair.hi;
-            rows_lo[i] = pair.lo;
+        __m512i rows[kParts][kTile];
+        for (int64_t i = 0; i < kTile; ++i) {
+            const Parts pair = load_pair(x, channels, table.data() + starts[block] + 2 * i, group * kTile);
+            for (int64_t p = 0; p < kParts; ++p) rows[p][i] = pair.part[p];
         }
-        transpose(rows_hi);
-        transpose(rows_lo);
-        const int64_t target = (group * blocks + block) * kTileSize;
-        for (int64_t i = 0; i < 16; ++i) {
-            _mm512_storeu_si512(hi + target + i * kDepth, rows_hi[i]);
-            _mm512_storeu_si512(lo + target + i * kDepth, rows_lo[i]);
+        for (int64_t p = 0; p < parts; ++p) {
+            transpose(rows[p]);
+            bfloat16* tile = tiles + ((p * groups + group) * blocks + block) * kTileSize;
+            for (int64_t i = 0; i < kTile; ++i) _mm512_storeu_si512(tile + i * kDepth, rows[p][i]);
         }
     }
 }
 
-// [plane][channel / 16][pair of places][16][2]
-void fill_right(const float* x, int64_t channels, const Table& table, int64_t planes, bfloat16* hi, bfloat16* lo) {
+// [part][plane][channel / 16][pair of places][16][2]
+void fill_right(const float* x, int64_t channels, const Table& table, int64_t planes, int64_t parts, bfloat16* tiles) {
     const int64_t groups = round_up(channels, kBlock) / kTile, pairs = static_cast<int64_t>(table.size()) / planes / 2;
     constexpr int64_t step = 64;
     const int64_t steps = div_up(pairs, step);
@@ -445,10 +446,10 @@ void fill_right(const float* x, int64_t channels, const Table& table, int64_t pl
     for (int64_t task = 0; task < planes * steps * groups; ++task) {  // Channels fastest: they are together in memory.
         const int64_t plane = task / groups / steps, first = task / groups % steps * step, group = task % groups;
         for (int64_t pair = first; pair < std::min(first + step, pairs); ++pair) {
-            const Halves halves = load_pair(x, channels, table.data() + (plane * pairs + pair) * 2, group * kTile);
-            const int64_t target = ((plane * groups + group) * pairs + pair) * kDepth;
-            _mm512_storeu_si512(hi + target, halves.hi);
-            _mm512_storeu_si512(lo + target, halves.lo);
+            const Parts halves = load_pair(x, channels, table.data() + (plane * pairs + pair) * 2, group * kTile);
+            for (int64_t p = 0; p < parts; ++p)
+                _mm512_storeu_si512(tiles + (((p * planes + plane) * groups + group) * pairs + pair) * kDepth,
+                                    halves.part[p]);
         }
     }
 }
@@ -465,7 +466,8 @@ void store_gradient(const float* block, const Gradient& out, int64_t left, int64
 }
 
 struct Operand {
-    const bfloat16 *hi, *lo;
+    const bfloat16* data;
+    int64_t part;  // Elements from one part to the next.
 };
 
 // Where a tap finds its places: in which plane, and so many pairs further on than the other operand's.
@@ -474,7 +476,7 @@ struct Shift {
 };
 
 // Sums over all places left x right, at the distance of each tap; 32 x 32 channels a task.
-template <bool kThree>
+template <int64_t parts>
 void correlate(const Operand& a, const Operand& b, const std::vector<Shift>& shifts, const std::vector<int64_t>& starts,
                int64_t pairs, const Gradient& out) {
     const int64_t columns = div_up(out.right, kBlock), tasks = div_up(out.left, kBlock) * columns;
@@ -499,8 +501,8 @@ void correlate(const Operand& a, const Operand& b, const std::vector<Shift>& shi
                     for (int64_t block = chunk; block < std::min(chunk + kChunk, blocks); ++block) {
                         const int64_t from = (left / kTile * blocks + block) * kTileSize;
                         const int64_t pair = (rows + starts[block] / 2) * kDepth;
-                        multiply<kThree>(a.hi + from, a.lo + from, 64, blocks * kTileSize, b.hi + pair, b.lo + pair,
-                                         pairs * kDepth);
+                        multiply<parts>({a.data + from, a.part, blocks * kTileSize}, 64,
+                                        {b.data + pair, b.part, pairs * kDepth});
                     }
                     store_sums(sums + (t - first) * kBlock * kBlock);
                 }
@@ -515,7 +517,7 @@ void correlate(const Operand& a, const Operand& b, const std::vector<Shift>& shi
 }  // namespace
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Entry points. They return 0; 1 for want of memory. `products` is 3, or 1 for bfloat16.
+// Entry points. They return 0; 1 for want of memory. `parts` is 1 to 3, see above.
 
 extern "C" {
 
@@ -528,7 +530,7 @@ int amx_available() {
 // A correlation, PyTorch's conv2d: x [n, height, width, in], w with the strides given, out [n, out_h, out_w, out].
 int amx_conv2d(const float* x, const float* w, float* out, const int64_t* n_h_w_in, const int64_t* h_w_out,
                const int64_t* w_strides, const int64_t* kernel, int64_t stride, const int64_t* padding,
-               int64_t products) {
+               int64_t parts) {
     const int64_t n = n_h_w_in[0], channels = n_h_w_in[3], depth = round_up(channels, kDepth);
     Planes planes{n, n_h_w_in[1], n_h_w_in[2], channels, padding[0], padding[1], stride, 0, 0, n};
     planes.rows = div_up((h_w_out[0] - 1) * stride + kernel[0], stride);
@@ -541,14 +543,14 @@ int amx_conv2d(const float* x, const float* w, float* out, const int64_t* n_h_w_
     const Weights weights{w, w_strides[0], w_strides[1], w_strides[2], w_strides[3], h_w_out[2], channels};
     const Target target{out, h_w_out[0], h_w_out[1], h_w_out[2], 1, 0, 0};
     Buffers buffers;
-    if (!buffers.fill(x, source_table(planes, length), channels, depth, products)) return 1;
-    return buffers.run(weights, taps, planes, depth, target, products) ? 0 : 1;
+    if (!buffers.fill(x, source_table(planes, length), channels, depth, parts)) return 1;
+    return buffers.run(weights, taps, planes, depth, target, parts) ? 0 : 1;
 }
 
 // PyTorch's conv_transpose2d: x [n, height, width, in], w's strides in the order out, in, y, x.
 int amx_conv_transpose2d(const float* x, const float* w, float* out, const int64_t* n_h_w_in, const int64_t* h_w_out,
                          const int64_t* w_strides, const int64_t* kernel, int64_t stride, const int64_t* padding,
-                         int64_t products) {
+                         int64_t parts) {
     const int64_t n = n_h_w_in[0], channels = n_h_w_in[3], depth = round_up(channels, kDepth);
     // Output row y = t * stride + phase - padding sums the input's rows t - j with the kernel's rows phase + j * stride.
     const int64_t reach_y = (kernel[0] - 1) / stride, reach_x = (kernel[1] - 1) / stride;
@@ -558,7 +560,7 @@ int amx_conv_transpose2d(const float* x, const float* w, float* out, const int64
     const int64_t length = planes.places() + kBlock + planes.distance(reach_y, reach_x);
     const Weights weights{w, w_strides[0], w_strides[1], w_strides[2], w_strides[3], h_w_out[2], channels};
     Buffers buffers;
-    if (!buffers.fill(x, source_table(planes, length), channels, depth, products)) return 1;
+    if (!buffers.fill(x, source_table(planes, length), channels, depth, parts)) return 1;
     for (int64_t phase = 0; phase < stride * stride; ++phase) {
         const int64_t a = phase / stride, b = phase % stride;
         std::vector<Tap> taps;
@@ -566,7 +568,7 @@ int amx_conv_transpose2d(const float* x, const float* w, float* out, const int64
             for (int64_t kx = b; kx < kernel[1]; kx += stride)
                 taps.push_back({planes.distance(reach_y - ky / stride, reach_x - kx / stride) * depth, ky, kx});
         const Target target{out, h_w_out[0], h_w_out[1], h_w_out[2], stride, a - padding[0], b - padding[1]};
-        if (!buffers.run(weights, taps, planes, depth, target, products)) return 1;
+        if (!buffers.run(weights, taps, planes, depth, target, parts)) return 1;
     }
     return 0;
 }
@@ -575,7 +577,7 @@ int amx_conv_transpose2d(const float* x, const float* w, float* out, const int64
 // the weight's gradient of conv2d (small is the output's gradient) and of conv_transpose2d (big is).
 int amx_weight_gradient(const float* small, const float* big, float* out, const int64_t* n_h_w_left,
                         const int64_t* h_w_right, const int64_t* kernel, int64_t stride, const int64_t* padding,
-                        int64_t products) {
+                        int64_t parts) {
     const int64_t n = n_h_w_left[0], left = n_h_w_left[3], right = h_w_right[2];
     // Room for an even number of images: then all distances are whole pairs.
     Planes wide{n, h_w_right[0], h_w_right[1], right, padding[0], padding[1], stride, 0, 0, round_up(n, 2)};
@@ -587,16 +589,16 @@ int amx_weight_gradient(const float* small, const float* big, float* out, const 
     const std::vector<int64_t> starts = cover(left_table, 2);
     const int64_t left_size = round_up(left, kBlock) * static_cast<int64_t>(starts.size()) * kBlock;
     const int64_t right_size = wide.count() * round_up(right, kBlock) * length;
-    bfloat16 *a = workspaces[0].get(2 * left_size), *b = workspaces[1].get(2 * right_size);
+    bfloat16 *a = workspaces[0].get(parts * left_size), *b = workspaces[1].get(parts * right_size);
     if (a == nullptr || b == nullptr) return 1;
-    fill_left(small, left, left_table, starts, a, a + left_size);
-    fill_right(big, right, right_table, wide.count(), b, b + right_size);
+    fill_left(small, left, left_table, starts, parts, a);
+    fill_right(big, right, right_table, wide.count(), parts, b);
     std::vector<Shift> shifts;
     for (int64_t dy = 0; dy < kernel[0]; ++dy)
         for (int64_t dx = 0; dx < kernel[1]; ++dx) shifts.push_back({wide.phase(dy, dx), wide.distance(dy, dx) / 2});
     const Gradient gradient{out, left, right, kernel[0] * kernel[1]};
-    const Operand first{a, a + left_size}, second{b, b + right_size};
-    (products == 3 ? correlate<true> : correlate<false>)(first, second, shifts, starts, pairs, gradient);
+    const Operand first{a, left_size}, second{b, right_size};
+    (parts == 3 ? correlate<3> : parts == 2 ? correlate<2> : correlate<1>)(first, second, shifts, starts, pairs, gradient);
     return 0;
 }
 
