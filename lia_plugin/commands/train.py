@@ -113,7 +113,7 @@ def switch(flag: str, text: str) -> Callable[..., Any]:
 @switch('--fp32', 'No float16 layers in G and D, in both stages (there are none but on CUDA, in the encoder never)')
 @switch('--nhwc', 'Channels-last float16 layers')
 @switch('--nobench', 'No cuDNN benchmarking')
-@switch('--allow-tf32', 'Allow TF32 in matrix products and convolutions')
+@switch('--allow-tf32', 'Allow TF32 in matrix products and convolutions; on a CPU with AMX, half the products')
 @option('--workers', click.IntRange(min=0), 'Data loading processes  [default: 3 on a GPU, else 1]', metavar='INT')
 @click.pass_context
 def train(ctx: click.Context, outdir: str, dry_run: bool, new_run: bool, **given: Any) -> int:
