@@ -10,7 +10,7 @@ from training import networks
 from training.loss import PHASES, StyleGAN2Loss
 
 SIZE = dict(img_resolution=16, img_channels=3, c_dim=0)
-WIDTH = dict(channel_base=16 * 24, channel_max=24)
+WIDTH = dict(channel_base=16 * 40, channel_max=40)  # Wide enough for the convolutions on matrix tiles.
 
 
 def build(architecture: str) -> tuple[torch.nn.Module, torch.nn.Module]:
@@ -54,6 +54,7 @@ def exact(monkeypatch) -> Callable[..., dict[str, torch.Tensor]]:
         nets = build(architecture)
         with monkeypatch.context() as patch:
             narrow = torch.float32
+            patch.setenv('LIA_KERNELS', 'off')  # They would take what is called float32 for it.
             patch.setattr(torch, 'randn', lambda *size, **kwargs: draw(*size, **{'dtype': narrow, **kwargs}).double())
             patch.setattr(torch, 'randn_like', lambda x: draw_like(x, dtype=narrow).double())
             patch.setattr(torch, 'float32', torch.float64)

@@ -169,6 +169,15 @@ def test_what_is_no_plain_float32_goes_to_pytorch(kernels_called: list[str]) -> 
     assert kernels_called == ['conv2d']
 
 
+@needs_amx
+def test_kernels_that_are_turned_off_stay_out(kernels_called: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    x, w = torch.randn(4, 32, 8, 8), torch.randn(32, 32, 3, 3)
+    conv2d_gradfix.conv2d(x, w)
+    monkeypatch.setenv('LIA_KERNELS', 'off')
+    assert not amx_conv.available() and torch.equal(conv2d_gradfix.conv2d(x, w), functional.conv2d(x, w))
+    assert kernels_called == ['conv2d']
+
+
 def test_what_does_not_fit_is_said_by_pytorch() -> None:
     with pytest.raises(RuntimeError, match='channels'):
         conv2d_gradfix.conv2d(torch.randn(4, 33, 8, 8), torch.randn(32, 32, 3, 3))

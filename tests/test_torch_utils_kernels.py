@@ -204,3 +204,13 @@ def test_squared_norms(form, shape) -> None:
     weight = rand(*shape).to(memory_format=form)
     assert_close(all_orders(bias_act.squared_norms, [weight]),
                  all_orders(lambda w: w.square().sum(dim=(2, 3)), [weight.double()]), 1e-5)
+
+
+def test_a_bias_asked_for_where_weights_are_not_has_its_gradient() -> None:
+    """The mark is for convolutions' weights; what is asked for is there, and what is not is not computed."""
+    x, b = torch.randn(2, 8, 4, 4, requires_grad=True), torch.randn(8, requires_grad=True)
+    with conv2d_gradfix.no_weight_gradients():
+        y = bias_act.bias_act(x * 1, b, act='lrelu')
+        (for_b,) = torch.autograd.grad(y.sum(), [b], create_graph=True)
+    expected = torch.where(x + b[:, None, None] > 0, 2**0.5, 0.2 * 2**0.5).sum(dim=(0, 2, 3))
+    assert torch.allclose(for_b, expected, rtol=1e-5)

@@ -21,16 +21,21 @@ PARTS = {'highest': 3, 'high': 2, 'medium': 1}  # By PyTorch's precision of floa
 Pair = tuple[int, int]
 
 
-@functools.cache
 def _library() -> ctypes.CDLL | None:
-    library = custom_ops.load('cpu_conv_amx', ['cpu_conv_amx.cpp'])
-    if library is None or not library.amx_available():
-        return None
+    library = custom_ops.load('cpu_conv_amx', ['cpu_conv_amx.cpp'])  # Asked each time: LIA_KERNELS may change.
+    return library if library is not None and _prepared(library) else None
+
+
+@functools.cache
+def _prepared(library: ctypes.CDLL) -> bool:
+    """Whether the kernel lets this process use the tiles; the functions know their arguments then."""
+    if not library.amx_available():
+        return False
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     for function in (library.amx_conv2d, library.amx_conv_transpose2d):
         function.argtypes = [pointer] * 7 + [number, pointer, number]
     library.amx_weight_gradient.argtypes = [pointer] * 6 + [number, pointer, number]
-    return library
+    return True
 
 
 def available() -> bool:

@@ -5,16 +5,17 @@ from typing import Any
 import torch
 
 
-def is_asked(ctx: Any, index: int) -> bool:
+def is_asked(ctx: Any, index: int, before: int | None = None) -> bool:
     """Whether the gradient of input `index` leads to anything that the backward pass under way is about.
 
     To be called in `backward` of a torch.autograd.Function. Its `needs_input_grad` only says whether the input can have
     a gradient: within `torch.autograd.grad(logits, [images])` it is True for weights, too, whose gradients, the larger
     half of the work, would be thrown away. PyTorch's own operators leave them out by what is asked here.
+    before: how many tensors were given before it, if there was a None or a number among them; None = as many as inputs.
     """
     if not ctx.needs_input_grad[index]:
         return False
-    node = ctx.next_functions[index][0]
+    node = ctx.next_functions[index if before is None else before][0]
     if node is None:
         return False
     try:

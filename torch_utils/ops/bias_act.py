@@ -4,7 +4,7 @@ Compiled kernels (`cpu_kernels`) do it in one pass forward and one backward; `_A
 are each other's derivatives, so that any order of gradients is made of the same two kernels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from torch_utils.ops import conv2d_gradfix, cpu_kernels
+from torch_utils.ops import cpu_kernels
+from torch_utils.ops.asked import is_asked
 from torch_utils.ops.cpu_kernels import Rectifier
 
 
@@ -182,7 +183,8 @@ class _Act(torch.autograd.Function):
         # Without detach the output's gradient, which is zero, would be carried on through the whole network.
         y = None if y is None else y.detach()
         factor, act = ctx.constants
-        wants = ctx.needs_input_grad[:4]
+        given = [like is not None for like in ctx.like]
+        wants = [is_asked(ctx, i, sum(given[:i])) for i in range(4)]
         if torch.is_grad_enabled():
             grads = _differentiable_gradients(grad, y, x, scale, factor, act, wants)
         else:
@@ -193,10 +195,8 @@ class _Act(torch.autograd.Function):
 
 def _differentiable_gradients(grad: torch.Tensor, y: torch.Tensor | None, x: torch.Tensor | None,
                               scale: torch.Tensor | None, factor: float, act: Rectifier,
-                              wants: tuple[bool, ...]) -> list[torch.Tensor | None]:
+                              wants: Sequence[bool]) -> list[torch.Tensor | None]:
     """The gradients of `_Act` in operations that have gradients themselves."""
-    # Who marks a region as one without weight gradients takes only images' or styles' gradients in it.
-    weights = not conv2d_gradfix.weight_gradients_disabled
     grad = grad * act.gain if y is None else _Slope.apply(grad, y, *act)
     if scale is None:
         grad_x = grad if factor == 1 else grad * factor
@@ -205,8 +205,8 @@ def _differentiable_gradients(grad: torch.Tensor, y: torch.Tensor | None, x: tor
     return [
         grad_x,
         _Contract.apply(grad, x, factor) if wants[1] else None,
-        grad.sum(dim=1, keepdim=True, dtype=torch.float32) if wants[2] and weights else None,
-        grad.sum(dim=(0, 2, 3), dtype=torch.float32) if wants[3] and weights else None,
+        grad.sum(dim=1, keepdim=True, dtype=torch.float32) if wants[2] else None,
+        grad.sum(dim=(0, 2, 3), dtype=torch.float32) if wants[3] else None,
     ]
 
 
@@ -222,7 +222,7 @@ class _Scale(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, scale = ctx.saved_tensors
-        wants = ctx.needs_input_grad[:2]
+        wants = is_asked(ctx, 0), is_asked(ctx, 1)
         if torch.is_grad_enabled():
             grads = [_Scale.apply(grad, scale, ctx.factor) if wants[0] else None,
                      _Contract.apply(grad, x, ctx.factor) if wants[1] else None]
@@ -243,8 +243,8 @@ class _Contract(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         a, b = ctx.saved_tensors
-        return (_Scale.apply(b, grad, ctx.factor) if ctx.needs_input_grad[0] else None,
-                _Scale.apply(a, grad, ctx.factor) if ctx.needs_input_grad[1] else None, None)
+        return (_Scale.apply(b, grad, ctx.factor) if is_asked(ctx, 0) else None,
+                _Scale.apply(a, grad, ctx.factor) if is_asked(ctx, 1) else None, None)
 
 
 class _SquaredNorms(torch.autograd.Function):
@@ -280,7 +280,7 @@ class _Rectifier(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         # Without detach the output's gradient, which is zero, would be carried on through the whole network.
         grad = _Slope.apply(grad, ctx.saved_tensors[0].detach(), *ctx.constants)
-        wants_bias = ctx.bias_shape is not None and ctx.needs_input_grad[1]
+        wants_bias = ctx.bias_shape is not None and is_asked(ctx, 1)
         return grad, grad.sum_to_size(ctx.bias_shape) if wants_bias else None, None, None, None
 
 
