@@ -40,8 +40,6 @@ STEPS = [
            '{host}')
       for size, seconds, limit in [('A', 40, 150), ('B', 50, 230), ('C', 130, 420)]),
     Step('ops', 'Operators', 100, 'ops.py --rounds=7 --seconds=40 {host}'),
-    Step('bf16', 'Iteration, this project in bfloat16', 120,
-         'iteration.py --size=A,B --precision=bf16 --rounds=7 --seconds=25 {host}'),
     Step('processes', 'Iteration, a process each, and with kernels off', 130,
          'iteration.py --size=A,B --kernels-off --rounds=5 --seconds=25 {host}'),
     Step('keep-memory', 'Iteration, freed memory kept', 60,
@@ -54,9 +52,6 @@ STEPS = [
     Step('inversion', 'Inversion', 150, 'inversion.py --network={network} --num=3 {host}'),
     Step('growth', 'Growth', 240,
          'growth.py --rounds=1 --seconds=5 --resolutions=32,64,128,256 --batches=2,8,32 --channels=32,64,128 {host}'),
-    Step('inference', 'Inference', 120, 'inference.py {host}'),
-    Step('data', 'Data', 90, 'data_path.py {host}'),
-    Step('scaling', 'Scaling over processes', 100, 'scaling.py'),
 ]
 ONLY_WORK = ('network',)  # Their output is no result.
 
@@ -151,8 +146,6 @@ def main(host: str | None, out: str, network: str | None, only: str, minutes: fl
         hide = {work: '.', **({host: 'stylegan2-ada-pytorch'} if host else {}), PROJECT + os.sep: '', PROJECT: '.'}
         for step in STEPS:
             if (chosen and step.name not in chosen) or (step.name == 'network' and network):
-                continue
-            if not os.path.exists(os.path.join(FOLDER, step.command.split()[0])):
                 continue
             words = dict(host=f'--host={host}' if host else '', work=work, network=network or newest_network(work))
             limit = min(step.limit, minutes * 60 - (time.monotonic() - began))

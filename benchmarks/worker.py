@@ -34,10 +34,9 @@ class Worker:
         root: Folder that dnnlib, torch_utils and training come from.
         weights: File to write the initial weights to; a host reads them from there, so this project comes first.
         device, resolution, channel_base, channel_max, batch, latent: What to build.
-        precision: fp32; fp16, in the highest resolutions (CUDA only), as both code bases train by default; bf16, this
-            project's choice for all blocks, beside the original's own best on the device.
+        precision: fp32; fp16, in the highest resolutions (CUDA only), as both code bases train by default.
         first: whether to write the weights.
-        tf32: whether this project may round the factors of float32 products on CUDA. The original may not.
+        tf32: whether this project may round the factors of float32 products. The original may not.
     """
 
     def __init__(self, root: str, weights: str, device: str, precision: str = 'fp32', first: bool = True,
@@ -48,8 +47,6 @@ class Worker:
         self.device, self.size, self.tf32 = torch.device(device), SimpleNamespace(**size), tf32 and root == PROJECT
         half = self.device.type == 'cuda' and precision != 'fp32'
         self.precision = dict(num_fp16_res=4, conv_clamp=256) if half else dict(num_fp16_res=0, conv_clamp=None)
-        if not self.is_host and precision == 'bf16':
-            self._choose_bf16()
         self.missing: dict[str, str] = {}  # Work that this code base can't do, and why.
         self._set_up_torch()
         torch.manual_seed(0)
@@ -62,16 +59,6 @@ class Worker:
 
     # -----------------------------------------------------------------------------------------------------------------
     # Set up
-
-    def _choose_bf16(self) -> None:
-        try:
-            precision = importlib.import_module('torch_utils.precision')
-        except ImportError:
-            raise RuntimeError('--precision=bf16: this project has no such choice (no torch_utils.precision)') from None
-        if why := precision.unavailable('bf16', self.device):
-            raise RuntimeError(f'--precision=bf16: {why}')
-        self._choice = precision.use('bf16')  # For as long as this worker lives.
-        self._choice.__enter__()
 
     def _set_up_torch(self) -> None:
         """The same switches on both sides: those that the training loops set."""

@@ -19,7 +19,7 @@ _P, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _FORWARD = [_P] * 5 + [_I] * 6 + [_F] * 4 + [_I] * 2
 _BACKWARD = [_P] * 8 + [_I] * 5 + [_F] * 4 + [_I] * 2
 _SQUARED_NORMS = [_P] * 2 + [_I] * 5
-_UPFIRDN2D = [_P] * 3 + [_I] * 3 + [_F] + [_I] * 2 + [_P] + [_I] * 2 + [_P] * 3 + [_I] + [_F] * 3 + [_I] * 2
+_UPFIRDN2D = [_P] * 3 + [_I] * 3 + [_F] + [_I] * 2 + [_P] + [_I] * 3
 
 _typed: set[int] = set()
 
@@ -113,24 +113,18 @@ def act_backward(grad: torch.Tensor, y: torch.Tensor | None, x: torch.Tensor | N
 
 
 def upfirdn2d(x: torch.Tensor, f: torch.Tensor, axis_x: Sequence[int], axis_y: Sequence[int], flip: bool, gain: float,
-              out_size: Sequence[int], after: tuple[Any, ...] | None = None) -> torch.Tensor | None:
-    """The filter of ops/upfirdn2d.py; None if it is not separable. axes: up, down, before, after; out_size: H', W'.
-
-    after: (scale, noise, bias, act) of `act_forward`, to be done on the result.
-    """
+              out_size: Sequence[int]) -> torch.Tensor | None:
+    """The filter of ops/upfirdn2d.py; None if it is not separable. axes: up, down, before, after; out_size: H', W'."""
     last = is_last(x)
     x = dense(x, last)
     f = f.detach().to(torch.float32)
     f = (torch.outer(f, f) if f.ndim == 1 else f).contiguous()
-    scale, noise, bias, act = (None, None, None, Rectifier(1, 1, None)) if after is None else after
-    scale, noise, bias = _float(scale), _float(noise), _float(bias)
     n, c, height, width = x.shape
     y = new([n, c, *out_size], x, last)
     axes = (ctypes.c_int64 * 10)(width, out_size[1], *axis_x[:3], height, out_size[0], *axis_y[:3])
     done = library().upfirdn2d(
-        x.data_ptr(), y.data_ptr(), f.data_ptr(), *f.shape, flip, gain, n, c, axes, last, after is not None,
-        _pointer(scale), _pointer(noise), _pointer(bias), _noise_stride(noise), act.alpha, act.gain, _limit(act),
-        x.dtype == torch.bfloat16, torch.get_num_threads())
+        x.data_ptr(), y.data_ptr(), f.data_ptr(), *f.shape, flip, gain, n, c, axes, last, x.dtype == torch.bfloat16,
+        torch.get_num_threads())
     return y if done else None
 
 

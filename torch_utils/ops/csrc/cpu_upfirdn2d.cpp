@@ -1,4 +1,4 @@
-// Upsample, filter, downsample with a separable filter: rows first, then columns, and a rectifier at the end if wanted.
+// Upsample, filter, downsample with a separable filter: rows first, then columns.
 
 #include "cpu_common.h"
 
@@ -72,13 +72,10 @@ struct Job {
     Axis x, y;
     std::vector<float> filter_x, filter_y;
     int64_t n, c;
-    const Act* act;  // Null: nothing after the filter.
     int threads;
 
     bool worth_threads() const { return n * c * x.out_size * y.out_size > WORTH_THREADS; }
 };
-
-constexpr Act NO_ACT{nullptr, nullptr, nullptr, 0, 1, 1, 1, -1};
 
 // The last input row that a task reads: the one before it has not read it, where rows are not upsampled.
 template <class T> const T* upcoming(const T* x, const Job& job, const Taps& rows, int64_t task) {
@@ -91,23 +88,15 @@ template <class T> const T* upcoming(const T* x, const Job& job, const Taps& row
 template <class T> void channels_last(const T* x, T* y, const Job& job) {
     const Taps down_rows(job.y, job.filter_y), along(job.x, job.filter_x);
     const int64_t c = job.c, width = job.x.size;
-    const Act& act = job.act ? *job.act : NO_ACT;
-    const float limit = act.limit(), alpha = act.alpha;
     #pragma omp parallel num_threads(job.threads) if (job.worth_threads())
     {
-        std::vector<float> buffer(width * c), slopes(c), offsets(c);
+        std::vector<float> buffer(width * c);
         std::vector<const T*> rows(job.filter_y.size());
         std::vector<const float*> columns(job.filter_x.size());
         float* __restrict line = buffer.data();
-        const float* __restrict slope = slopes.data();
-        const float* __restrict offset = offsets.data();
-        int64_t prepared = -1;
         #pragma omp for schedule(static)
         for (int64_t task = 0; task < job.n * job.y.out_size; task++) {
             const int64_t image = task / job.y.out_size, out_row = task % job.y.out_size;
-            if (image != prepared)
-                for (int64_t i = 0; i < c; i++) slopes[i] = act.slope(image, c, i), offsets[i] = act.offset(i);
-            prepared = image;
             const int64_t taps = down_rows.count(out_row), from = down_rows.start[out_row];
             for (int64_t k = 0; k < taps; k++)
                 rows[k] = x + (image * job.y.size + down_rows.position[from + k]) * width * c;
@@ -122,14 +111,7 @@ template <class T> void channels_last(const T* x, T* y, const Job& job) {
                 const float* weights = along.weight.data() + begin;
                 for (int64_t k = 0; k < number; k++) columns[k] = line + along.position[begin + k] * c;
                 T* __restrict to = y + (image * job.y.out_size * job.x.out_size + pixel) * c;
-                if (job.act) {
-                    const float raised = act.lift(image, pixel);
-                    combine(columns.data(), weights, number, c, [=](int64_t i, float sum) {
-                        to[i] = narrow<T>(rectify(sum * slope[i] + (offset[i] + raised), alpha, limit));
-                    });
-                } else {
-                    combine(columns.data(), weights, number, c, [to](int64_t i, float sum) { to[i] = narrow<T>(sum); });
-                }
+                combine(columns.data(), weights, number, c, [to](int64_t i, float sum) { to[i] = narrow<T>(sum); });
             }
         }
     }
@@ -152,16 +134,12 @@ template <class T> void planes(const T* x, T* y, const Job& job) {
     const Taps down_rows(job.y, job.filter_y);
     const int64_t width = job.x.size, out_width = job.x.out_size;
     const int64_t length = (out_width - 1) * job.x.down + int64_t(job.filter_x.size());
-    const Act& act = job.act ? *job.act : NO_ACT;
-    const float limit = act.limit(), alpha = act.alpha;
     #pragma omp parallel num_threads(job.threads) if (job.worth_threads())
     {
         std::vector<float> row(width), line(length), result(out_width);  // Between upsampled pixels the line stays 0.
         std::vector<const T*> rows(job.filter_y.size());
         #pragma omp for schedule(static)
         for (int64_t plane = 0; plane < job.n * job.c; plane++) {
-            const int64_t image = plane / job.c, channel = plane % job.c;
-            const float slope = act.slope(image, job.c, channel), offset = act.offset(channel);
             for (int64_t out_row = 0; out_row < job.y.out_size; out_row++) {
                 const int64_t taps = down_rows.count(out_row), begin = down_rows.start[out_row];
                 for (int64_t k = 0; k < taps; k++)
@@ -176,14 +154,8 @@ template <class T> void planes(const T* x, T* y, const Job& job) {
                 if (job.x.down == 1) filter_line<1>(line.data(), job.filter_x, 1, result.data(), out_width);
                 else if (job.x.down == 2) filter_line<2>(line.data(), job.filter_x, 2, result.data(), out_width);
                 else filter_line<0>(line.data(), job.filter_x, job.x.down, result.data(), out_width);
-                const int64_t first = out_row * out_width;
-                T* __restrict to = y + plane * job.y.out_size * out_width + first;
-                const float* __restrict sum = result.data();
-                if (job.act)
-                    for (int64_t i = 0; i < out_width; i++)
-                        to[i] = narrow<T>(rectify(sum[i] * slope + (offset + act.lift(image, first + i)), alpha, limit));
-                else
-                    for (int64_t i = 0; i < out_width; i++) to[i] = narrow<T>(sum[i]);
+                T* __restrict to = y + (plane * job.y.out_size + out_row) * out_width;
+                for (int64_t i = 0; i < out_width; i++) to[i] = narrow<T>(result[i]);
             }
         }
     }
@@ -217,15 +189,12 @@ template <class T> void run(const void* x, void* y, const Job& job, bool last) {
 }  // namespace
 
 // f [height, width] correlates as it lies, or with flip convolves. axes: size, out_size, up, down, zeros before, of x
-// and then of y. act: nonzero for the rectifier (see act_forward) after the filter. Gives 0, and does nothing, if f is
-// not separable.
+// and then of y. Gives 0, and does nothing, if f is not separable.
 extern "C" int64_t upfirdn2d(const void* x, void* y, const float* f, int64_t height, int64_t width, int64_t flip,
-                             float gain, int64_t n, int64_t c, const int64_t* axes, int64_t last, int64_t act,
-                             const float* scale, const float* noise, const float* bias, int64_t noise_stride,
-                             float alpha, float act_gain, float clamp, int64_t half, int64_t threads) {
-    const Act after{scale, noise, bias, noise_stride, 1.0f, alpha, act_gain, clamp};
+                             float gain, int64_t n, int64_t c, const int64_t* axes, int64_t last, int64_t half,
+                             int64_t threads) {
     Job job{{axes[0], axes[1], axes[2], axes[3], axes[4]}, {axes[5], axes[6], axes[7], axes[8], axes[9]}, {}, {}, n, c,
-            act ? &after : nullptr, int(threads)};
+            int(threads)};
     if (!separate(f, height, width, flip, gain, job)) return 0;
     if (half) run<bf16>(x, y, job, last);
     else run<float>(x, y, job, last);
