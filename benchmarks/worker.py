@@ -34,7 +34,8 @@ class Worker:
         root: Folder that dnnlib, torch_utils and training come from.
         weights: File to write the initial weights to; a host reads them from there, so this project comes first.
         device, resolution, channel_base, channel_max, batch, latent: What to build.
-        precision: fp32; fp16, in the highest resolutions (CUDA only), as both code bases train by default.
+        precision: fp32; fp16, in the highest resolutions (CUDA only), as both code bases train by default; bf16, which
+            the original hasn't: it takes fp16 on CUDA, else fp32.
         first: whether to write the weights.
         tf32: whether this project may round the factors of float32 products. The original may not.
     """
@@ -48,7 +49,7 @@ class Worker:
         half = self.device.type == 'cuda' and precision != 'fp32'
         self.precision = dict(num_fp16_res=4, conv_clamp=256) if half else dict(num_fp16_res=0, conv_clamp=None)
         self.missing: dict[str, str] = {}  # Work that this code base can't do, and why.
-        self._set_up_torch()
+        self._set_up_torch(precision)
         torch.manual_seed(0)
         self.nets = self._networks()
         self._exchange_weights(weights)
@@ -60,9 +61,14 @@ class Worker:
     # -----------------------------------------------------------------------------------------------------------------
     # Set up
 
-    def _set_up_torch(self) -> None:
+    def _set_up_torch(self, precision: str) -> None:
         """The same switches on both sides: those that the training loops set."""
         import torch
+
+        if not self.is_host:
+            from torch_utils import precision as choices
+
+            choices.choose(precision)
 
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = self.tf32

@@ -418,6 +418,14 @@ def _memory_format(x: torch.Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.preserve_format
 
 
+def _layer_dtype(device: torch.device, use_fp16: bool, resolution: int) -> torch.dtype:
+    """As this process has chosen; where a host knows no choice float16 is for CUDA, and the network says where."""
+    chosen = getattr(bias_act, 'layer_dtype', None)
+    if chosen is not None:
+        return chosen(device, use_fp16, resolution)
+    return torch.float16 if use_fp16 and device.type == 'cuda' else torch.float32
+
+
 @persistence.persistent_class
 class EncoderBlock(torch.nn.Module):
     """Residual block that halves the resolution, of the discriminator's kind: [N, in, R, R] → [N, out, R/2, R/2]."""
@@ -432,7 +440,7 @@ class EncoderBlock(torch.nn.Module):
         self.skip = Conv(in_channels, out_channels, 1, bias=False, down=2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x.to(torch.float16 if self.use_fp16 and x.is_cuda else torch.float32, memory_format=_memory_format(x))
+        x = x.to(_layer_dtype(x.device, self.use_fp16, x.shape[2]), memory_format=_memory_format(x))
         return self.conv1(self.conv0(x), gain=math.sqrt(0.5)) + self.skip(x, gain=math.sqrt(0.5))
 
 
@@ -599,6 +607,9 @@ class Encoder(torch.nn.Module):
         return self.combine(x)
 
     def _trunk(self, x: torch.Tensor) -> torch.Tensor:
+        dtype = _layer_dtype(x.device, False, x.shape[2])  # The stem was never made for float16.
+        if self.arch == 'resnet' and dtype != torch.float32:
+            x = x.to(dtype, memory_format=_memory_format(x))
         x = self.stem(x)
         if self.arch == 'paper':
             x = _lrelu(self.norm(x))

@@ -28,10 +28,11 @@ def build(architecture: str) -> tuple[torch.nn.Module, torch.nn.Module]:
     return G, D
 
 
-def gradients(nets: tuple[torch.nn.Module, torch.nn.Module], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def gradients(nets: tuple[torch.nn.Module, torch.nn.Module], dtype: torch.dtype,
+              seed: int = 1) -> dict[str, torch.Tensor]:
     """Of every parameter in every phase, in float64. Noise is drawn in float32 whatever the type."""
     G, D = (net.to(dtype) for net in nets)
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
     z, img = (torch.randn(shape, generator=generator).to(dtype) for shape in ([4, 16], [4, 3, 16, 16]))
     loss = StyleGAN2Loss(torch.device('cpu'), G.mapping, G.synthesis, D, r1_gamma=1, style_mixing_prob=0)
     loss.pl_mean = loss.pl_mean.to(dtype)

@@ -178,7 +178,7 @@ def test_half_precision_is_left_to_cuda() -> None:
     z, _ = make_inputs(2)
     img, want = (G(z, None, noise_mode='const') for G in (half, full))
     torch.testing.assert_close(img, want, rtol=1e-5, atol=1e-6)
-    assert networks._format(torch.device('cuda'), True, False)['dtype'] == torch.float16
+    assert networks._layer_dtype(torch.device('cuda'), True, 8) == torch.float16
 
 
 def test_memory_format_changes_no_number() -> None:

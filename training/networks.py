@@ -52,14 +52,22 @@ def _summary(module: torch.nn.Module, *names: str) -> str:
     return ', '.join(f'{name}={getattr(module, name)}' for name in names)
 
 
-def _format(device: torch.device, half: bool, channels_last: bool) -> dict[str, Any]:
-    """Arguments of `Tensor.to` for a block's inputs.
-
-    Half precision is for CUDA alone, elsewhere it is emulated and slow.
-    """
-    dtype = torch.float16 if half and device.type == 'cuda' else torch.float32
-    last = channels_last or _faster_last(device)
+def _format(block: Any, device: torch.device, force_fp32: bool) -> dict[str, Any]:
+    """Arguments of `Tensor.to` for the inputs of a block."""
+    dtype = torch.float32 if force_fp32 else _layer_dtype(device, block.use_fp16, block.resolution)
+    last = block.channels_last or _faster_last(device)
     return {'dtype': dtype, 'memory_format': torch.channels_last if last else torch.contiguous_format}
+
+
+def _layer_dtype(device: torch.device, use_fp16: bool, resolution: int) -> torch.dtype:
+    """As this process has chosen; where a host knows no choice half precision is for CUDA, and the network says where.
+
+    Nothing of a choice is kept in the network, which goes to other processes and hosts.
+    """
+    chosen = getattr(bias_act, 'layer_dtype', None)
+    if chosen is not None:
+        return chosen(device, use_fp16, resolution)
+    return torch.float16 if use_fp16 and device.type == 'cuda' else torch.float32
 
 
 def _faster_last(device: torch.device) -> bool:
@@ -522,7 +530,7 @@ class SynthesisBlock(torch.nn.Module):
         **layer_kwargs: Any,  # noise_mode.
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         _expect('ws', ws, self.num_conv + self.num_torgb, self.w_dim)
-        form = _format(ws.device, self.use_fp16 and not force_fp32, self.channels_last)
+        form = _format(self, ws.device, force_fp32)
         styles = ws.unbind(dim=1)
         if self.in_channels == 0:
             constant = self.const.unsqueeze(0).to(**form)
@@ -702,7 +710,7 @@ class DiscriminatorBlock(torch.nn.Module):
         force_fp32: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         size = self.resolution
-        form = _format(self.resample_filter.device, self.use_fp16 and not force_fp32, self.channels_last)
+        form = _format(self, self.resample_filter.device, force_fp32)
         if x is not None:
             x = _expect('x', x, self.in_channels, size, size).to(**form)
         if self.in_channels == 0 or self.architecture == 'skip':

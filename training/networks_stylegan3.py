@@ -421,9 +421,12 @@ class SynthesisLayer(torch.nn.Module):
         styles = self.affine(_expect('w', w, self.w_dim))
         if self.is_torgb:
             styles = styles / math.sqrt(self.in_channels * self.conv_kernel**2)
-        half = self.use_fp16 and not force_fp32 and x.device.type == 'cuda'
+        # As this process has chosen; where a host knows no choice half precision is for CUDA.
+        chosen = getattr(bias_act, 'layer_dtype', None)
+        half = torch.float16 if self.use_fp16 and x.device.type == 'cuda' else torch.float32
+        dtype = half if chosen is None else chosen(x.device, self.use_fp16, min(self.in_size))
         y = modulated_conv2d(
-            x.to(torch.float16 if half else torch.float32), self.weight, styles, demodulate=not self.is_torgb,
+            x.to(torch.float32 if force_fp32 else dtype), self.weight, styles, demodulate=not self.is_torgb,
             padding=self.conv_kernel - 1, input_gain=self.magnitude_ema.rsqrt(), bias=self.bias)
         gain, slope = (1.0, 1.0) if self.is_torgb else (math.sqrt(2), 0.2)
         return filtered_lrelu.filtered_lrelu(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from torch_utils import precision
 from torch_utils.ops import cpu_kernels
 from torch_utils.ops.asked import is_asked
 from torch_utils.ops.cpu_kernels import Rectifier
@@ -38,6 +39,9 @@ activation_funcs: dict[str, Activation] = {
     'softplus': Activation(lambda x, alpha: functional.softplus(x)),
     'swish': Activation(lambda x, alpha: functional.silu(x), sqrt(2)),
 }
+
+# Networks look for it here: they run on hosts whose torch_utils has no such module, too.
+layer_dtype = precision.layer_dtype
 
 IDENTITY = Rectifier(1.0, 1.0, None)
 

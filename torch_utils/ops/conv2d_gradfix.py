@@ -18,6 +18,7 @@ from torch_utils.ops import amx_conv
 from torch_utils.ops.asked import is_asked
 
 enabled = False  # Host's switch. Both values select the same operators.
+TYPES = (torch.float32, torch.bfloat16)  # Of the operators below.
 weight_gradients_disabled = False  # True inside no_weight_gradients(); for code that looks at it.
 
 
@@ -40,7 +41,7 @@ def conv2d(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
            padding: Any = 0, dilation: Any = 1, groups: int = 1) -> torch.Tensor:
     """`torch.nn.functional.conv2d`: NCHW input, [out, in / groups, height, width] weight."""
     geometry = _geometry(stride, padding, dilation, groups)
-    if geometry is None or not _plain(input, weight) or not _pays(_out_pixels(input, weight, geometry), weight):
+    if geometry is None or not _plain(input, weight) or not _ours(_out_pixels(input, weight, geometry), weight):
         return functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
     y = _Conv.apply(input, weight, geometry)
     return y if bias is None else y + bias[:, None, None]
@@ -50,7 +51,7 @@ def conv_transpose2d(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tens
                      padding: Any = 0, output_padding: Any = 0, groups: int = 1, dilation: Any = 1) -> torch.Tensor:
     """`torch.nn.functional.conv_transpose2d`: NCHW input, [in, out / groups, height, width] weight."""
     geometry, extra = _geometry(stride, padding, dilation, groups), _pair(output_padding)
-    if geometry is None or not _plain(input, weight) or not _pays(_pixels(input), weight):
+    if geometry is None or not _plain(input, weight) or not _ours(_pixels(input), weight):
         return functional.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
     y = _ConvTranspose.apply(input, weight, geometry, extra)
     return y if bias is None else y + bias[:, None, None]
@@ -80,10 +81,10 @@ def _geometry(stride: Any, padding: Any, dilation: Any, groups: int) -> _Geometr
 def _plain(x: torch.Tensor, w: torch.Tensor) -> bool:
     """Whether these are numbers in a CPU's memory, and nobody records or transforms what is done with them."""
     return (
-        x.dtype == w.dtype == torch.float32 and x.device.type == w.device.type == 'cpu' and x.ndim == w.ndim == 4
+        x.dtype == w.dtype in TYPES and x.device.type == w.device.type == 'cpu' and x.ndim == w.ndim == 4
         and all(type(t) in (torch.Tensor, torch.nn.Parameter) for t in (x, w))
         and not (torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.is_autocast_enabled('cpu'))
-        and torch._C._functorch.peek_interpreter_stack() is None and amx_conv.available()
+        and torch._C._functorch.peek_interpreter_stack() is None
     )
 
 
@@ -97,11 +98,22 @@ def _out_pixels(x: torch.Tensor, w: torch.Tensor, geometry: _Geometry) -> int:
     return x.shape[0] * height * width if min(height, width) > 0 and x.shape[1] == w.shape[1] else 0
 
 
+def _ours(pixels: int, w: torch.Tensor) -> bool:
+    """Whether the operators below are ahead of PyTorch's own, of a result of so many pixels; 0: there can be none.
+
+    In bfloat16 they are, by the same kernels: the double backward that PyTorch makes of a convolution takes weights'
+    gradients for images and is several times slower.
+    """
+    return pixels > 0 if w.dtype == torch.bfloat16 else _pays(pixels, w)
+
+
 def _pays(pixels: int, w: torch.Tensor, gradient: bool = False) -> bool:
     """Whether the kernels are ahead of PyTorch's, as measured: `pixels` are those on the smaller side of a stride.
 
     A kernel of one pixel does too little with what is read, above all for the weight's gradient.
     """
+    if w.dtype != torch.float32 or not amx_conv.available():
+        return False
     fewest = 32 if w.shape[2] * w.shape[3] > 1 else 256 if gradient else 128
     return pixels >= 64 and min(w.shape[0], w.shape[1]) >= fewest
 
