@@ -101,7 +101,7 @@ MOST_AT_ONCE = 64
 PIXELS_AT_ONCE = 2**22
 
 
-MOST_CHECKED = 50  # The check of an image costs as much as twenty inversions: of many images it takes a sample.
+MOST_CHECKED = 16  # The check of an image costs as much as twenty inversions: of many images it takes a sample.
 
 
 def open_cropper(
@@ -134,10 +134,23 @@ class Cropper:
         self.gains: dict[str, float] = {}
 
     def __call__(self, target: Target) -> LoadedImage:
+        return self.crop(target, self.read(target))
+
+    def wants_full(self, target: Target) -> bool:
+        """Whether it looks at the whole picture, which may be many times as large as the crop."""
+        return self.aligner is not None or target.name in self.checked
+
+    def read(self, target: Target) -> LoadedImage:
+        """What `crop` needs of a file; may be called in any thread."""
+        if self.wants_full(target):
+            return target.read_full()
+        return target.read(self.G.img_resolution, self.G.img_channels)
+
+    def crop(self, target: Target, found: LoadedImage) -> LoadedImage:
+        """What was read, as the network takes it; one call at a time, for it may ask the network."""
+        if not self.wants_full(target):
+            return found
         resolution, channels = self.G.img_resolution, self.G.img_channels
-        if self.aligner is None and target.name not in self.checked:
-            return target.read(resolution, channels)
-        found = target.read_full()
         full = with_channels(found.pixels, channels)
         if self.aligner is None:
             loaded = fitted(found, resolution, channels)

@@ -5,6 +5,7 @@ three (RGB). Both formulas are those of StyleGAN's tools, because published FID 
 """
 
 import dataclasses
+import functools
 import io
 import os
 from collections.abc import Sequence
@@ -247,7 +248,7 @@ def side_by_side(images: Sequence[torch.Tensor], captions: Sequence[str] = ()) -
     if not captions:
         return row
     pitch = tiles.shape[3] * factor + 4
-    return torch.cat([_caption_band(row.shape[2], pitch, captions), row], dim=1)
+    return torch.cat([_caption_band(row.shape[2], pitch, tuple(captions)), row], dim=1)
 
 
 def captioned_grid(images: torch.Tensor, columns: int, captions: Sequence[str]) -> torch.Tensor:
@@ -274,12 +275,13 @@ def interpolation_strips(rows: Sequence[torch.Tensor], captions: Sequence[str] =
     for i, path in enumerate(rows):
         strip = grid(with_channels(path, 3), columns=len(path), magnify=legible_factor(path.shape[2], wanted=64))
         if captions:
-            bands.append(_caption_band(strip.shape[2], strip.shape[2], [captions[i]]))
+            bands.append(_caption_band(strip.shape[2], strip.shape[2], (captions[i],)))
         bands.append(strip)
     return torch.cat(bands, dim=1)
 
 
-def _caption_band(width: int, pitch: int, captions: Sequence[str]) -> torch.Tensor:
+@functools.lru_cache(maxsize=4)  # Of a folder all pictures may have the same.
+def _caption_band(width: int, pitch: int, captions: tuple[str, ...]) -> torch.Tensor:
     """White band [3, CAPTION_HEIGHT, width] with a text at every multiple of `pitch`."""
     band = PIL.Image.new('RGB', (width, CAPTION_HEIGHT), 'white')
     draw = PIL.ImageDraw.Draw(band)

@@ -12,6 +12,7 @@ from lia_plugin.refinement import Settings
 from lia_plugin.tuning import TuneSettings
 
 PERCEP_WEIGHTS = {'disc': 0.1, 'vgg16': 0.8, 'vgg16-conv4_3': 5e-5, 'none': 0.0}
+TUNE_BATCH = 8  # Here it is no matter of memory alone: steps are of so many images.
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class InvertOptions:
     targets: tuple[str, ...]
     outdir: str = 'out'
     trunc: float = 1.0
-    batch: int = 8
+    batch: int | None = None  # None = as many as fit into memory.
     device: str | None = None
     seed: int = 0
     noise_mode: str = 'const'
@@ -156,7 +157,7 @@ class InvertOptions:
             return None
         return TuneSettings(
             steps=self.tune, lr=self.tune_lr or TuneSettings().lr, percep_weight=self._percep_weight(percep),
-            batch=self.batch, seed=self.seed,
+            batch=self.batch or TUNE_BATCH, seed=self.seed,
         )  # fmt: skip
 
     def _percep_weight(self, percep: str) -> float:

@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import click
 import torch
 
-from lia_plugin import calibration, cropping, delta, host, inversion, perceptual, results, spaces, tuning, video
+from lia_plugin import (
+    calibration,
+    cropping,
+    delta,
+    host,
+    inversion,
+    memory,
+    perceptual,
+    results,
+    spaces,
+    tuning,
+    video,
+)  # fmt: skip
 from lia_plugin.initial_codes import StartingPoint, layered, read_codes
 from lia_plugin.invert_options import InvertOptions
 from lia_plugin.inverter import Inverter
 from lia_plugin.network_hash import generator_hash
 from lia_plugin.target_batches import Group, Progress, read_batches, stack_images
 from lia_plugin.targets import Target
+
+CROPS = 8  # Crops of one picture that are judged at once, at least, where --batch says nothing.
 
 
 class Done(NamedTuple):
@@ -118,7 +133,7 @@ class Job:
         if asked.save_video not in (None, 'auto'):
             video.check_format(asked.save_video)
         self.cropper = cropping.open_cropper(
-            self.G, self.labels, asked.align, asked.checks_alignment(self.G), asked.batch, items)
+            self.G, self.labels, asked.align, asked.checks_alignment(self.G), asked.batch or CROPS, items)
         self.settings = asked.refine_settings(space, self.percep_name, self.start)
         self.tune_settings = asked.tune_settings(self.percep_name)
         self.inverter = Inverter(
@@ -153,24 +168,63 @@ class Job:
         """Inverts all images and writes what comes of it."""
         torch.manual_seed(self.asked.seed)
         kept = []
-        with Progress(len(self.items), self.asked.refine) as progress:
-            for group in read_batches(self.items, self.asked.batch, self.cropper, self.writer, progress):
-                done = self._invert(group, progress)
-                if self.tune_settings is None:
-                    self.writer.add(done.group, done.result, done.c)
-                else:
-                    kept.append(done)
-        if kept:
-            self._tune(kept)
+        self.batch = self._set_up()
+        with self.writer, Progress(len(self.items), self.asked.refine) as progress:
+            for group in read_batches(self.items, self.batch, self.cropper, self.writer, progress):
+                for done in self._in_parts(group, progress):
+                    if self.tune_settings is None:
+                        self.writer.add(done.group, done.result, done.c)
+                    else:
+                        kept.append(done)
+            if kept:
+                self._tune(kept)
+
+    def _set_up(self) -> int:
+        """Passes one image through the networks. Gives the number of images at once: as asked for, or as fit."""
+        img = torch.zeros([1, self.G.img_channels, self.G.img_resolution, self.G.img_resolution], device=self.device)
+        name = self.items[0].name
+        c = None if self.labels is None else self.labels[name][None].to(self.device)
+        count = len(self.items)
+        try:
+            if self.asked.batch is None and count > 1:
+                work = functools.partial(self.inverter.rehearse, img, c, [name])
+                return min(memory.batch_size(self.device, work), count)
+            self.inverter.rehearse(img, c, [name], steps=0)
+        except Exception as error:
+            if memory.is_out_of_memory(error):
+                raise self._no_memory() from error
+            raise
+        return self.asked.batch or 1
+
+    def _no_memory(self) -> Exception:
+        return host.UserError(f'{self.asked.network}: not enough memory on {self.device} for one image')
+
+    def _in_parts(self, group: Group, progress: Progress) -> Iterator[Done]:
+        """Inverts a group, in smaller ones where memory is not enough for it. The next groups are told so, too."""
+        first = 0
+        while first < len(group):
+            part = group[first : first + self.batch]
+            try:
+                done = self._invert(part, progress)
+            except Exception as error:
+                if not memory.is_out_of_memory(error):
+                    raise
+                if len(part) == 1:
+                    raise self._no_memory() from error
+                self.batch = len(part) // 2
+            else:
+                first += len(part)
+                yield done
+                continue
+            memory.release(self.device)  # Out of `except`, whose error holds what there was.
+            click.echo(f'not enough memory on {self.device} for {len(part)} images at once; going on with {self.batch}',
+                       err=True)  # fmt: skip
 
     def _invert(self, group: Group, progress: Progress) -> Done:
         img = stack_images(group).to(self.device)
         names = [target.name for target, _ in group]
         c = None if self.labels is None else torch.stack([self.labels[name] for name in names])
         there = None if c is None else c.to(self.device)
-        if not progress.started:
-            # The first pass through a network sets things up; it would spoil the timing.
-            self.inverter.start(img[:1], None if there is None else there[:1], names[:1])
         recorder = video.Recorder(img, self.asked.refine or 0) if self.asked.save_video else None
 
         def callback(step: int, losses: torch.Tensor, recon: torch.Tensor) -> None:
@@ -238,7 +292,7 @@ class Job:
         if asked.optimises:
             facts['percep'] = self.percep_name
         if self.settings is not None:
-            facts['refine'] = {**dataclasses.asdict(self.settings), 'batch': asked.batch}
+            facts['refine'] = {**dataclasses.asdict(self.settings), 'batch': self.batch}
         if self.tune_settings is not None:
             facts['tune'] = {**dataclasses.asdict(self.tune_settings), 'file': self.tuned_name()}
         if asked.delta is not None:

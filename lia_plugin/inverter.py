@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +60,19 @@ class Inverter:
             figures['ms'] = start.figures['ms']
         figures.update(end.figures, seconds=[seconds] * len(img))
         return end._replace(figures=figures, noise=found.noise, earlier=(start.recon,))
+
+    def rehearse(self, img: torch.Tensor, c: torch.Tensor | None, names: Sequence[str], steps: int = 1) -> None:
+        """Does once, with so many steps, what is to be done; the random state stays as it was.
+
+        The first pass through a network sets things up, and would spoil its timing.
+        """
+        with torch.random.fork_rng(devices=[img.device] if img.device.type == 'cuda' else []):
+            if self.settings is None or steps == 0:
+                self.start(img, c, names)
+            else:
+                short = copy.copy(self)
+                short.settings = dataclasses.replace(self.settings, steps=steps)
+                short(img, c, names)
 
     def start(self, img: torch.Tensor, c: torch.Tensor | None, names: Sequence[str]) -> InvertedBatch:
         """The images by the codes that a refinement starts from."""

@@ -23,6 +23,19 @@ class FiniteRange(click.FloatRange):
         return number
 
 
+class Batch(click.ParamType):
+    """A whole number from 1 on, or 'auto' -> None."""
+
+    name = 'N|auto'
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        if value == 'auto' or isinstance(value, int):
+            return None if value == 'auto' else value
+        if not value.isdecimal() or int(value) < 1:
+            self.fail(f"{value!r} is neither 'auto' nor a whole number from 1 on", param, ctx)
+        return int(value)
+
+
 class Pair(click.ParamType):
     """Two whole numbers from 1 on, as '4x3' -> (4, 3): columns and rows."""
 

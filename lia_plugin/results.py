@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Mapping, Sequence
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 
 from lia_plugin import page
 from lia_plugin.alignment_search import FAR_GAIN
+from lia_plugin.background import Background
 from lia_plugin.host import atomic_write
 from lia_plugin.images import LoadedImage, reconstruction_rows, save_png, side_by_side, to_uint8
 from lia_plugin.inversion import ALL_UNITS, InvertedBatch, mean_figures
@@ -46,6 +49,8 @@ ENTRY_UNITS = {  # Of what stands beside an image's figures and has no mean.
 CAPTIONS = ('original', 'reconstruction')
 MAX_TABLE_ROWS = 50
 MAX_SHOWN = 64  # Images on the page and in the grid.
+WRITERS = 8  # Threads; they wait for the disk as much as they compress, so that few cores are no reason for fewer.
+MAX_WAITING = 64  # Files in memory that are not written yet.
 
 
 class Picture(NamedTuple):
@@ -81,12 +86,6 @@ def save_json(path: str, content: Mapping[str, Any]) -> None:
     text = json.dumps(finite(content), indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_write(path) as file:
         file.write(text.encode('utf-8', errors='backslashreplace') + b'\n')
-
-
-def save_picture(outdir: str, picture: Picture, captions: Sequence[str]) -> None:
-    """NAME_recon.png and NAME_side.png (original | reconstruction, with the stages between if there are any)."""
-    save_png(picture.recon, os.path.join(outdir, f'{picture.name}_recon.png'))
-    save_png(_side(picture, captions), os.path.join(outdir, f'{picture.name}_side.png'))
 
 
 def _side(picture: Picture, captions: Sequence[str]) -> torch.Tensor:
@@ -148,6 +147,10 @@ def save_overview(
 class InversionWriter:
     """Writes each batch as it comes, and what is about all of them at the end. Creates the folder with the first image.
 
+    Files of single images, NAME_recon.png, NAME_side.png (original | reconstruction, with the stages between if there
+    are any) and latents, are compressed and written in threads; a context, at whose end they are there. The first error
+    of one is raised by a later call, or then.
+
     One image's latents go to projected_w.npz; of several, to NAME.npz each, and to latents.npz together. Labels stand
     there as `c` [N, c_dim], where each crop lies as placement.KEY (`placement.to_arrays`), and
     whose codes they are as `network_hash` (`generator_hash`). Noise maps that are an image's own stand in its file as
@@ -168,6 +171,15 @@ class InversionWriter:
         self.pictures: list[Picture] = []
         self.latents: list[dict[str, torch.Tensor]] = []
         self.placements: list[Placement | None] = []
+        self.background = Background(WRITERS, MAX_WAITING)
+
+    def __enter__(self) -> InversionWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.background.__exit__(kind, error, where)
 
     def fail(self, target: Target, reason: str) -> None:
         """Counts an image that could not be used."""
@@ -192,17 +204,24 @@ class InversionWriter:
             entry = {'image': target.name, 'source': target.label, 'changes': list(loaded.notes), 'placement': where}
             self.entries.append({**entry, **row})
             picture = Picture(target.name, loaded.pixels, tuple(stage[i] for stage in earlier), recons[i])
-            save_picture(self.outdir, picture, self.captions)
+            self._save_picture(picture)
             if len(self.pictures) < MAX_SHOWN:
                 self.pictures.append(picture)
             latent_file = 'projected_w.npz' if self.single else f'{target.name}.npz'
             own = {name: value[i : i + 1] for name, value in {**latents, **noise}.items()}
-            save_latents(os.path.join(self.outdir, latent_file), own, **self.told,
-                         **to_arrays([loaded.placement]))
+            more = {**self.told, **to_arrays([loaded.placement])}
+            self.background.do(functools.partial(save_latents, **more), os.path.join(self.outdir, latent_file), own)
             self.placements.append(loaded.placement)
+
+    def _save_picture(self, picture: Picture) -> None:
+        # Threads get finished pixels: PyTorch's operators would start threads of their own in each of them.
+        shown = {'recon': picture.recon, 'side': _side(picture, self.captions)}
+        for what, img in shown.items():
+            self.background.do(save_png, img, os.path.join(self.outdir, f'{picture.name}_{what}.png'))
 
     def finish(self, settings: Mapping[str, Any]) -> None:
         """Writes results.json and, for several images, latents.npz, grid.png and index.html."""
+        self.background.finish()  # What is about all images says that they are there.
         content = {
             **settings,
             'n': len(self.rows),

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import click
 import torch
 
 from lia_plugin import host, results
+from lia_plugin.background import ahead
+from lia_plugin.cropping import Cropper
 from lia_plugin.images import LoadedImage, to_float
 from lia_plugin.targets import Target
 
+READERS = 4  # Threads that decode; Pillow lets others run meanwhile.
+MAX_FULL = 8  # Whole pictures in memory: a photograph of twelve megapixels has 36 MB.
 MAX_NOTES = 5  # So many images that had to be fitted are named on the screen; all are in results.json.
 
 Group = list[tuple[Target, LoadedImage]]
@@ -51,18 +55,18 @@ class Progress:
 
 
 def read_batches(
-    items: Sequence[Target], batch: int, read: Callable[[Target], LoadedImage], writer: results.InversionWriter,
-    progress: Progress,
+    items: Sequence[Target], batch: int, cropper: Cropper, writer: results.InversionWriter, progress: Progress,
 ) -> Iterator[Group]:
-    """Readable images in groups, each as `read` fits it to the network.
+    """Readable images in groups, each as the cropper fits it to the network; the next ones are decoded meanwhile.
 
     Unreadable ones go to the writer's failures, and to stderr by name.
     """
     group: Group = []
     noted = 0
-    for target in items:
+    early = min(2 * batch, MAX_FULL) if any(map(cropper.wants_full, items)) else 2 * batch
+    for target, reading in ahead(cropper.read, items, READERS, early):
         try:
-            loaded = read(target)
+            loaded = cropper.crop(target, reading.result())
         except host.UserError as error:
             writer.fail(target, str(error))
             progress.finished += 1

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from lia_plugin.background import Background
+from lia_plugin.background import Background, ahead
 
 
 def test_one_thread_keeps_the_order_and_all_is_done_at_the_end() -> None:
@@ -45,3 +45,35 @@ def test_after_an_error_of_the_block_the_rest_is_dropped() -> None:
             background.do(done.append, i)
         raise KeyError
     assert not done
+
+
+def test_ahead_keeps_the_order_and_the_errors_and_its_limit() -> None:
+    begun: list[int] = []
+
+    def call(i: int) -> int:
+        begun.append(i)
+        time.sleep(0.002 * (i % 3))
+        if i == 4:
+            raise KeyError(i)
+        return i * i
+
+    results = []
+    for i, future in ahead(call, range(12), threads=3, most_waiting=4):
+        assert max(begun, default=0) <= i + 4, 'no more than so many early'
+        results.append((i, None if i == 4 and isinstance(future.exception(), KeyError) else future.result()))
+    assert results == [(i, None if i == 4 else i * i) for i in range(12)]
+
+
+def test_who_stops_asking_drops_what_waits() -> None:
+    begun: list[int] = []
+
+    def call(i: int) -> None:
+        begun.append(i)
+        time.sleep(0.05)
+
+    for i, _future in ahead(call, range(100), threads=1, most_waiting=10):
+        assert i == 0
+        break
+    count = len(begun)
+    time.sleep(0.1)
+    assert len(begun) == count < 10

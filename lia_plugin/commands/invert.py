@@ -26,7 +26,8 @@ def parse_finite(ctx: click.Context, param: click.Parameter, value: float) -> fl
               help='Image, folder, pattern or zip; may be given several times. Of a folder, --outdir in it is left out')
 @click.option('--outdir', default='out', metavar='DIR', help='Where to write')
 @click.option('--trunc', type=float, default=1.0, callback=parse_finite, help='Truncation psi of the reconstruction')
-@click.option('--batch', type=click.IntRange(min=1), default=8, help='Images at once, also in optimisations')
+@click.option('--batch', type=params.Batch(), default='auto',
+              help='Images at once, also in optimisations; auto = as many as fit into memory, and for --tune 8')
 @click.option('--device', metavar='NAME', help='cpu, cuda, cuda:1, mps …  [default: the best there is]')
 @click.option('--seed', type=click.IntRange(min=0), default=0, help='Random seed, for --noise-mode=random and --tune')
 @click.option('--noise-mode', type=click.Choice(['const', 'random', 'none']), default='const', help="The layers' noise")
@@ -42,7 +43,7 @@ def parse_finite(ctx: click.Context, param: click.Parameter, value: float) -> fl
                    "CSV file, in NAME.npy or NAME.txt 'beside' each image, or by a detector, lia-plugin[align]. "
                    "'search' takes the crop that the network draws best, of anything  [default: the centre]")
 @click.option('--check-alignment/--no-check-alignment', default=True,
-              help='Say so if a centre crop looks far from what the network was trained on; of more than 50 images '
+              help='Say so if a centre crop looks far from what the network was trained on; of more than 16 images '
                    'a sample is looked at')
 # Refinement of codes.
 @click.option('--space', type=click.Choice(['y', 'y+', 'z']),

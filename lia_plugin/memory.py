@@ -1,0 +1,136 @@
+"""How many images at once fit into a device's memory: what is free, and what work on one image takes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+# Images at once that are enough: a GPU is busy with so many, and a CPU's caches hold no more.
+MOST = {'cuda': 64, 'mps': 16, 'cpu': 8}
+SHARE = 0.7  # Of the free memory: allocators leave gaps, convolutions need workspaces, and others want some, too.
+MOST_CGROUP_BYTES = 1 << 60  # No limit is written as a huge number.
+
+
+def batch_size(device: torch.device, work: Callable[[], object], most: int | None = None) -> int:
+    """How many images at once fit into the free memory, if `work` does with one image what is to be done.
+
+    most: Not more than so many; None = as many as make the device work well.
+    """
+    most = MOST.get(device.type, MOST['cpu']) if most is None else most
+    cost = peak_bytes(work, device)
+    return max(1, min(most, int(SHARE * free_bytes(device)) // max(cost, 1)))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device's memory was not enough."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and 'not enough memory' in str(error)  # Of PyTorch's allocator for the CPU.
+
+
+def release(device: torch.device) -> None:
+    """Gives back what allocators keep for later."""
+    if device.type == 'cuda':
+        torch.cuda.empty_cache()
+    elif device.type == 'mps':
+        torch.mps.empty_cache()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is free
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that tensors could take on a device now, without those that others use."""
+    if device.type == 'cuda':
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
+    if device.type == 'mps':
+        return max(0, torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
+    return min([int(psutil.virtual_memory().available), *_cgroup_free()])
+
+
+def _cgroup_free() -> list[int]:
+    """What the control groups of this process leave: containers and schedulers limit memory by them."""
+    found = []
+    with contextlib.suppress(OSError), open('/proc/self/cgroup', encoding='ascii') as file:
+        for line in file:
+            _number, controllers, path = line.strip().split(':', 2)
+            if controllers == '':
+                found += _free_along('/sys/fs/cgroup', path, 'memory.max', 'memory.current', 'inactive_file')
+            elif 'memory' in controllers.split(','):
+                found += _free_along('/sys/fs/cgroup/memory', path, 'memory.limit_in_bytes', 'memory.usage_in_bytes',
+                                     'total_inactive_file')  # fmt: skip
+    return found
+
+
+def _free_along(root: str, path: str, limit_file: str, usage_file: str, cache: str) -> list[int]:
+    """Of a group and those above it, as far as they have limits; in a container the path may be its host's."""
+    found = []
+    parts = [part for part in path.split('/') if part]
+    for depth in range(len(parts), -1, -1):
+        folder = os.path.join(root, *parts[:depth])
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            limit = int(_text(folder, limit_file))  # 'max' is no number.
+            if limit < MOST_CGROUP_BYTES:
+                numbers = dict(line.split() for line in _text(folder, 'memory.stat').splitlines())
+                found.append(max(0, limit - int(_text(folder, usage_file)) + int(numbers[cache])))
+    return found
+
+
+def _text(folder: str, name: str) -> str:
+    with open(os.path.join(folder, name), encoding='ascii') as file:
+        return file.read().strip()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What work takes
+
+
+def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
+    """The most bytes that tensors made by `work` have had at a time."""
+    if device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return int(torch.cuda.max_memory_allocated(device)) - before
+    with _Watch() as watch:
+        work()
+    return watch.most
+
+
+class _Watch(TorchDispatchMode):
+    """Adds up the memory of all tensors that operators return, for as long as it lives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.living: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, torch.Tensor) and not func.is_view:
+                self._take(value.untyped_storage())
+        return result
+
+    def _take(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.living:  # An operator in place.
+            return
+        self.living.add(key)
+        self.now += size
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self._drop, key, size)
+
+    def _drop(self, key: int, size: int) -> None:
+        self.living.discard(key)
+        self.now -= size
