@@ -1,5 +1,6 @@
 """The training loop: both stages by class name, exact resumption, several processes, divergence."""
 
+import contextlib
 import functools
 import itertools
 import json
@@ -233,8 +234,9 @@ def test_a_bad_image_met_by_a_worker_is_one_line(faces: str, tmp_path: pathlib.P
     (broken / 'img05.png').write_bytes(data[: len(data) // 2])
     args = EasyDict(rank=0, num_gpus=1, random_seed=0, batch_size=4, device=torch.device('cpu'))
     args.data_loader_kwargs = dict(num_workers=1)
-    with pytest.raises(UserError) as caught:
-        list(itertools.islice(_batches(args, ImageFolderDataset(str(broken)), 0), 6))
+    batches = _batches(args, ImageFolderDataset(str(broken)), 0)
+    with contextlib.closing(batches), pytest.raises(UserError) as caught:
+        list(itertools.islice(batches, 6))
     assert 'img05.png' in str(caught.value) and '\n' not in str(caught.value)
 
 

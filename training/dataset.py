@@ -2,14 +2,15 @@
 
 import math
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from dnnlib.util import EasyDict, UserError
-from training.image_archive import ImageArchive
-from training.image_decode import decode_image
+from training import image_cache
+from training.image_reader import ImageReader
 
 
 def split_indices(num_images: int, split: str | None, val_share: float, val_seed: int) -> np.ndarray:
@@ -115,6 +116,11 @@ class Dataset(torch.utils.data.Dataset):
         one_hot[label] = 1
         return one_hot
 
+    def places(self, items: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Of each item: its number among all images (int64), and whether it is shown mirrored (bool)."""
+        chosen = np.asarray(items, dtype=np.int64)
+        return self._indices[chosen], self._flipped[chosen]
+
     def get_details(self, idx: int) -> EasyDict:
         """`raw_idx` among all images, `xflip`, and `raw_label` as stored."""
         raw_idx = int(self._indices[idx])
@@ -183,67 +189,33 @@ class ImageFolderDataset(Dataset):
         name: str | None = None,
         **super_kwargs: Any,
     ) -> None:
-        self._archive = ImageArchive(path)
-        channels, height, width = self._decode(0).shape
-        first = self._archive.where(self._archive.names[0])
-        if height != width:
-            raise UserError(f'{first}: {width}x{height} is not square; use dataset_tool.py --transform=center-crop')
-        if resolution is not None and resolution != height:
-            raise UserError(f'{first}: {width}x{height} pixels, but resolution {resolution} is asked for')
+        self.reader = ImageReader(path, resolution)
         stem = os.path.splitext(os.path.basename(os.path.abspath(path)))[0]
-        shape = [len(self._archive.names), channels, height, width]
+        shape = [len(self.reader.archive.names), *self.reader.image_shape]
         super().__init__(name=name or stem, raw_shape=shape, **super_kwargs)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether items are images of `reader`, mirrored or not, so that others may read them: unless a subclass
+        changes them."""
+        changing = ('__getitem__', '_load_raw_image', 'places')
+        return all(getattr(type(self), name) is getattr(ImageFolderDataset, name) for name in changing)
 
     def image_name(self, idx: int) -> str:
         """File name of item `idx` inside the folder or zip."""
-        return self._archive.names[int(self._indices[idx])]
+        return self.reader.archive.names[int(self._indices[idx])]
 
     def check_headers(self) -> None:
-        """Compares every image's header with the first image: a second where decoding 10,000 images takes many.
-
-        Raises:
-            UserError: An image is empty, transparent, or of another size or number of channels. What headers don't
-                tell (palettes, damage) is met when the image is read.
-        """
-        for name in self._archive.names:
-            header = self._archive.header(name)
-            if header is None:
-                continue
-            channels = self.num_channels if header.channels is None else header.channels
-            self._check_shape(name, (channels, header.height, header.width))
+        """UserError if an image's header doesn't fit the first image; see `ImageReader.check_headers`."""
+        self.reader.check_headers()
 
     def close(self) -> None:
-        if '_archive' in self.__dict__:
-            self._archive.close()
-
-    def _decode(self, raw_idx: int) -> np.ndarray:
-        name = self._archive.names[raw_idx]
-        pixels = decode_image(self._archive.read(name), self._archive.where(name))
-        self._refuse_alpha(name, pixels.shape[2])
-        return pixels.transpose(2, 0, 1)
-
-    def _refuse_alpha(self, name: str, channels: int) -> None:
-        if channels in (2, 4):
-            raise UserError(f'{self._archive.where(name)}: has an alpha channel; '
-                            'flatten the data set with dataset_tool.py --alpha=white|black')
-
-    def _check_shape(self, name: str, shape: tuple[int, ...]) -> None:
-        """UserError unless an image's [channels, height, width] is that of the first."""
-        self._refuse_alpha(name, shape[0])
-        if list(shape) != self.image_shape:
-            option = '--color' if list(shape[1:]) == self.image_shape[1:] else '--resolution'
-            raise UserError(f'{self._archive.where(name)}: {_describe(shape)}, but the first image is '
-                            f'{_describe(self.image_shape)}; make them alike with dataset_tool.py {option}')
+        if 'reader' in self.__dict__:
+            self.reader.archive.close()
 
     def _load_raw_image(self, raw_idx: int) -> np.ndarray:
-        image = self._decode(raw_idx)
-        self._check_shape(self._archive.names[raw_idx], image.shape)
-        return image
+        cache = image_cache.recall(self.reader)
+        return self.reader.read(raw_idx) if cache is None else cache.fetch(raw_idx, self.reader)
 
     def _load_raw_labels(self) -> np.ndarray | None:
-        return self._archive.label_array()
-
-
-def _describe(shape: Any) -> str:
-    channels, height, width = shape
-    return f'{width}x{height} with {channels} channel{"s" if channels > 1 else ""}'
+        return self.reader.archive.label_array()

@@ -39,6 +39,8 @@ class Reporter:
         self.bar: tqdm.tqdm | None = None
         self.stats_file: Any = None
         self.tensorboard: Any = None
+        self.batches: Any = None  # Where the loop gets its images from; tells how long it waited for them.
+        self.waits = Waits()
 
     def start(self, G: torch.nn.Module, G_ema: torch.nn.Module, cur_nimg: int, fresh: bool) -> None:
         """Opens the files, says what is trained; a fresh run also gets its first grids."""
@@ -147,6 +149,9 @@ class Reporter:
         self.tick_end = now
         kimg, seconds = (cur_nimg - self.tick_nimg) / 1e3, now - self.tick_time
         p = float(augment_pipe.p) if augment_pipe is not None else 0.0
+        waited, self.batches.waited = self.batches.waited, 0.0
+        share = training_stats.report('Timing/data_wait', min(waited / max(seconds, 1e-8), 1.0))
+        training_stats.report('Timing/data_wait_sec', waited)
         report = training_stats.report0
         fields = [
             f'tick {report("Progress/tick", tick):<5d}',
@@ -155,6 +160,7 @@ class Reporter:
             f'sec/tick {report("Timing/sec_per_tick", seconds):<7.1f}',
             f'sec/kimg {report("Timing/sec_per_kimg", seconds / max(kimg, 1e-8)):<7.2f}',
             f'maintenance {report("Timing/maintenance_sec", self.maintenance_time):<6.1f}',
+            f'wait {100 * share:.1f}%'.ljust(11),
             f'cpumem {report("Resources/cpu_mem_gb", psutil.Process().memory_info().rss / 2**30):<6.2f}',
             f'gpumem {report("Resources/peak_gpu_mem_gb", _peak_gpu_gb(self.args.device)):<6.2f}',
             f'augment {report("Progress/augment", p):.3f}',
@@ -162,6 +168,9 @@ class Reporter:
         ]
         if self.first:
             tqdm.tqdm.write(' '.join(fields))
+            advice = self.waits.advice(tick, waited, seconds, self.batches)
+            if advice is not None:
+                tqdm.tqdm.write(advice)
             sys.stdout.flush()
 
     def _eta(self, cur_nimg: int, now: float) -> str:
@@ -199,6 +208,28 @@ class Reporter:
         for thing in (self.bar, self.stats_file, self.tensorboard):
             if thing is not None:
                 thing.close()
+
+
+class Waits:
+    """How long the loop waits for images, while that won't end by itself; says once what to do."""
+
+    LIMIT = 0.05  # A share of the time, …
+    LEAST = 5.0  # … and seconds, from which on it is worth a word.
+
+    def __init__(self) -> None:
+        self.waited = self.seconds = 0.0
+        self.said = False
+
+    def advice(self, tick: int, waited: float, seconds: float, batches: Any) -> str | None:
+        """A line after this tick, or None. Tick 0, when all starts, doesn't count."""
+        if tick == 0 or batches.is_filling:
+            return None
+        self.waited, self.seconds = self.waited + waited, self.seconds + seconds
+        share = self.waited / max(self.seconds, 1e-8)
+        if self.said or self.waited < self.LEAST or share < self.LIMIT:
+            return None
+        self.said = True
+        return f'The loop waited {100 * share:.0f} % of its time for images: {batches.remedy()}'
 
 
 def drop_later_ticks(path: str, cur_nimg: int) -> None:

@@ -20,7 +20,7 @@ import torch
 import dnnlib
 import legacy
 from torch_utils import distributed, misc, torchrun, training_stats
-from training import checkpoint, reports
+from training import checkpoint, data_loading, image_cache, reports
 from training.transfer import describe
 
 
@@ -95,6 +95,7 @@ def training_loop(
     snapshot_fns: list[dict[str, Any]] = [],  # noqa: B006  func_name, arguments; get G, run_dir, kimg, device.
     metric_kwargs: dict[str, Any] = {},  # noqa: B006  Further arguments of metric_main.calc_metric.
     trust_pickle: bool = False,  # Run the code inside `resume_pkl`.
+    cache: str | int = 'auto',  # Keep decoded images in memory: 'off', 'auto' = if all fit, or up to so many bytes.
 ) -> str | None:
     """Trains, and gives the path of the last snapshot; None if it was interrupted (the state is saved then).
 
@@ -108,7 +109,7 @@ def training_loop(
     reporter = reports.Reporter(args, training_set)
     batches = _start_or_resume(args, state, training_set, reporter)
 
-    with _interruptible(abort_fn) as interrupted:
+    with _closed_at_end(batches, training_set), _interruptible(abort_fn) as interrupted:
         while True:
             done, aborted = state.cur_nimg >= total_kimg * 1000, interrupted()
             if not done and not aborted:
@@ -228,42 +229,44 @@ def _optimizer(module: torch.nn.Module, kwargs: dict[str, Any]) -> torch.optim.O
 
 def _start_or_resume(
     args: dnnlib.EasyDict, state: State, training_set: Any, reporter: reports.Reporter
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+) -> data_loading.Batches:
     """The stream of batches from where the state stands. Nothing draws random numbers between here and the loop."""
     saved = checkpoint.load(args.resume_state, args.stage) if args.resume_state is not None else None
     if saved is not None:
         state.cur_nimg = saved['progress']['cur_nimg']
     with _no_random_draws(args.device):
+        kept = image_cache.keep(training_set, args.cache, args.rank)
         reporter.start(state.G, state.G_ema, state.cur_nimg, fresh=saved is None)
-        batches = _batches(args, training_set, state.cur_nimg - state.start_nimg)
+        distributed.print0(kept, flush=True)
     if saved is not None:
         checkpoint.restore(saved, state, args.rank, args.device)
         reporter.last_snapshot = saved['last_snapshot']
-    return batches
+    with _no_random_draws(args.device):
+        reporter.batches = _batches(args, training_set, state.cur_nimg - state.start_nimg)
+    return reporter.batches
 
 
-def _batches(args: dnnlib.EasyDict, training_set: Any, shown: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _batches(args: dnnlib.EasyDict, training_set: Any, shown: int) -> data_loading.Batches:
     """Endless (uint8 NCHW, float32 labels) of this rank, after the first `shown` images of all ranks."""
     sampler = misc.InfiniteSampler(
         training_set, rank=args.rank, num_replicas=args.num_gpus, seed=args.random_seed,
         start=shown // args.num_gpus,
     )  # fmt: skip
     kwargs = dict(args.data_loader_kwargs)
-    kwargs.setdefault('pin_memory', args.device.type == 'cuda')
-    if not kwargs.get('num_workers'):
-        kwargs.pop('prefetch_factor', None)
-    loader = torch.utils.data.DataLoader(
-        training_set, sampler=sampler, batch_size=args.batch_size // args.num_gpus, **kwargs
+    workers = kwargs.pop('num_workers', 0)
+    return data_loading.stream(
+        training_set, sampler, args.batch_size // args.num_gpus, args.device, workers, **kwargs
     )
-    return _one_line_errors(iter(loader))
 
 
-def _one_line_errors(batches: Iterator[Any]) -> Iterator[Any]:
-    """Passes batches on; a worker's UserError as the one line that it was."""
+@contextlib.contextmanager
+def _closed_at_end(batches: data_loading.Batches, training_set: Any) -> Iterator[None]:
+    """Neither processes nor images stay behind, whatever ends the loop."""
     try:
-        yield from batches
-    except dnnlib.util.UserError as error:
-        raise dnnlib.util.without_traceback(error) from None
+        yield
+    finally:
+        batches.close()
+        image_cache.release(training_set)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
