@@ -447,6 +447,18 @@ def processes_here(processes: int) -> int:
     return int(os.environ.get('LOCAL_WORLD_SIZE', processes)) if started_by_torchrun() else processes
 
 
+def check_devices(name: str, processes: int) -> str:
+    """The device's name. UserError unless so many processes can use it: as many GPUs as work on this machine."""
+    device = torch.device(name)
+    here = processes_here(processes)
+    if device.type == 'cuda' and processes > 1 and (device.index is not None or here > torch.cuda.device_count()):
+        there = torch.cuda.device_count() if device.index is None else f'{device} alone'
+        raise UserError(f'--gpus: {here} asked for, there is {there}')
+    if device.type == 'mps' and processes > 1:
+        raise UserError('--gpus: one process can use mps; --device=cpu takes several')
+    return name
+
+
 def own_device(device: str, rank: int) -> torch.device:
     """'cuda' → the GPU of the process with this number; any other device is itself."""
     own = torch.device(device)
@@ -554,6 +566,26 @@ def gather_objects(value: Any) -> list[Any]:
     if _is_distributed():
         torch.distributed.all_gather_object(values, value)
     return values
+
+
+def gather_on_first(value: Any) -> list[Any] | None:
+    """Every process's value, in order of rank, in the first one; None in the others."""
+    if not _is_distributed():
+        return [value]
+    values: list[Any] | None = [None] * world_size() if rank() == 0 else None
+    torch.distributed.gather_object(value, values)
+    return values
+
+
+@contextlib.contextmanager
+def first_on_machine() -> Iterator[None]:
+    """One process of each machine goes through the body before the others: it downloads, and they find the file."""
+    here = int(os.environ['LOCAL_RANK']) if started_by_torchrun() else rank()
+    if _is_distributed() and here != 0:
+        torch.distributed.barrier()
+    yield
+    if _is_distributed() and here == 0:
+        torch.distributed.barrier()
 
 
 def loss_must_sync() -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import click
+import numpy as np
 import torch
 
 from lia_plugin import (
@@ -28,6 +29,7 @@ from lia_plugin.initial_codes import StartingPoint, layered, read_codes
 from lia_plugin.invert_options import InvertOptions
 from lia_plugin.inverter import Inverter
 from lia_plugin.network_hash import generator_hash
+from lia_plugin.tally import Tally
 from lia_plugin.target_batches import Group, Progress, read_batches, stack_images
 from lia_plugin.targets import Target
 
@@ -114,8 +116,13 @@ def load_percep(asked: InvertOptions, D: Any, device: torch.device) -> tuple[per
 class Job:
     """One call of the command: everything is loaded and checked by the constructor, `run` does the work."""
 
-    def __init__(self, asked: InvertOptions, items: Sequence[Target], device: torch.device) -> None:
+    def __init__(
+        self, asked: InvertOptions, items: Sequence[Target], device: torch.device, mine: Sequence[int] | None = None
+    ) -> None:
+        """`mine` are places of the items that `run` inverts, where processes share them. None = all."""
         self.asked, self.items, self.device = asked, items, device
+        self.mine = list(items) if mine is None else [items[place] for place in mine]
+        self.kept: list[Done] = []  # What waits for the tuning.
         if asked.tune_save == 'delta' or asked.delta is not None:
             delta.load_safetensors()
         by_encoder = asked.refine is None and asked.init in (None, 'encoder')
@@ -140,7 +147,12 @@ class Job:
             self.G, space, init, self.settings, self.percep, self.lpips,
             load_calibration(asked.calibration_file, asked.network, self.G), asked.trunc, asked.noise_mode,
         )  # fmt: skip
-        self.writer = results.InversionWriter(asked.outdir, len(items) == 1, self.captions(), generator_hash(self.G))
+        self.writer = self.open_writer()
+
+    def open_writer(self) -> results.InversionWriter:
+        """One that knows of no image yet."""
+        single = len(self.items) == 1
+        return results.InversionWriter(self.asked.outdir, single, self.captions(), generator_hash(self.G))
 
     def _read_start(self) -> tuple[str | dict[str, StartingPoint], str]:
         """Where codes start, those of a file by their images' names; and the space that they are looked for in."""
@@ -165,30 +177,32 @@ class Job:
         return [*stages, 'tuned'] if self.asked.tune is not None else stages
 
     def run(self) -> None:
-        """Inverts all images and writes what comes of it."""
-        torch.manual_seed(self.asked.seed)
-        kept = []
+        """Inverts this process's images and writes what comes of it."""
+        self.places = {item.name: i for i, item in enumerate(self.items)}
         self.batch = self._set_up()
-        with self.writer, Progress(len(self.items), self.asked.refine) as progress:
-            for group in read_batches(self.items, self.batch, self.cropper, self.writer, progress):
+        tally = Tally() if host.world_size() > 1 else None
+        with self.writer, Progress(len(self.items), self.asked.refine, tally) as progress:
+            for group in read_batches(self.mine, self.batch, self.cropper, self.writer, progress):
                 for done in self._in_parts(group, progress):
                     if self.tune_settings is None:
                         self.writer.add(done.group, done.result, done.c)
                     else:
-                        kept.append(done)
-            if kept:
-                self._tune(kept)
+                        self.kept.append(done)
+            progress.wait()
+            if tally is None:
+                self.tune(self.kept)
 
     def _set_up(self) -> int:
         """Passes one image through the networks. Gives the number of images at once: as asked for, or as fit."""
         img = torch.zeros([1, self.G.img_channels, self.G.img_resolution, self.G.img_resolution], device=self.device)
         name = self.items[0].name
         c = None if self.labels is None else self.labels[name][None].to(self.device)
-        count = len(self.items)
+        count = len(self.mine)
         try:
             if self.asked.batch is None and count > 1:
                 work = functools.partial(self.inverter.rehearse, img, c, [name])
-                return min(memory.batch_size(self.device, work), count)
+                sharers = host.processes_here(host.world_size()) if self.device.type == 'cpu' else 1
+                return min(memory.batch_size(self.device, work, sharers=sharers), count)
             self.inverter.rehearse(img, c, [name], steps=0)
         except Exception as error:
             if memory.is_out_of_memory(error):
@@ -225,6 +239,9 @@ class Job:
         names = [target.name for target, _ in group]
         c = None if self.labels is None else torch.stack([self.labels[name] for name in names])
         there = None if c is None else c.to(self.device)
+        # By the first image, not by what was drawn before: the same noise whoever inverts the batch.
+        words = np.random.SeedSequence([self.asked.seed, self.places[names[0]]]).generate_state(1)
+        torch.manual_seed(int(words[0]))
         recorder = video.Recorder(img, self.asked.refine or 0) if self.asked.save_video else None
 
         def callback(step: int, losses: torch.Tensor, recon: torch.Tensor) -> None:
@@ -244,8 +261,10 @@ class Job:
         for i, name in enumerate(names):
             video.save_video(os.path.join(self.asked.outdir, f'{name}_refine.{kind}'), recorder.frames(i))
 
-    def _tune(self, kept: Sequence[Done]) -> None:
+    def tune(self, kept: Sequence[Done]) -> None:
         """Tunes the generator for all images, saves it, and writes the images as it draws them."""
+        if not kept:
+            return
         from tqdm import tqdm
 
         assert self.tune_settings is not None, 'or nothing would have been kept'

@@ -19,14 +19,15 @@ SHARE = 0.7  # Of the free memory: allocators leave gaps, convolutions need work
 MOST_CGROUP_BYTES = 1 << 60  # No limit is written as a huge number.
 
 
-def batch_size(device: torch.device, work: Callable[[], object], most: int | None = None) -> int:
+def batch_size(device: torch.device, work: Callable[[], object], most: int | None = None, sharers: int = 1) -> int:
     """How many images at once fit into the free memory, if `work` does with one image what is to be done.
 
     most: Not more than so many; None = as many as make the device work well.
+    sharers: So many processes do the same work in the same memory.
     """
     most = MOST.get(device.type, MOST['cpu']) if most is None else most
     cost = peak_bytes(work, device)
-    return max(1, min(most, int(SHARE * free_bytes(device)) // max(cost, 1)))
+    return max(1, min(most, int(SHARE * free_bytes(device)) // sharers // max(cost, 1)))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import torch
 from click import UsageError
 
 import lia_plugin.metrics  # noqa: F401  Registers LIA's metrics.
@@ -79,14 +78,7 @@ def keep_length(recorded: Any, planned: Any) -> Any:
 
 def resolve_device(name: str, gpus: int) -> str:
     """'auto' → the best device there is; checked to be there, `gpus` times."""
-    device = inversion.pick_device(None if name == 'auto' else name)
-    here = host.processes_here(gpus)
-    if device.type == 'cuda' and gpus > 1 and (device.index is not None or here > torch.cuda.device_count()):
-        there = torch.cuda.device_count() if device.index is None else f'{device} alone'
-        raise UsageError(f'--gpus: {here} asked for, there is {there}')
-    if device.type == 'mps' and gpus > 1:
-        raise UsageError('--gpus: one process can use mps; --device=cpu takes several')
-    return str(device)
+    return host.check_devices(str(inversion.pick_device(None if name == 'auto' else name)), gpus)
 
 
 def resume_source(options: Options) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import click
 import torch
@@ -11,6 +12,7 @@ from lia_plugin import host, results
 from lia_plugin.background import ahead
 from lia_plugin.cropping import Cropper
 from lia_plugin.images import LoadedImage, to_float
+from lia_plugin.tally import Tally
 from lia_plugin.targets import Target
 
 READERS = 4  # Threads that decode; Pillow lets others run meanwhile.
@@ -23,13 +25,15 @@ Group = list[tuple[Target, LoadedImage]]
 class Progress:
     """A bar over the images, with the time that is left; in a refinement it moves with every step."""
 
-    def __init__(self, total: int, steps: int | None) -> None:
+    def __init__(self, total: int, steps: int | None, tally: Tally | None = None) -> None:
+        """With a `tally`, `total` is of all processes, and the first one shows how far they are together."""
         from tqdm import tqdm
 
-        self.steps = steps
+        self.steps, self.tally = steps, tally
         self.started = False
         self.finished = 0.0
-        hidden = True if total == 1 and steps is None else None  # None = where nobody looks.
+        # None = where nobody looks.
+        hidden = True if host.rank() != 0 or (total == 1 and steps is None) else None
         form = '{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} images [{elapsed}<{remaining}]{postfix}'
         self.bar = tqdm(total=total, desc='Inverting', disable=hidden, bar_format=form)
 
@@ -50,7 +54,15 @@ class Progress:
         self.finished += images
         self._move(self.finished)
 
+    def wait(self) -> None:
+        """In the first of several processes, until all have come to their end."""
+        if self.tally is not None:
+            for position in self.tally.finish(self.finished):
+                self.bar.update(position - self.bar.n)
+
     def _move(self, position: float) -> None:
+        if self.tally is not None:
+            position = self.tally(position)
         self.bar.update(position - self.bar.n)
 
 
@@ -70,10 +82,10 @@ def read_batches(
         except host.UserError as error:
             writer.fail(target, str(error))
             progress.finished += 1
-            if len(items) > 1:
+            if progress.bar.total > 1:
                 click.echo(str(error), err=True)
             continue
-        if loaded.notes and noted <= MAX_NOTES:
+        if loaded.notes and noted <= MAX_NOTES and progress.tally is None:
             noted += 1
             text = f'{target.label}: {"; ".join(loaded.notes)}'
             click.echo(text if noted <= MAX_NOTES else 'changes to further images: see results.json', err=True)
@@ -83,6 +95,15 @@ def read_batches(
             group = []
     if group:
         yield group
+
+
+def tell_changes(entries: Sequence[dict[str, Any]]) -> None:
+    """Tells on stderr how images had to be fitted, of results.json's entries: what one process tells as it goes."""
+    changed = [entry for entry in entries if entry['changes']]
+    for entry in changed[:MAX_NOTES]:
+        click.echo(f'{entry["source"]}: {"; ".join(entry["changes"])}', err=True)
+    if len(changed) > MAX_NOTES:
+        click.echo('changes to further images: see results.json', err=True)
 
 
 def stack_images(group: Sequence[tuple[Target, LoadedImage]]) -> torch.Tensor:

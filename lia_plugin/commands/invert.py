@@ -28,6 +28,8 @@ def parse_finite(ctx: click.Context, param: click.Parameter, value: float) -> fl
 @click.option('--trunc', type=float, default=1.0, callback=parse_finite, help='Truncation psi of the reconstruction')
 @click.option('--batch', type=params.Batch(), default='auto',
               help='Images at once, also in optimisations; auto = as many as fit into memory, and for --tune 8')
+@click.option('--gpus', type=click.IntRange(min=1), metavar='INT',
+              help='Number of GPUs, or of processes on a CPU, to share the images  [default: 1, or those of torchrun]')
 @click.option('--device', metavar='NAME', help='cpu, cuda, cuda:1, mps …  [default: the best there is]')
 @click.option('--seed', type=click.IntRange(min=0), default=0, help='Random seed, for --noise-mode=random and --tune')
 @click.option('--noise-mode', type=click.Choice(['const', 'random', 'none']), default='const', help="The layers' noise")
@@ -79,7 +81,7 @@ def parse_finite(ctx: click.Context, param: click.Parameter, value: float) -> fl
               help='Write tuned.pkl, or only the difference, tuned.safetensors  [default: network]')
 @click.option('--delta', metavar='FILE', help='Add such a difference to the network first')
 @click.option('--trust-pickle', is_flag=True, help='Run the code inside the network pickle; only for files you trust')
-def invert(**options: Any) -> int:
+def invert(gpus: int | None, **options: Any) -> int:
     """Find the latents y and z of real images and reconstruct the images from them.
 
     One pass of the encoder gives them. --refine=N goes on from there by optimisation, and works without an encoder and
@@ -91,20 +93,17 @@ def invert(**options: Any) -> int:
 
     Exit codes: 0 done; 1 done, but some images could not be used; 2 nothing written.
     """
-    from lia_plugin import inversion
+    from lia_plugin import host, inversion
     from lia_plugin.invert_options import InvertOptions
-    from lia_plugin.invert_run import Job
-    from lia_plugin.target_batches import report_failures
+    from lia_plugin.invert_shares import invert_share
     from lia_plugin.targets import collect
 
     asked = InvertOptions(**options)
     asked.check()
+    processes = host.number_of_processes(gpus)
+    device = host.check_devices(str(inversion.pick_device(asked.device)), processes)
     items = collect(asked.targets, outdir=asked.outdir)
-    job = Job(asked, items, inversion.pick_device(asked.device))
-    job.run()
-    if job.writer.rows:
-        job.finish()
-    return report_failures(job.writer, len(items))
+    return host.spawn(invert_share, processes, (asked, items, device), device=device)
 
 
 def load_generator(network: str, device: torch.device, trust: bool) -> Any:
