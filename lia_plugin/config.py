@@ -367,6 +367,7 @@ def _shared(options: Options, info: DataInfo, batch: int | None, kimg: float) ->
         num_gpus=options.gpus,
         cudnn_benchmark=not options.nobench,
         allow_tf32=options.allow_tf32,
+        precision=options.precision,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from lia_plugin.params import FiniteRange
+from lia_plugin.process_options import precision_option
 
 Command = TypeVar('Command', bound=Callable[..., Any])
 
@@ -28,6 +29,7 @@ def common_options(command: Command) -> Command:
         click.option('--seed', type=click.IntRange(min=0, max=2**32 - 1), default=0, show_default=True,
                      help='Of everything random'),
         click.option('--device', metavar='NAME', help='cpu, cuda, cuda:1, mps …  [default: the best there is]'),
+        precision_option,
         click.option('--trust-pickle', is_flag=True,
                      help='Run the code inside the network pickle; only for files you trust'),
     ]  # fmt: skip

@@ -14,6 +14,7 @@ from lia_plugin.codes import Codes
 from lia_plugin.host import UserError, load_network_pkl
 from lia_plugin.images import to_uint8
 from lia_plugin.outputs import check_output
+from lia_plugin.process_options import use_precision
 
 MAX_TOLD = 5
 
@@ -40,11 +41,13 @@ class Session:
         outdir: str = 'out',
         device: str | None = None,
         trust_pickle: bool = False,
+        precision: str | None = None,
         **settings: Any,
     ) -> Session:
         """Loads and checks what `edit_options.common_options` say. Raises UserError for what can't be used."""
         check_output('--outdir', outdir, folder=True)
         where = inversion.pick_device(device)
+        use_precision(precision, where)
         contents = load_network_pkl(network, trust=trust_pickle)
         G = contents.get('G_ema')
         if G is None:

@@ -43,6 +43,7 @@ class GenerateOptions:
     save_latents: bool = False
     batch: int = 8
     device: str | None = None
+    precision: str | None = None
     trust_pickle: bool = False
 
     def check(self) -> None:
@@ -61,7 +62,8 @@ class Generation:
 
     def __init__(self, asked: GenerateOptions) -> None:
         self.asked = asked
-        self.session = Session.open(asked.network, asked.outdir, asked.device, asked.trust_pickle)
+        self.session = Session.open(
+            asked.network, asked.outdir, asked.device, asked.trust_pickle, asked.precision)
         self.G = self.session.G
         if asked.grid is not None:
             check_grid(asked.grid, self.G.img_resolution, asked.kind)

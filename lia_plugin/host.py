@@ -278,6 +278,44 @@ def _check_loop() -> None:
                         'or train outside of this checkout') from error
 
 
+def resolve_precision(choice: str | None, device: torch.device, says: bool = True) -> str | None:
+    """What `--precision=choice` comes to on a device: fp32, bf16, fp16; None if nothing was said.
+
+    What auto has come to is told in one line, if it says so. Raises UserError for what the device can't, and in
+    NVIDIA's checkouts for everything.
+    """
+    if choice is None:
+        return None
+    if not OURS:
+        raise UserError(f'--precision: {NAME} has no such choice; its networks compute as they were made to')
+    from torch_utils import precision
+
+    resolved = precision.resolve(choice, device)
+    if choice == 'auto' and says:
+        click.echo(f'--precision=auto: {precision.described(resolved, device)}', err=True)
+    return resolved
+
+
+def describe_precision(choice: str | None, device: torch.device) -> str:
+    """What a choice that `resolve_precision` gave means, for people."""
+    from torch_utils import precision
+
+    return precision.described(choice, device)
+
+
+@contextlib.contextmanager
+def using_precision(choice: str | None, device: torch.device) -> Iterator[None]:
+    """Networks compute in this inside. Says and raises what `resolve_precision` does."""
+    resolved = resolve_precision(choice, device)
+    if not OURS:
+        yield
+        return
+    from torch_utils import precision
+
+    with precision.using(resolved):
+        yield
+
+
 def default_val(val: str | None) -> str | None:
     """What `--val` means if it isn't said: None (a share) in our host, 'none' in those that can't hold out images."""
     return val if OURS or val is not None else 'none'
@@ -348,7 +386,8 @@ def run_loop(kwargs: dict[str, Any], rank: int, device: torch.device) -> str | N
     if OURS:
         return training_loop(**kwargs, rank=rank, device=device)
     known = set(inspect.signature(training_loop).parameters)
-    own = {'stage', 'start_kimg', 'val_set_kwargs', 'snapshot_fns', 'metric_kwargs', 'trust_pickle', 'allow_tf32'}
+    own = {'stage', 'start_kimg', 'val_set_kwargs', 'snapshot_fns', 'metric_kwargs', 'trust_pickle', 'allow_tf32',
+           'precision'}
     unknown = set(kwargs) - known - own
     assert not unknown, f'{NAME} has no {unknown}, and check_training_options did not say so'
     os.makedirs(kwargs['run_dir'], exist_ok=True)

@@ -25,6 +25,7 @@ class InvertOptions:
     trunc: float = 1.0
     batch: int | None = None  # None = as many as fit into memory.
     device: str | None = None
+    precision: str | None = None
     seed: int = 0
     noise_mode: str = 'const'
     class_idx: int | None = None

@@ -306,6 +306,8 @@ class Job:
             trunc=asked.trunc, noise_mode=asked.noise_mode, seed=asked.seed, class_idx=asked.class_idx,
             lpips=self.lpips_name, space=self.inverter.space, init=self.start,
         )  # fmt: skip
+        if asked.precision is not None:
+            facts['precision'] = asked.precision
         usual = self.inverter.calibration
         facts['calibration'] = None if usual is None else dict(data=usual.data, n=usual.n)
         if asked.optimises:

@@ -58,6 +58,13 @@ def invert_share(
 
     Raises UserError as `Job` does, and if no image could be used.
     """
+    with host.using_precision(asked.precision, host.own_device(device, rank)):
+        return _invert_share(rank, world_size, asked, items, device)
+
+
+def _invert_share(
+    rank: int, world_size: int, asked: InvertOptions, items: Sequence[Target], device: str
+) -> int | None:
     from lia_plugin.invert_run import Job
     from lia_plugin.target_batches import report_failures, tell_changes
 

@@ -88,6 +88,7 @@ class Options:
     tick: float | None = None
     seed: int = 0
     workers: int | None = None
+    precision: str | None = None
     fp32: bool = False
     nhwc: bool = False
     nobench: bool = False
@@ -134,6 +135,9 @@ def check(options: Options) -> None:
     """Raises click.UsageError, in one line, for options that contradict each other."""
     _check_stages(options)
     _check_augmentation(options)
+    if options.fp32 and options.precision not in (None, 'fp32'):
+        raise UsageError(f'--fp32: makes networks that compute in float32 on every host, which contradicts '
+                         f'--precision={options.precision}')
     _check_encoder_loss(options)
     if options.cfg != 'lia' and options.map_depth == 0:
         raise UsageError(f'--map-depth: 0 is for --cfg=lia, whose φ stands in its place; --cfg={options.cfg} needs 1')

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import torch
 from click import UsageError
 
 import lia_plugin.metrics  # noqa: F401  Registers LIA's metrics.
@@ -32,10 +33,11 @@ def plan(options: Options, run: run_dir.Run | None = None, dry: bool = False) ->
     info = describe_data(options)
     options, left_out = name_metrics(options, info)
     gan_metrics, all_metrics = split_metrics(options)
+    options, precision_notes = settle_precision(options, run)
     result: dict[str, Any] = dict(
         version=__version__, options=dataclasses.asdict(said), data=dataclasses.asdict(info), device=device,
         first_gpus=options.gpus, gan=None, encoder=None, encoder_source=None, encoder_start=None, attach=None,
-        notes=left_out, transfer=[],
+        notes=[*left_out, *precision_notes], transfer=[],
     )  # fmt: skip
     if options.has_gan_stage:
         result['gan'] = host.adapt_stage(config.gan_stage(options, info, augpipe(options), gan_metrics))
@@ -67,6 +69,21 @@ def plan(options: Options, run: run_dir.Run | None = None, dry: bool = False) ->
     if not dry:
         check_downloads(options, result, all_metrics)
     return result
+
+
+def settle_precision(options: Options, run: run_dir.Run | None) -> tuple[Options, list[str]]:
+    """Options with what `--precision` comes to on their device, and what there is to say of it.
+
+    A run goes on in what it began with: auto may be something else on another machine. UserError if this one can't.
+    """
+    device, choice = torch.device(options.device), options.precision
+    then = None if run is None else (run.recorded['gan'] or run.recorded['encoder'] or {}).get('precision')
+    resolved = host.resolve_precision(choice if then is None else then, device, says=False)
+    notes = []
+    if choice == 'auto':
+        began = '' if then is None else ', as it began'
+        notes.append(f'--precision=auto: {host.describe_precision(resolved, device)}{began}')
+    return dataclasses.replace(options, precision=resolved), notes
 
 
 def keep_length(recorded: Any, planned: Any) -> Any:

@@ -20,6 +20,7 @@ import torch
 import dnnlib
 import legacy
 from torch_utils import distributed, misc, torchrun, training_stats
+from torch_utils import precision as precision_of
 from training import checkpoint, data_loading, image_cache, reports
 from training.transfer import describe
 
@@ -85,6 +86,7 @@ def training_loop(
     resume_pkl: str | None = None,  # Network pickle whose weights to start from.
     cudnn_benchmark: bool = True,
     allow_tf32: bool = False,
+    precision: str | None = None,  # fp32, bf16, fp16: see torch_utils.precision. None = fp16 on CUDA, else fp32.
     abort_fn: Callable[[], bool] | None = None,  # Asked each iteration; True stops the run. Must agree on all ranks.
     progress_fn: Callable[[float, float], None] | None = None,  # Told (thousands of images shown, total).
     device: torch.device | str | None = None,  # None = CUDA if there, else CPU.
@@ -109,7 +111,8 @@ def training_loop(
     reporter = reports.Reporter(args, training_set)
     batches = _start_or_resume(args, state, training_set, reporter)
 
-    with _closed_at_end(batches, training_set), _interruptible(abort_fn) as interrupted:
+    compute = precision_of.using(precision)
+    with compute, _closed_at_end(batches, training_set), _interruptible(abort_fn) as interrupted:
         while True:
             done, aborted = state.cur_nimg >= total_kimg * 1000, interrupted()
             if not done and not aborted:
@@ -234,14 +237,14 @@ def _start_or_resume(
     saved = checkpoint.load(args.resume_state, args.stage) if args.resume_state is not None else None
     if saved is not None:
         state.cur_nimg = saved['progress']['cur_nimg']
-    with _no_random_draws(args.device):
+    with _looking(args):
         kept = image_cache.keep(training_set, args.cache, args.rank)
         reporter.start(state.G, state.G_ema, state.cur_nimg, fresh=saved is None)
         distributed.print0(kept, flush=True)
     if saved is not None:
         checkpoint.restore(saved, state, args.rank, args.device)
         reporter.last_snapshot = saved['last_snapshot']
-    with _no_random_draws(args.device):
+    with _looking(args):
         reporter.batches = _batches(args, training_set, state.cur_nimg - state.start_nimg)
     return reporter.batches
 
@@ -340,7 +343,7 @@ def _diverged(args: dnnlib.EasyDict, state: State) -> Exception:
     stage = '--stage=encoder ' if args.stage == 'encoder' else ''
     return dnnlib.util.UserError(
         f'training diverged at kimg {state.cur_nimg / 1e3:.1f}: a loss is NaN or infinite. The last snapshot is good; '
-        f'start from it ({stage}--resume=…pkl) with {remedy}, or --fp32'
+        f'start from it ({stage}--resume=…pkl) with {remedy}, or --{"precision=fp32" if args.precision else "fp32"}'
     )
 
 
@@ -381,7 +384,7 @@ def _maintain(args: dnnlib.EasyDict, state: State, reporter: reports.Reporter, d
     """End of a tick: the line, pictures, snapshot, metrics, statistics, and last the state to resume from."""
     # Tick 0 is the first iteration alone: nothing worth a file, unless it is all there was.
     saving = done or state.cur_tick > 0 and _due(args.network_snapshot_ticks, state.cur_tick, done)
-    with _no_random_draws(args.device):
+    with _looking(args):
         _finish_ema(state)
         reporter.tick(state.cur_tick, state.cur_nimg, state.augment_pipe)
         if _due(args.image_snapshot_ticks, state.cur_tick, done):
@@ -403,20 +406,24 @@ def _due(every: int | None, tick: int, done: bool) -> bool:
 
 def _save(args: dnnlib.EasyDict, state: State, reporter: reports.Reporter) -> None:
     """What an interrupted run leaves: a snapshot to use and the state to go on from."""
-    with _no_random_draws(args.device):
+    with _looking(args):
         _finish_ema(state)
         reporter.snapshot(state, state.cur_nimg)
     checkpoint.save(os.path.join(args.run_dir, checkpoint.FILE), args, state, reporter.last_snapshot)
 
 
 @contextlib.contextmanager
-def _no_random_draws(device: torch.device) -> Iterator[None]:
-    """Puts torch's random state back afterwards: pictures and metrics must not change what training draws."""
-    before = checkpoint.random_state(device)
+def _looking(args: dnnlib.EasyDict) -> Iterator[None]:
+    """For pictures and metrics: they must not change what training draws, so that torch's random state is put back.
+
+    They show the network as commands use it if nothing is said, which is not in bfloat16.
+    """
+    before = checkpoint.random_state(args.device)
     try:
-        yield
+        with precision_of.using(None if args.precision == 'bf16' else args.precision):
+            yield
     finally:
-        checkpoint.set_random_state(before, device)
+        checkpoint.set_random_state(before, args.device)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from lia_plugin.process_options import precision_option
+
 DATASET_CLASS = 'training.dataset.ImageFolderDataset'
 DATASET_OPTIONS = ('path', 'name', 'max_size', 'xflip', 'random_seed', 'split', 'val_share', 'val_seed')
 
@@ -24,6 +26,7 @@ class Job:
     training_set: dict[str, Any]  # For metrics of generated images; empty if none needs it.
     held_out_set: dict[str, Any]  # For metrics of reconstructions; empty if none needs it.
     device: str
+    precision: str | None  # Resolved: no auto.
     num: int | None
     batch: int | None
     detector: str | None
@@ -59,6 +62,7 @@ def parse_metrics(ctx: click.Context, param: click.Parameter, value: str) -> lis
               help="Code to reconstruct from; y: a y+ encoder's base code alone  [default: what the encoder gives]")
 @click.option('--batch', type=click.IntRange(min=1), metavar='INT', help='Images at once  [default: by resolution]')
 @click.option('--device', default='auto', metavar='NAME', help='cpu, cuda, cuda:1, mps …; auto = the best there is')
+@precision_option
 @click.option('--seed', type=click.IntRange(0, 2**31 - 1), default=0, help='Of latents, noise and subsets')
 @click.option('--json', 'json_path', metavar='FILE', help='Write all results to this file too, as one list')
 @click.option('--verbose', type=bool, default=True, metavar='BOOL', help='Say on stderr what happens')
@@ -77,6 +81,7 @@ def calc_metrics(
     space: str | None,
     batch: int | None,
     device: str,
+    precision: str | None,
     seed: int,
     json_path: str | None,
     verbose: bool,
@@ -108,7 +113,7 @@ def calc_metrics(
     job = prepare(
         host.fetch(network), None if data is None else host.fetch(data), mirror, device, processes, metrics=metrics,
         more=more, trust=trust_pickle, num=num, batch=batch, detector=detector, seed=seed, verbose=verbose,
-        snapshot=network,
+        snapshot=network, precision=precision,
     )
     results = host.spawn(evaluate, processes, (job,), device=job.device)
     if json_path is not None:
@@ -251,9 +256,11 @@ def check_data(G: Any, kwargs: dict[str, Any]) -> None:
 
 def prepare(
     path: str, data: str | None, mirror: bool | None, device: str, gpus: int, metrics: list[str], trust: bool,
-    more: dict[str, Any], **plain: Any,
+    more: dict[str, Any], precision: str | None = None, **plain: Any,
 ) -> Job:
     """Looks at everything that can be wrong before the work begins."""
+    import torch
+
     from lia_plugin import evaluation, host, metric_checks, metric_traits, planning
     from lia_plugin import metrics as _registers_ours  # noqa: F401
 
@@ -265,6 +272,7 @@ def prepare(
         host.metric_function(name)
     host.check_metric_options(named, plain)
     run_device = planning.resolve_device(device, gpus)
+    computed_in = host.resolve_precision(precision, torch.device(run_device))
     G, contents = load_generator(path, trust)
     run_dir, options = run_options(path)
     training_set, no_training_set = known_training_set(contents, options)
@@ -296,7 +304,8 @@ def prepare(
         if plain['verbose']:
             print(line, file=sys.stderr)
     return Job(network=path, trust=trust, metrics=metrics, training_set=sets.get('training', {}), more=more,
-               held_out_set=sets.get('held_out', {}), device=run_device, run_dir=run_dir, **plain)
+               held_out_set=sets.get('held_out', {}), device=run_device, run_dir=run_dir,
+               precision=computed_in, **plain)
 
 
 def evaluate(rank: int, world_size: int, job: Job) -> list[dict[str, Any]]:
@@ -317,8 +326,11 @@ def evaluate(rank: int, world_size: int, job: Job) -> list[dict[str, Any]]:
             print(f'{name} …', file=sys.stderr, flush=True)
         held_out = getattr(host.metric_function(name), 'held_out', False)
         data = job.held_out_set if held_out else job.training_set
-        result = host.calc_metric(
-            name, data, job.verbose, options, shared, G=G, num_gpus=world_size, rank=rank, device=device)
+        with host.using_precision(job.precision, device):
+            result = host.calc_metric(
+                name, data, job.verbose, options, shared, G=G, num_gpus=world_size, rank=rank, device=device)
+        if job.precision is not None:
+            result = {**result, 'precision': job.precision}
         if rank == 0:
             metric_main.report_metric(result, run_dir=job.run_dir, snapshot_pkl=job.snapshot)
         results.append({**result, 'results': dict(result['results'])})

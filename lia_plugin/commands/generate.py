@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from lia_plugin import params
+from lia_plugin import params, process_options
 
 
 @click.command(context_settings={'show_default': True})
@@ -34,6 +34,7 @@ from lia_plugin import params
 @click.option('--save-latents', is_flag=True, help='Write latents.npz too, with keys w, y, z and names')
 @click.option('--batch', type=click.IntRange(min=1), default=8, help='Pictures at once; makes no difference to them')
 @click.option('--device', metavar='NAME', help='cpu, cuda, cuda:1, mps …  [default: the best there is]')
+@process_options.precision_option
 @click.option('--trust-pickle', is_flag=True, help='Run the code inside the network pickle; only for files you trust')
 def generate(**options: Any) -> None:
     """Draw pictures of random seeds, or of latents that were stored.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lia_plugin import params
+from lia_plugin import params, process_options
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +32,7 @@ def parse_finite(ctx: click.Context, param: click.Parameter, value: float) -> fl
 @click.option('--gpus', type=click.IntRange(min=1), metavar='INT',
               help='Number of GPUs, or of processes on a CPU, to share the images  [default: 1, or those of torchrun]')
 @click.option('--device', metavar='NAME', help='cpu, cuda, cuda:1, mps …  [default: the best there is]')
+@process_options.precision_option
 @click.option('--seed', type=click.IntRange(min=0), default=0, help='Random seed, for --noise-mode=random and --tune')
 @click.option('--noise-mode', type=click.Choice(['const', 'random', 'none']), default='const', help="The layers' noise")
 @click.option('--class', 'class_idx', type=int, metavar='N',
@@ -93,6 +95,8 @@ def invert(gpus: int | None, **options: Any) -> int:
 
     Exit codes: 0 done; 1 done, but some images could not be used; 2 nothing written.
     """
+    import torch
+
     from lia_plugin import host, inversion
     from lia_plugin.invert_options import InvertOptions
     from lia_plugin.invert_shares import invert_share
@@ -102,6 +106,8 @@ def invert(gpus: int | None, **options: Any) -> int:
     asked.check()
     processes = host.number_of_processes(gpus)
     device = host.check_devices(str(inversion.pick_device(asked.device)), processes)
+    precision = host.resolve_precision(asked.precision, torch.device(device))
+    asked = dataclasses.replace(asked, precision=precision)
     items = collect(asked.targets, outdir=asked.outdir)
     return host.spawn(invert_share, processes, (asked, items, device), device=device)
 

@@ -16,6 +16,7 @@ from lia_plugin import config
 from lia_plugin import options as opts
 from lia_plugin.options import Options
 from lia_plugin.params import FiniteRange
+from lia_plugin.process_options import PRECISIONS
 
 if TYPE_CHECKING:
     from lia_plugin.run_dir import Run
@@ -110,7 +111,11 @@ def switch(flag: str, text: str) -> Callable[..., Any]:
         'fifth each quarter, or as it is')
 @option('--percep', click.Choice(opts.PERCEPTUAL), "[lia] Perceptual features: stage 1's D, or VGG16 (a download)")
 # Speed.
-@switch('--fp32', 'No float16 layers in G and D, in both stages (there are none but on CUDA, in the encoder never)')
+@option('--precision', click.Choice(PRECISIONS), 'What this run computes in: fp32; bf16, on CPUs with avx512_bf16 or '
+        'AMX and GPUs from Ampere on; fp16, on GPUs; auto, the fastest. Weights, φ, losses and optimisers are float32 '
+        'always, and snapshots the same  [default: fp16 on CUDA, but for the encoder, else fp32]')
+@switch('--fp32', 'Make networks without float16 layers, which others would use on CUDA, too; else the highest four '
+        'resolutions of G and D have them')
 @switch('--nhwc', 'Channels-last float16 layers')
 @switch('--nobench', 'No cuDNN benchmarking')
 @switch('--allow-tf32', 'Allow TF32 in matrix products and convolutions; on a CPU with AMX, half the products')
