@@ -1,8 +1,14 @@
 """A process that dies under torchrun stops the others, with one line that names it."""
 
+import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
+
+import psutil
+import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 SCRIPT = """
@@ -46,3 +52,48 @@ def test_a_killed_process_is_named(tmp_path: pathlib.Path) -> None:
     done = run(tmp_path, 'dies')
     said = [line for line in done.stdout.splitlines() if line.startswith('Error:')]
     assert done.returncode != 0 and len(said) == 1 and 'rank 1 on ' in said[0], done.stdout + done.stderr[-2000:]
+
+
+WAITING = """
+import os, sys, time
+sys.path.insert(0, sys.argv[1])
+from torch_utils import torchrun
+
+def work(rank, world_size):
+    print('at work', os.getpid(), flush=True)
+    time.sleep(100)
+
+if __name__ == '__main__':
+    print('here', os.environ['RANK'], flush=True)
+    if sys.argv[2] == 'late' and os.environ['RANK'] == '0':
+        time.sleep(100)
+    sys.exit(torchrun.run(lambda: torchrun.team().dispatch(work, (), 'cpu')))
+"""
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='signals')
+@pytest.mark.parametrize('how, number', [('late', signal.SIGINT), ('in time', signal.SIGKILL)])
+def test_no_process_outlives_torchrun(tmp_path: pathlib.Path, how: str, number: signal.Signals) -> None:
+    """Neither one that still waits for the first one at Ctrl-C, nor those of a torchrun that was killed."""
+    script = tmp_path / 'script.py'
+    script.write_text(WAITING)
+    args = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', str(script), str(ROOT), how]
+    agent = subprocess.Popen([sys.executable, *args], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert agent.stdout is not None
+    wanted = ['here 0', 'here 1'] if how == 'late' else ['at work', 'at work']
+    said = []
+    while wanted:
+        said.append(agent.stdout.readline())
+        assert said[-1], ''.join(said)
+        found = next((text for text in wanted if said[-1].startswith(text)), None)
+        if found is not None:
+            wanted.remove(found)
+    time.sleep(1.0)  # Into the store's C++.
+    processes = psutil.Process(agent.pid).children(recursive=True)
+    assert len(processes) == 2
+    agent.send_signal(number)
+    _gone, alive = psutil.wait_procs(processes, timeout=20)
+    for process in alive:
+        process.kill()
+    agent.communicate(timeout=60)
+    assert not alive, 'torchrun would kill after 30 seconds'

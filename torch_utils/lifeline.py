@@ -79,6 +79,8 @@ class Lifeline:
         self._selector = selectors.DefaultSelector()
         self._listener: socket.socket | None = None
         self._token = ''
+        # torchrun's agent; ends with it, for nothing else would ever end this process. Others may start and leave one.
+        self._agent = os.getppid() if 'TORCHELASTIC_RUN_ID' in os.environ else None
 
     # -----------------------------------------------------------------------------------------------------------------
     # Connecting
@@ -170,6 +172,10 @@ class Lifeline:
                     self._accept()
                 else:
                     self._hear(key.data)
+            if self._agent is not None and os.getppid() != self._agent and self.failure is None and not self._closing:
+                failure = Failure('lost', f'torchrun, which started rank {self.rank} on {socket.gethostname()}, died')
+                self.report(failure)
+                self.on_failure(failure)
             now = time.monotonic()
             if now - beaten >= BEAT:
                 beaten = now

@@ -10,6 +10,7 @@ it hands them a function, do their share of it, and wait again. So whatever a co
 A process that fails or dies stops all of them within seconds; see `lifeline`.
 """
 
+import contextlib
 import os
 import pickle
 import secrets
@@ -19,7 +20,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, NamedTuple, NoReturn
 
@@ -77,7 +78,8 @@ class Team:
         self.dispatched = 0
         self.grouped = False
         self._out = threading.Event()  # Set once this process has come out of work that somebody else's end broke.
-        self.store: Any = next(torch.distributed.rendezvous('env://', timeout=timedelta(seconds=JOIN_TIMEOUT)))[0]
+        with _ends_at_once():
+            self.store: Any = next(torch.distributed.rendezvous('env://', timeout=timedelta(seconds=JOIN_TIMEOUT)))[0]
         self.lifeline = Lifeline(where.rank, where.world_size, self._hear)
         address = os.environ['MASTER_ADDR']
         if where.rank == 0:
@@ -88,7 +90,8 @@ class Team:
             if missing:
                 raise UserError(f'torchrun: {missing} of {where.world_size} processes did not come')
         else:
-            port_text, token = self.store.get('lifeline').decode().split()
+            with _ends_at_once():
+                port_text, token = self.store.get('lifeline').decode().split()
             self.lifeline.connect(address, int(port_text), token)
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -216,6 +219,18 @@ class Team:
         if self.grouped:
             torch.distributed.destroy_process_group()
             self.grouped = False
+
+
+@contextlib.contextmanager
+def _ends_at_once() -> Iterator[None]:
+    """A signal ends the process, as there is nothing to tidy up: Python's handlers would wait for the store's answer,
+    and that for processes that the same signal may have ended."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _stop(signum: int, frame: Any) -> None:
