@@ -10,7 +10,7 @@ The class stands in the place of the host's StyleGAN2Loss and takes what either 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from lia_plugin.perceptual import make_perceptual
 from lia_plugin.stages import code_statistics
 from torch_utils import misc, training_stats
 
+STRIDE = 3418070365  # (√23 - 4) 2^32: its multiples spread evenly over 2^32, also every 2nd, 3rd, 4th, 8th … of them.
 BASE_EVERY = 4  # Every so many batches the base code of y+ is decoded alone.
 UNLOCKING = (0.1, 0.4)  # The share of stage 2 after which the first and the last layer of y+ have offsets.
 
@@ -36,6 +37,13 @@ class _ScaleGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
         return grads[0] * ctx.factor, None
+
+
+class Known(NamedTuple):
+    """What is known of the generated images of a batch."""
+
+    places: torch.Tensor  # int64 [K], in the batch
+    codes: torch.Tensor  # [K, z_dim]
 
 
 class EncoderLoss:
@@ -154,9 +162,9 @@ class EncoderLoss:
         return torch.stack(losses).mean()
 
     def _terms(
-        self, img: torch.Tensor, c: torch.Tensor, code: torch.Tensor, recon: torch.Tensor, known: torch.Tensor | None
+        self, img: torch.Tensor, c: torch.Tensor, code: torch.Tensor, recon: torch.Tensor, known: Known | None
     ) -> dict[str, torch.Tensor]:
-        """The weighted terms of one answer. `known` are the codes of as many images at the end of the batch."""
+        """The weighted terms of one answer."""
         terms = {'pixel': self.pixel_weight * F.mse_loss(recon, img)}
         if self.percep is not None:
             terms['percep'] = self.percep_weight * self.percep.distance(img, recon).mean()
@@ -165,10 +173,10 @@ class EncoderLoss:
             training_stats.report('Loss/scores/recon', logits)
             terms['adv'] = self.adv_weight * F.softplus(-logits).mean()
         if known is not None and self.latent_weight:
-            found = base_code(code)[-len(known) :]
+            found = base_code(code)[known.places]
             # In proportion to the batch: however few the generated images, each weighs the same.
-            share = len(known) / len(img)
-            terms['latent'] = self.latent_weight * share * F.mse_loss(found, known) / self.code_variance
+            share = len(known.places) / len(img)
+            terms['latent'] = self.latent_weight * share * F.mse_loss(found, known.codes) / self.code_variance
         if code.ndim == 3 and self.offset_weight:
             offsets = (code[:, 1:] - code[:, :1]).square().mean() / self.code_variance
             terms['offset'] = self.offset_weight * offsets
@@ -180,20 +188,24 @@ class EncoderLoss:
     @torch.no_grad()
     def _mix(
         self, img: torch.Tensor, c: torch.Tensor, z: torch.Tensor, gen_c: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """The batch with its last images replaced by generated ones, and their codes; None if there are none.
-
-        Each process does so with its own share, so that which images these are depends on their number.
-        """
-        count = round(self.mix * len(img))
-        if count == 0:
+    ) -> tuple[torch.Tensor, torch.Tensor, Known | None]:
+        """The batch with some of its images replaced by those of their z, and what is known of these."""
+        places = self._generated(len(img)).to(img.device)
+        if len(places) == 0:
             return img, c, None
-        z, gen_c = z[:count], gen_c[:count]
+        z, gen_c = z[places], gen_c[places]
         y = self.mapping.z_to_y(z, gen_c)
         fakes = self._decode(y, gen_c).to(img.dtype)
-        keep = len(img) - count
-        known = z if self.encoder.space == 'z' else y
-        return torch.cat([img[:keep], fakes]), torch.cat([c[:keep], gen_c]), known
+        known = Known(places, z if self.encoder.space == 'z' else y)
+        return img.index_copy(0, places, fakes), c.index_copy(0, places, gen_c.to(c.dtype)), known
+
+    def _generated(self, count: int) -> torch.Tensor:
+        """Which of a round's images are generated ones: about the share `mix`, by their numbers in the stage.
+
+        Processes take turns with images, so these are the same ones however many processes and rounds there are.
+        """
+        numbers = self.shown + torch.arange(count) * host.world_size() + host.rank()
+        return ((numbers + 1) * STRIDE % 2**32 < self.mix * 2**32).nonzero().flatten()
 
     def _base_alone(self, batch: int) -> bool:
         """Whether the base code of y+ has to do without offsets this time: else nothing would ask it to be good alone.

@@ -48,7 +48,6 @@ def plan(options: Options, run: run_dir.Run | None = None, dry: bool = False) ->
         result['encoder'] = host.adapt_stage(config.encoder_stage(options, info))
         spread(result['encoder'], said, result['notes'])
         check_batch(result['encoder'], '--enc-batch')
-        check_mix(result['encoder'])
         if options.stage == 'encoder':
             result['encoder_source'] = resume_source(options)
             source = (None if run is None else run.encoder_source()) or resume_source(options)
@@ -169,13 +168,6 @@ def check_batch(stage: dict[str, Any], flag: str) -> None:
     group = stage['D_kwargs']['epilogue_kwargs'].get('mbstd_group_size') or part
     if part % min(group, part):
         raise UsageError(f'{flag}: {part} images at a time don\'t fall into groups of {group}; set --mbstd-group')
-
-
-def check_mix(stage: dict[str, Any]) -> None:
-    """Of so few images at a time a share may be none, and what is asked of generated images would not count."""
-    mix, part = stage['loss_kwargs'].get('mix', 0), stage['batch_gpu']
-    if mix and round(mix * part) == 0:
-        raise UsageError(f'--enc-mix: {mix:g} of {part} images at a time is none; a larger --enc-batch or --batch-gpu')
 
 
 def augpipe(options: Options) -> dict[str, Any]:

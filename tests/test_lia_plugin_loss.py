@@ -88,8 +88,8 @@ def test_latent_term_is_the_error_of_y_in_units_of_its_variance(
     G, _ = nets
     loss = make(nets, latent_weight=0.5, mix=0.5)
     value = run(loss, G, 'Gmain', batch)
-    half = len(batch['gen_z']) // 2
-    y = G.mapping.z_to_y(batch['gen_z'][:half], batch['gen_c'][:half])
+    half = [2, 3]
+    y = G.mapping.z_to_y(batch['gen_z'][half], batch['gen_c'][half])
     again = G.encode(G.decode(y, noise_mode='const'))
     assert value is not None
     torch.testing.assert_close(value, 0.5 * 0.5 * F.mse_loss(again, y) / loss.code_variance)
@@ -171,16 +171,33 @@ def plus_nets(**encoder: Any) -> tuple[Generator, Discriminator]:
     return G.train().requires_grad_(False), D.train().requires_grad_(False)
 
 
-def test_a_mixed_batch_ends_with_generated_images(
+def test_a_mixed_batch_has_generated_images(
     nets: tuple[Generator, Discriminator], batch: dict[str, torch.Tensor]
 ) -> None:
     G, _ = nets
     value = run(make(nets, pixel_weight=1.0, mix=0.25), G, 'Gmain', batch)
-    y = G.mapping.z_to_y(batch['gen_z'][:1], batch['gen_c'][:1])
+    y = G.mapping.z_to_y(batch['gen_z'][3:], batch['gen_c'][3:])
     img = torch.cat([batch['real_img'][:3], G.decode(y, noise_mode='const')])
     expected = F.mse_loss(G.decode(G.encode(img), noise_mode='const'), img)
     assert value is not None
     torch.testing.assert_close(value, expected)
+
+
+@pytest.mark.parametrize('mix', [0.1, 0.25, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize('world_size', [1, 2, 3, 8])
+def test_every_process_has_its_share_of_generated_images(
+    nets: tuple[Generator, Discriminator], mix: float, world_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss = make(nets, pixel_weight=1.0, mix=mix)
+    found = []
+    for rank in range(world_size):
+        monkeypatch.setattr('lia_plugin.host.world_size', lambda: world_size)
+        monkeypatch.setattr('lia_plugin.host.rank', lambda rank=rank: rank)
+        places = loss._generated(64)
+        assert abs(len(places) - 64 * mix) <= 2
+        found += (places * world_size + rank).tolist()
+    monkeypatch.undo()
+    assert sorted(found) == loss._generated(64 * world_size).tolist(), 'the same images as of one process'
 
 
 def test_the_adversary_waits_for_its_share_of_the_stage(

@@ -200,13 +200,6 @@ def test_metrics_that_this_run_cannot_measure(files: dict[str, str], said: dict[
         planning.plan(Options(files['data'], **said, **SMALL))
 
 
-def test_a_share_of_so_few_images_that_it_is_none(files: dict[str, str]) -> None:
-    said: dict[str, Any] = dict(SMALL, data=files['data'], enc_mix=0.25)
-    with pytest.raises(click.UsageError, match='--enc-mix: 0.25 of 2 images at a time is none'):
-        planning.plan(Options(**said, batch_gpu=2))
-    assert planning.plan(Options(**said))['encoder']['loss_kwargs']['mix'] == 0.25
-
-
 def test_what_an_encoder_that_is_there_was_made_for(files: dict[str, str], tmp_path: Any) -> None:
     made = str(tmp_path / 'plus.pkl')
     encoder = dict(arch='resnet', space='y+', channel_base=64, channel_max=8)
