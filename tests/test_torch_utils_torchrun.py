@@ -92,8 +92,8 @@ def test_no_process_outlives_torchrun(tmp_path: pathlib.Path, how: str, number: 
     processes = psutil.Process(agent.pid).children(recursive=True)
     assert len(processes) == 2
     agent.send_signal(number)
-    _gone, alive = psutil.wait_procs(processes, timeout=20)
+    _gone, alive = psutil.wait_procs(processes, timeout=90)
     for process in alive:
         process.kill()
-    agent.communicate(timeout=60)
-    assert not alive, 'torchrun would kill after 30 seconds'
+    rest, _ = agent.communicate(timeout=60)
+    assert not alive and 'forcefully' not in rest, 'torchrun had to kill after 30 seconds'
