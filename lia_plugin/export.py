@@ -35,6 +35,17 @@ def to_pickle(network: str, path: str, trust: bool = False) -> None:
     host.save_network_pkl(path, data)
 
 
+def card_license(network: str) -> str | None:
+    """The licence that the card of an exported folder names; None if `network` is none, or its card names none."""
+    try:
+        with open(os.path.join(network, CARD), encoding='utf-8') as file:
+            head = file.read().split('---')[1]
+        return next((str(json.loads(line.split(':', 1)[1])) for line in head.splitlines()
+                     if line.startswith('license:')), None)  # fmt: skip
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 def model_card(data: dict[str, Any], title: str, license_name: str) -> str:
     """README.md: metadata that hubs read, what the networks are, and how to use them."""
     G = data['G_ema']

@@ -581,7 +581,7 @@ class Encoder(torch.nn.Module):
 
     def _per_layer(self, base: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
         """Base code [N, code_dim] and what is to be added to it, [N, (num_ws − 1)·code_dim] → [N, num_ws, code_dim]."""
-        offsets = self.output_std * offsets.reshape([len(base), self.num_ws - 1, self.code_dim])
+        offsets = self.output_std * offsets.unflatten(1, [self.num_ws - 1, self.code_dim])
         base = base.unsqueeze(1)
         return torch.cat([base, base + offsets * self.unlocked[:, None]], dim=1)
 

@@ -1,4 +1,4 @@
-"""Which gradients a backward pass really asks for."""
+"""What an operator is asked for: which gradients, and whether numbers or only a record of itself."""
 
 from typing import Any
 
@@ -22,3 +22,11 @@ def is_asked(ctx: Any, index: int, before: int | None = None) -> bool:
         return bool(torch._C._will_engine_execute_node(node))
     except RuntimeError:  # It doesn't answer about a leaf whose gradient is asked for itself.
         return True
+
+
+def is_recorded() -> bool:
+    """Whether operators are being recorded, by torch.compile, torch.export (ONNX) or torch.jit.trace.
+
+    Then only PyTorch's own ones will do, without numbers read out of tensors; derivatives are up to the recorder.
+    """
+    return torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.compiler.is_exporting()

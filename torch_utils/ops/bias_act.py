@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from torch_utils import precision
 from torch_utils.ops import cpu_kernels
-from torch_utils.ops.asked import is_asked
+from torch_utils.ops.asked import is_asked, is_recorded
 from torch_utils.ops.cpu_kernels import Rectifier
 
 
@@ -59,7 +59,7 @@ def bias_act(x: torch.Tensor, b: torch.Tensor | None = None, dim: int = 1, act: 
     alpha = float(row.def_alpha if alpha is None else alpha)
     gain = float(row.def_gain if gain is None else gain)
     column = None if b is None else b.reshape([-1 if axis == dim % x.ndim else 1 for axis in range(x.ndim)])
-    rectifier = _as_rectifier(act, alpha, gain, clamp) if impl == 'cuda' else None
+    rectifier = _as_rectifier(act, alpha, gain, clamp) if impl == 'cuda' and not is_recorded() else None
     if rectifier is None:
         return _bias_act_ref(x, column, row.func, alpha, gain, clamp)
     if (b is None or dim == 1) and _compiled(x) is not None:
@@ -109,6 +109,8 @@ def leaky_relu_(x: torch.Tensor, alpha: float, clamp: float | None = None) -> to
 
     What `bias_act` does with a gain of 1, without its new tensor. Differentiable twice.
     """
+    if is_recorded():
+        return _bias_act_ref(x, None, functional.leaky_relu, alpha, 1.0, clamp)
     return _InPlaceRectifier.apply(x, alpha, clamp)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
+from torch_utils.ops.asked import is_recorded
 from torch_utils.ops.bias_act import bias_act, leaky_relu_
 from torch_utils.ops.upfirdn2d import parse_padding, upfirdn2d
 
@@ -59,7 +60,9 @@ def _channels_at_once(x: torch.Tensor, up: int, sides: tuple[int, int, int, int]
     """How many channels of one image to do in a part; None if the batch is not to be divided."""
     channels, height, width = x.shape[1:]
     values = (height * up + sides[2] + sides[3]) * (width * up + sides[0] + sides[1])
-    if x.device.type != 'cpu' or torch.is_grad_enabled() or x.shape[0] * channels * values <= 2 * PART_VALUES:
+    if is_recorded() or x.device.type != 'cpu' or torch.is_grad_enabled():
+        return None
+    if x.shape[0] * channels * values <= 2 * PART_VALUES:
         return None
     parts = math.ceil(channels * values / PART_VALUES)
     return max(math.ceil(channels / parts), MIN_CHANNELS)

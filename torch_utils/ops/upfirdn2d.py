@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional
 
 from torch_utils.ops import cpu_kernels
+from torch_utils.ops.asked import is_recorded
 
 Factor = int | Sequence[int]
 
@@ -77,6 +78,8 @@ def upfirdn2d(x: torch.Tensor, f: torch.Tensor | None, up: Factor = 1, down: Fac
         raise ValueError(f'padding: {padding} leaves nothing of {list(x.shape)} under a filter of {list(f.shape)}')
     if impl == 'ref':
         return _upfirdn2d_ref(x, f, axis_x, axis_y, flip_filter, gain)
+    if is_recorded():
+        return _upfirdn2d_recorded(x, f, axis_x, axis_y, flip_filter, gain)
     return _UpFirDn.apply(x, f, axis_x, axis_y, flip_filter, gain)
 
 
@@ -145,6 +148,23 @@ def _upfirdn2d_ref(x: torch.Tensor, f: torch.Tensor, axis_x: _Axis, axis_y: _Axi
     plane = plane if flip_filter else plane.flip(0, 1)  # conv2d correlates
     dense = functional.conv2d(padded, plane.expand(channels, 1, -1, -1), groups=channels)
     return dense[:, :, ::axis_y.down, ::axis_x.down]
+
+
+def _upfirdn2d_recorded(x: torch.Tensor, f: torch.Tensor, axis_x: _Axis, axis_y: _Axis, flip_filter: bool,
+                        gain: float) -> torch.Tensor:
+    """The definition in as few operators as there are: a transposed convolution inserts the zeros."""
+    plane = ((f if f.ndim == 2 else torch.outer(f, f)) * gain).to(x.dtype)
+    height, width = int(plane.shape[0]), int(plane.shape[1])
+    if axis_x.up * axis_y.up > 1:
+        plane = (plane.flip(0, 1) if flip_filter else plane).expand(x.shape[1], 1, -1, -1)  # It convolves.
+        dense = functional.conv_transpose2d(x, plane, stride=(axis_y.up, axis_x.up), groups=x.shape[1])
+        # It has padded by all taps but one, and has left out the zeros behind the last pixel.
+        sides = [axis_x.before + 1 - width, axis_x.after + axis_x.up - width,
+                 axis_y.before + 1 - height, axis_y.after + axis_y.up - height]
+        return functional.pad(dense, sides)[:, :, ::axis_y.down, ::axis_x.down]
+    plane = (plane if flip_filter else plane.flip(0, 1)).expand(x.shape[1], 1, -1, -1)  # conv2d correlates.
+    padded = functional.pad(x, [axis_x.before, axis_x.after, axis_y.before, axis_y.after])
+    return functional.conv2d(padded, plane, stride=(axis_y.down, axis_x.down), groups=x.shape[1])
 
 
 class _UpFirDn(torch.autograd.Function):
