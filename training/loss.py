@@ -92,6 +92,31 @@ def r1_penalty(logits: torch.Tensor, img: torch.Tensor) -> torch.Tensor:
     return grads.square().sum(dim=(1, 2, 3))
 
 
+def halves_in_one(first: torch.Tensor, second: torch.Tensor, groups: int) -> torch.Tensor:
+    """Two batches [N, ...] as one [2N, ...], so that sample i of each meets in `i % (2 * groups)` only its own.
+
+    `groups` is how many there are in each alone, by the same rule. `apart` undoes it.
+    """
+    pairs = [half.unflatten(0, (-1, groups)) for half in (first, second)]
+    return torch.cat(pairs, dim=1).flatten(0, 1)
+
+
+def apart(both: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The two batches that `halves_in_one` was given."""
+    first, second = both.unflatten(0, (-1, 2 * groups)).split(groups, dim=1)
+    return first.flatten(0, 1), second.flatten(0, 1)
+
+
+def _groups_of_half(D: torch.nn.Module, batch: int) -> int | None:
+    """Into how many groups D takes statistics of `batch` samples, if `halves_in_one` keeps those of two such batches
+    apart; None if it doesn't, or if D says nothing of it."""
+    rule = getattr(getattr(D, 'module', D), 'statistics_groups', None)  # DDP has it inside.
+    if rule is None:
+        return None
+    groups = rule(batch)
+    return groups if groups is not None and rule(2 * batch) == 2 * groups else None
+
+
 def _report_logits(kind: str, logits: torch.Tensor) -> None:
     training_stats.report(f'Loss/scores/{kind}', logits)
     training_stats.report(f'Loss/signs/{kind}', logits.sign())
@@ -119,12 +144,14 @@ class StyleGAN2Loss(Loss):
         pl_batch_shrink: int = 2,  # Path lengths are taken over 1 / so much of the batch.
         pl_decay: float = 0.01,  # Of the running mean path length.
         pl_weight: float = 2,  # 0 = no path length regularisation.
+        one_batch: bool | None = None,  # Dmain shows D both halves at once. None = on CUDA; same gradients either way.
     ) -> None:
         self.device = device
         self.G_mapping, self.G_synthesis, self.D = G_mapping, G_synthesis, D
         self.augment_pipe = augment_pipe
         self.style_mixing_prob, self.r1_gamma = style_mixing_prob, r1_gamma
         self.pl_batch_shrink, self.pl_decay, self.pl_weight = pl_batch_shrink, pl_decay, pl_weight
+        self.one_batch = torch.device(device).type == 'cuda' if one_batch is None else one_batch
         self.pl_mean = torch.zeros([], device=device)
 
     def state_dict(self) -> dict[str, Any]:
@@ -145,9 +172,11 @@ class StyleGAN2Loss(Loss):
 
     def run_D(self, img: torch.Tensor, c: torch.Tensor | None, sync: bool) -> torch.Tensor:
         """Logits [N, 1] of augmented images."""
-        seen = img if self.augment_pipe is None else self.augment_pipe(img)
         with misc.ddp_sync(self.D, sync):
-            return self.D(seen, c)
+            return self.D(self._augment(img), c)
+
+    def _augment(self, img: torch.Tensor) -> torch.Tensor:
+        return img if self.augment_pipe is None else self.augment_pipe(img)
 
     def accumulate_gradients(
         self,
@@ -171,6 +200,9 @@ class StyleGAN2Loss(Loss):
                 losses.append(self._generator_path_length(gen_z, gen_c, sync, gain))
         else:
             regularise = regularise and self.r1_gamma != 0
+            groups = _groups_of_half(self.D, len(real_img)) if self.one_batch and len(real_img) == len(gen_z) else None
+            if main and not regularise and groups is not None:  # R1 would go through the other half, too, for nothing.
+                return self._discriminator_at_once(real_img, real_c, gen_z, gen_c, groups, sync, gain)
             generated = self._discriminator_fake(gen_z, gen_c, gain) if main else None
             if generated is not None:
                 losses.append(generated.mean())
@@ -200,6 +232,29 @@ class StyleGAN2Loss(Loss):
         training_stats.report('Loss/pl_penalty', penalty)
         training_stats.report('Loss/G/reg', loss)
         return _accumulate(loss + self._touch(img), gain)
+
+    def _discriminator_at_once(
+        self,
+        real_img: torch.Tensor,
+        real_c: torch.Tensor | None,
+        z: torch.Tensor,
+        gen_c: torch.Tensor | None,
+        groups: int,  # Of each half.
+        sync: bool,
+        gain: float,
+    ) -> torch.Tensor:
+        """Both halves of Dmain in one pass, of the same random numbers and with the same gradients as in two."""
+        with torch.no_grad():
+            halves = [self._augment(self.run_G(z, gen_c, sync=False)[0]), self._augment(real_img.detach())]
+            img = halves_in_one(halves[0], halves[1], groups)
+            c = None if real_c is None or gen_c is None else halves_in_one(gen_c, real_c, groups)
+        with misc.ddp_sync(self.D, sync):
+            fake, real = apart(self.D(img, c), groups)
+        _report_logits('fake', fake)
+        _report_logits('real', real)
+        loss = softplus(fake) + softplus(-real)
+        training_stats.report('Loss/D/loss', loss)
+        return _accumulate(loss, gain)
 
     def _discriminator_fake(self, z: torch.Tensor, c: torch.Tensor | None, gain: float) -> torch.Tensor:
         """Returns the fake half of D's loss [N, 1], for the report."""

@@ -736,9 +736,13 @@ class MinibatchStdLayer(torch.nn.Module):
         self.group_size = group_size  # None = the whole batch is one group.
         self.num_channels = num_channels
 
+    def members(self, n: int) -> int:
+        """Samples of a group, of a batch of n."""
+        return n if self.group_size is None else min(self.group_size, n)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         n, channels, height, width = (int(size) for size in x.shape)
-        members = n if self.group_size is None else min(self.group_size, n)
+        members = self.members(n)
         if n % members or channels % self.num_channels:
             raise ValueError(f'x: expected N a multiple of {members} and C of {self.num_channels}, got {list(x.shape)}')
         # [members, groups, num_channels, values]: sample i belongs to group i % groups.
@@ -858,6 +862,14 @@ class Discriminator(torch.nn.Module):
             features, remaining = block(features, remaining, **block_kwargs)
         cmap = self.mapping(None, c) if self.c_dim > 0 else None
         return self.b4(features, remaining, cmap)
+
+    def statistics_groups(self, batch: int) -> int | None:
+        """In how many groups samples of a batch meet: sample i only those j with j % groups == i % groups.
+
+        None if the batch can't be divided so.
+        """
+        members = 1 if self.b4.mbstd is None else self.b4.mbstd.members(batch)
+        return None if batch % members else batch // members
 
     def extra_repr(self) -> str:
         return _summary(self, 'c_dim', 'img_resolution', 'img_channels')
