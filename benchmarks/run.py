@@ -147,7 +147,8 @@ def main(host: str | None, out: str, network: str | None, only: str, minutes: fl
         for step in STEPS:
             if (chosen and step.name not in chosen) or (step.name == 'network' and network):
                 continue
-            words = dict(host=f'--host={host}' if host else '', work=work, network=network or newest_network(work))
+            trained = newest_network(work) if ['network', 'ok'] in [[end[0], end[-1]] for end in ends] else ''
+            words = dict(host=f'--host={host}' if host else '', work=work, network=network or trained)
             limit = min(step.limit, minutes * 60 - (time.monotonic() - began))
             if limit < 5 or ('{network}' in step.command and not words['network']):
                 ends.append([step.name, '0', 'no time left' if limit < 5 else 'no network'])
