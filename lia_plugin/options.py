@@ -92,6 +92,7 @@ class Options:
     fp32: bool = False
     nhwc: bool = False
     nobench: bool = False
+    keep_memory: bool = False
     allow_tf32: bool = False
     desc: str | None = None
 

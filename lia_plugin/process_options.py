@@ -6,6 +6,9 @@ Imports no torch, so that --help is instant.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import os
+import platform
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,6 +18,11 @@ if TYPE_CHECKING:
     import torch
 
 Command = TypeVar('Command', bound=Callable[..., Any])
+
+# glibc's settings: the environment's name, by which processes to come take it, mallopt's number, and the value. Nothing
+# is mapped for itself, the heap grows by much at a time and is not cut off again, and all threads share it.
+MALLOC = {'MALLOC_MMAP_MAX_': (-4, 0), 'MALLOC_TRIM_THRESHOLD_': (-1, 2**31 - 1), 'MALLOC_TOP_PAD_': (-2, 2**27),
+          'MALLOC_ARENA_MAX': (-8, 1)}
 
 PRECISIONS = ('auto', 'fp32', 'bf16', 'fp16')  # As torch_utils.precision has them; not every host has that.
 
@@ -39,3 +47,28 @@ def use_precision(choice: str | None, device: torch.device) -> None:
         contextlib.ExitStack().enter_context(region)
     else:
         context.with_resource(region)
+
+
+KEEP_MEMORY_HELP = ('Keep freed memory instead of giving it back to the system, which on a CPU is paid for in page '
+                    'faults when it is wanted again; Linux (glibc) alone')
+
+
+def keep_memory_option(command: Command) -> Command:
+    """`--keep-memory` of a command that works on a CPU for long."""
+    return click.option('--keep-memory', is_flag=True, help=KEEP_MEMORY_HELP)(command)
+
+
+def keep_memory() -> None:
+    """Lets glibc's allocator keep what is freed, in this process from now on and in those that it starts.
+
+    What the environment says already is left alone. UserError where there is another allocator.
+    """
+    from lia_plugin.host import UserError
+
+    if platform.libc_ver()[0] != 'glibc':
+        raise UserError("--keep-memory: is a setting of glibc's allocator, which this system hasn't; leave it out")
+    mallopt = ctypes.CDLL(None).mallopt
+    for name, (number, value) in MALLOC.items():
+        if name not in os.environ:
+            os.environ[name] = str(value)
+            mallopt(number, value)

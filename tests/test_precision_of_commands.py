@@ -2,7 +2,12 @@
 """`--precision` of the commands: what reaches the loop, what a run keeps, and what one process computes in."""
 
 import json
+import os
+import platform
 import re
+import subprocess
+import sys
+import tempfile
 from typing import Any
 
 import pytest
@@ -11,7 +16,7 @@ from test_lia_plugin_generate import generate, nets, pixels  # noqa: F401  nets 
 from test_lia_plugin_train import data, loop, run  # noqa: F401  Fixtures.
 from test_training_loop import assert_equal, faces, gan, stop_after, weights  # noqa: F401  faces is a fixture.
 
-from lia_plugin import host
+from lia_plugin import host, process_options
 from torch_utils import custom_ops, precision
 from training import checkpoint, reports, training_loop
 
@@ -94,6 +99,45 @@ def test_generate_in_bfloat16_differs_by_little_and_leaves_nothing_chosen(nets, 
     assert 0 < max(differences) < 3
     codes = [json.loads((tmp_path / folder / 'generate.json').read_text()) for folder in ('full', 'low')]
     assert [row['log_prob'] for row in codes[0]['images']] == [row['log_prob'] for row in codes[1]['images']]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='another allocator')
+def test_freed_memory_is_kept_by_this_process_and_the_next() -> None:
+    """Of a large block that is freed and wanted again, pages are touched once instead of each time."""
+    code = (
+        'import ctypes, resource, subprocess, sys\n'
+        'from lia_plugin import process_options\n'
+        'if "keep" in sys.argv: process_options.keep_memory()\n'
+        'libc = ctypes.CDLL(None)\n'
+        'libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]\n'
+        'def touch(bytes):\n'
+        '    p = libc.malloc(ctypes.c_size_t(bytes))\n'
+        '    ctypes.memset(p, 1, bytes)\n'
+        '    libc.free(p)\n'
+        '    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n'
+        'before = touch(2**26)\n'
+        'after = [touch(2**26) for _ in range(5)][-1]\n'
+        'print(after - before, flush=True)\n'
+        'if "keep" in sys.argv: subprocess.run([sys.executable, sys.argv[0]], check=True)\n'
+    )
+
+    def faults(*words: str) -> list[int]:
+        with tempfile.TemporaryDirectory() as folder:
+            script = os.path.join(folder, 'script.py')
+            with open(script, 'w', encoding='utf-8') as f:
+                f.write(code)
+            env = {**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)}
+            done = subprocess.run([sys.executable, script, *words], env=env, check=True, capture_output=True, text=True)
+            return [int(line) for line in done.stdout.split()]
+
+    (usual,), kept = faults(), faults('keep')
+    assert len(kept) == 2 and all(count < usual / 8 for count in kept), (usual, kept)
+
+
+def test_keep_memory_needs_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, 'libc_ver', lambda: ('', ''))
+    with pytest.raises(host.UserError, match="--keep-memory: is a setting of glibc's allocator"):
+        process_options.keep_memory()
 
 
 def test_nvidias_checkouts_have_no_choice(monkeypatch: pytest.MonkeyPatch) -> None:

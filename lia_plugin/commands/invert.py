@@ -33,6 +33,7 @@ def parse_finite(ctx: click.Context, param: click.Parameter, value: float) -> fl
               help='Number of GPUs, or of processes on a CPU, to share the images  [default: 1, or those of torchrun]')
 @click.option('--device', metavar='NAME', help='cpu, cuda, cuda:1, mps …  [default: the best there is]')
 @process_options.precision_option
+@process_options.keep_memory_option
 @click.option('--seed', type=click.IntRange(min=0), default=0, help='Random seed, for --noise-mode=random and --tune')
 @click.option('--noise-mode', type=click.Choice(['const', 'random', 'none']), default='const', help="The layers' noise")
 @click.option('--class', 'class_idx', type=int, metavar='N',
@@ -83,7 +84,7 @@ def parse_finite(ctx: click.Context, param: click.Parameter, value: float) -> fl
               help='Write tuned.pkl, or only the difference, tuned.safetensors  [default: network]')
 @click.option('--delta', metavar='FILE', help='Add such a difference to the network first')
 @click.option('--trust-pickle', is_flag=True, help='Run the code inside the network pickle; only for files you trust')
-def invert(gpus: int | None, **options: Any) -> int:
+def invert(gpus: int | None, keep_memory: bool, **options: Any) -> int:
     """Find the latents y and z of real images and reconstruct the images from them.
 
     One pass of the encoder gives them. --refine=N goes on from there by optimisation, and works without an encoder and
@@ -104,6 +105,8 @@ def invert(gpus: int | None, **options: Any) -> int:
 
     asked = InvertOptions(**options)
     asked.check()
+    if keep_memory:
+        process_options.keep_memory()
     processes = host.number_of_processes(gpus)
     device = host.check_devices(str(inversion.pick_device(asked.device)), processes)
     precision = host.resolve_precision(asked.precision, torch.device(device))

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lia_plugin import config
+from lia_plugin import config, process_options
 from lia_plugin import options as opts
 from lia_plugin.options import Options
 from lia_plugin.params import FiniteRange
-from lia_plugin.process_options import PRECISIONS
+from lia_plugin.process_options import KEEP_MEMORY_HELP, PRECISIONS
 
 if TYPE_CHECKING:
     from lia_plugin.run_dir import Run
@@ -119,6 +119,7 @@ def switch(flag: str, text: str) -> Callable[..., Any]:
 @switch('--nhwc', 'Channels-last float16 layers')
 @switch('--nobench', 'No cuDNN benchmarking')
 @switch('--allow-tf32', 'Allow TF32 in matrix products and convolutions; on a CPU with AMX, half the products')
+@switch('--keep-memory', KEEP_MEMORY_HELP)
 @option('--workers', click.IntRange(min=0), 'Data loading processes  [default: 3 on a GPU, else 1]', metavar='INT')
 @click.pass_context
 def train(ctx: click.Context, outdir: str, dry_run: bool, new_run: bool, **given: Any) -> int:
@@ -142,6 +143,8 @@ def train(ctx: click.Context, outdir: str, dry_run: bool, new_run: bool, **given
         said.add('gpus')
     run, options = find_run(outdir, new_run, normalise(given), said)
     opts.check(options)
+    if options.keep_memory:
+        process_options.keep_memory()
 
     plan = planning.plan(options, run, dry=dry_run)
     if run is not None:
