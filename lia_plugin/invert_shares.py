@@ -8,12 +8,15 @@ make a difference.
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import click
 import torch
 
-from lia_plugin import host, perceptual
+from lia_plugin import host, machines, perceptual
 from lia_plugin.invert_options import InvertOptions
 from lia_plugin.results import MAX_SHOWN
 from lia_plugin.targets import Target
@@ -21,6 +24,9 @@ from lia_plugin.targets import Target
 if TYPE_CHECKING:
     from lia_plugin.invert_run import Done, Job
     from lia_plugin.results import InversionWriter
+
+
+MOST_COMPARED = 64  # Files or folders of --target that several machines are asked for.
 
 
 class Share(NamedTuple):
@@ -68,9 +74,7 @@ def _invert_share(
     from lia_plugin.invert_run import Job
     from lia_plugin.target_batches import report_failures, tell_changes
 
-    with host.first_on_machine():
-        for url in downloads(asked):
-            host.fetch(url)
+    asked = prepare(asked, items)
     # Where memory decides how large a batch is, no two calls need have the same ones: all of it is in equal parts.
     mine = share_places(len(items), asked.batch or len(items), world_size)[rank]
     job = Job(asked, items, host.own_device(device, rank), mine)
@@ -89,12 +93,27 @@ def _invert_share(
     return report_failures(job.writer, len(items))
 
 
-def downloads(asked: InvertOptions) -> list[str]:
-    """What a process may have to download: URLs, each as one that a machine needs but once."""
-    found = [asked.network, asked.lpips_source]
-    if asked.optimises and (asked.percep or '').startswith('vgg16') and asked.lpips_source in (None, 'none'):
-        found.append(perceptual.VGG16_URL)
-    return [url for url in found if url is not None and '://' in url]
+def prepare(asked: InvertOptions, items: Sequence[Target]) -> InvertOptions:
+    """Looks on all machines for what processes share, and downloads on each what it needs. UserError if it can't be."""
+    if machines.several() and host.rank() == 0:
+        os.makedirs(asked.outdir, exist_ok=True)
+    machines.check_folder('--outdir', asked.outdir)
+    places = sorted({item.source or item.path for item in items})[:MOST_COMPARED]
+    machines.check_files({f'--target={place}': place for place in places})
+    machines.check_files({'--network': None if '://' in asked.network else asked.network})
+    needs_vgg16 = asked.optimises and (asked.percep or '').startswith('vgg16')
+    vgg16 = perceptual.VGG16_URL if needs_vgg16 and asked.lpips_source in (None, 'none') else None
+    with host.first_on_machine():
+        for url in (asked.network, asked.lpips_source, vgg16):
+            if url is not None and '://' in url:
+                host.fetch(url)
+    if asked.lpips_source is None:  # All figures of all images, or none.
+        cached = host.gather_objects(perceptual.cached_vgg16() is not None)
+        if any(cached) and not all(cached):
+            if host.rank() == 0:
+                click.echo('LPIPS left out: its weights are not on all machines', err=True)
+            return dataclasses.replace(asked, lpips_source='none')
+    return asked
 
 
 def share_of(job: Job) -> Share:

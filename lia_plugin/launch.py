@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 import dnnlib
-from lia_plugin import attach_files, attach_report, host, run_dir, stages
+from lia_plugin import attach_files, attach_report, host, machines, perceptual, run_dir, stages
 from lia_plugin.host import UserError
 from lia_plugin.phi_fit import Fit
 
@@ -103,6 +103,12 @@ def _worker(rank: int, world_size: int, kwargs: dict[str, Any], device: str, run
     import lia_plugin.metrics  # noqa: F401  Registers LIA's metrics in this process.
 
     own = host.own_device(device, rank)
+    machines.check_folder('--outdir', run_path)
+    sets = {flag: (kwargs.get(f'{name}_set_kwargs') or {}).get('path')
+            for flag, name in (('--data', 'training'), ('--val', 'val'))}  # fmt: skip
+    machines.check_files(sets)
+    needs_vgg16 = kwargs['loss_kwargs'].get('percep', '').startswith('vgg16')
+    machines.fetch_here([kwargs.get('resume_pkl'), perceptual.VGG16_URL if needs_vgg16 else None])
     log = os.path.join(run_path, 'log.txt') if rank == 0 else None
     with dnnlib.util.Logger(file_name=log, file_mode='a', should_flush=True):
         return host.run_loop(kwargs, rank=rank, device=own)

@@ -18,6 +18,7 @@ import torch
 
 import dnnlib
 from dnnlib.util import UserError
+from torch_utils import distributed
 
 INCEPTION_NAME = 'inception-2015-12-05'
 _NVIDIA = 'https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/'
@@ -141,11 +142,12 @@ def _warn_if_altered(url: str, path: str) -> None:
 
 @contextlib.contextmanager
 def _leader_first(num_gpus: int, rank: int) -> Iterator[None]:
-    """Rank 0 goes through the body before the others: one download, and the others find it in the cache."""
-    if num_gpus > 1 and rank != 0:
+    """One process of each machine goes through the body before the others: these find the download in its cache."""
+    leads = distributed.local_rank(rank) == 0
+    if num_gpus > 1 and not leads:
         torch.distributed.barrier()
     yield
-    if num_gpus > 1 and rank == 0:
+    if num_gpus > 1 and leads:
         torch.distributed.barrier()
 
 
@@ -157,7 +159,7 @@ def get_feature_detector(
     Args:
         url: Path or URL of a TorchScript file, or 'random:SEED'.
         device: Where it runs.
-        num_gpus: Number of processes; the first one downloads, the others wait.
+        num_gpus: Number of processes; the first one of each machine downloads, the others wait.
         rank: Which of them this is.
         verbose: Show the download.
 

@@ -7,14 +7,16 @@ import pickle
 import re
 import signal
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import psutil
 import torch
 
-from dnnlib.util import UserError, atomic_write
+from dnnlib.util import UserError, atomic_write, usable_cpus
 
 from . import misc, training_stats
 
@@ -48,12 +50,40 @@ def init(
         meeting = {'init_method': 'file:///' + os.path.abspath(init_file).replace('\\', '/').lstrip('/')}
     if device.type == 'cuda':
         torch.cuda.set_device(device)
-    elif 'OMP_NUM_THREADS' not in os.environ:
-        torch.set_num_threads(max((os.cpu_count() or 1) // local_world_size(world_size), 1))
+    else:
+        _share_cores(rank, local_world_size(world_size))
     torch.distributed.init_process_group(
         backend='nccl' if device.type == 'cuda' else 'gloo', rank=rank, world_size=world_size, timeout=PATIENCE,
         **meeting)
     training_stats.init_multiprocessing(rank, device if device.type == 'cuda' else torch.device('cpu'))
+
+
+def _share_cores(rank: int, here: int) -> None:
+    """Gives each of the machine's processes its share of the cores, unless OMP_NUM_THREADS says otherwise; tells so."""
+    bound = any(name in os.environ for name in ('OMP_PROC_BIND', 'OMP_PLACES', 'GOMP_CPU_AFFINITY'))
+    cores = (os.cpu_count() or 1) if bound else usable_cpus()  # OpenMP has tied this thread to one of them.
+    share, said = max(cores // here, 1), _said_threads()
+    if said is None:
+        torch.set_num_threads(share)
+    threads = torch.get_num_threads()
+    waits = said is not None and said > share
+    if rank != 0 or (here == 1 and not waits):
+        return
+    each = f'{here} process{"es" * (here > 1)} on {cores} cores, {threads} thread{"s" * (threads != 1)} each'
+    if waits:
+        each += f' as OMP_NUM_THREADS says: they will wait for each other, {share} would be their share'
+    print(each, file=sys.stderr, flush=True)
+
+
+def _said_threads() -> int | None:
+    """OMP_NUM_THREADS, if a person has set it. torchrun sets 1 where it is missing, and its own environment tells."""
+    text = os.environ.get('OMP_NUM_THREADS', '')
+    if 'TORCHELASTIC_RUN_ID' in os.environ and text == '1':
+        try:
+            text = psutil.Process(os.getppid()).environ().get('OMP_NUM_THREADS', '')
+        except psutil.Error:
+            pass
+    return int(text) if text.isdecimal() else None
 
 
 def local_rank(rank: int) -> int:

@@ -154,11 +154,12 @@ def choose_targets(source: str, num: int | None) -> tuple[list[Target], list[Tar
 def look(rank: int, world_size: int, job: Job) -> Measured | None:
     """One process's part; the first one gives what all have measured."""
     from lia_plugin import audit as work
-    from lia_plugin import evaluation, host
+    from lia_plugin import evaluation, host, machines
     from lia_plugin.commands.dataset_tool import show_progress
 
     evaluation.full_precision()
     device = host.own_device(job.device, rank)
+    machines.check_files({'--network': job.network, '--data': job.targets[0].source})
     G = load_network(job.network, job.trust).to(device)
     progress, close_progress = show_progress() if rank == 0 else (lambda done, total: None, lambda: None)
     try:

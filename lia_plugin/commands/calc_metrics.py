@@ -310,12 +310,16 @@ def prepare(
 
 def evaluate(rank: int, world_size: int, job: Job) -> list[dict[str, Any]]:
     """One process's part: all metrics in turn. Rank 0 prints and records them."""
-    from lia_plugin import evaluation, host
+    from lia_plugin import evaluation, host, machines, perceptual
     from lia_plugin import metrics as _registers_ours  # noqa: F401
     from metrics import metric_main
 
     evaluation.full_precision()
     device = host.own_device(job.device, rank)
+    lpips = job.more['lpips'] or perceptual.VGG16_URL
+    machines.fetch_here([job.snapshot, lpips if 'recon_lpips' in job.metrics else None])
+    machines.check_files({'--network': job.network, '--data': job.training_set.get('path'),
+                          '--data (held out)': job.held_out_set.get('path')})  # fmt: skip
     G, _contents = load_generator(job.network, job.trust)
     G = G.eval().requires_grad_(False).to(device)
     options = dict(detector=job.detector, num=job.num, batch=job.batch, seed=job.seed)
