@@ -8,43 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_checks import FORMATS, all_orders, assert_close, epilogue, rand
 
 from torch_utils.ops import bias_act, conv2d_gradfix, cpu_kernels, upfirdn2d
 
-FORMATS = (torch.contiguous_format, torch.channels_last)
 SHAPES = [(2, 3, 4, 5), (3, 70, 9, 7), (2, 130, 1, 1), (1, 16, 40, 33)]
-
-
-def rand(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def epilogue(x, scale, noise, b, act, gain, clamp, factor) -> torch.Tensor:
-    """The definition."""
-    x = x * factor if scale is None else x * factor * scale[:, :, None, None]
-    x = x if noise is None else x + noise
-    x = x if b is None else x + b[:, None, None]
-    x = {'linear': lambda x: x, 'relu': torch.relu, 'lrelu': lambda x: torch.nn.functional.leaky_relu(x, 0.2)}[act](x)
-    return x * gain if clamp is None else (x * gain).clamp(-clamp, clamp)
-
-
-def all_orders(func: Any, leaves: list[torch.Tensor | None]) -> list[torch.Tensor]:
-    """The result, the gradients of a random linear function of it, and theirs."""
-    leaves = [None if leaf is None else leaf.detach().clone().requires_grad_() for leaf in leaves]
-    given = [leaf for leaf in leaves if leaf is not None]
-    y = func(*leaves)
-    head = rand(*y.shape, seed=1).to(y.dtype)
-    plain = torch.autograd.grad(y, given, head, retain_graph=True)
-    first = torch.autograd.grad(y.square(), given, head, create_graph=True)
-    contracted = sum((grad * rand(*grad.shape, seed=2).to(grad.dtype)).sum() for grad in first)
-    return [y, *plain, *first, *torch.autograd.grad(contracted, given)]
-
-
-def assert_close(ours: list[torch.Tensor], exact: list[torch.Tensor], tolerance: float) -> None:
-    """Differences in units of the largest value."""
-    for index, (one, other) in enumerate(zip(ours, exact, strict=True)):
-        worst = float((one.double() - other).detach().abs().max() / other.detach().abs().max().clamp(min=1e-3))
-        assert worst < tolerance, f'result {index} is off by {worst:.1e}'
 
 
 @pytest.mark.parametrize('form', FORMATS)

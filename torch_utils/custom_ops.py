@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -39,6 +39,9 @@ LEVEL_3 = {'avx2': 'avx2', 'fma': 'fma', 'f16c': 'f16c', 'bmi1': 'bmi', 'bmi2': 
            'abm': 'lzcnt', 'popcnt': 'popcnt'}
 LEVEL_4 = {name: name for name in ('avx512f', 'avx512bw', 'avx512cd', 'avx512dq', 'avx512vl')}
 EXTRAS = {'avx512_bf16': 'avx512bf16', 'amx_tile': 'amx-tile', 'amx_bf16': 'amx-bf16'}  # Beside level 4.
+
+# No fast arithmetic: it rounds otherwise and loses NaN. A host compiler newer than nvcc knows mostly does.
+CUDA_FLAGS = ('-std=c++17', '-O3', '-Xcompiler', '-fPIC', '-allow-unsupported-compiler')
 
 _loaded: dict[tuple[str, str], ctypes.CDLL | None] = {}
 _said: set[str] = set()
@@ -79,6 +82,19 @@ def _load_as(mode: str, name: str, sources: Sequence[str], cuda: bool) -> ctypes
             raise UserError(f'LIA_KERNELS=required, but there are no {name} kernels: {reason}') from reason
         _say_once(f'No {name} kernels, PyTorch\'s slower operators serve: {reason}')
         return None
+
+
+def works(name: str, trouble: Callable[[], str | None]) -> bool:
+    """Whether a loaded library can be used: not if `trouble` gives a reason, which is then said once.
+
+    Raises UserError instead if LIA_KERNELS is 'required'.
+    """
+    reason = trouble()
+    if reason is not None and os.environ.get('LIA_KERNELS') == 'required':
+        raise UserError(f'LIA_KERNELS=required, but the {name} kernels do not run here: {reason}')
+    if reason is not None:
+        _say_once(f'The {name} kernels do not run here, PyTorch\'s slower operators serve: {reason}')
+    return reason is None
 
 
 def _say_once(line: str) -> None:
@@ -145,15 +161,31 @@ def _known(compiler: str, flags: list[str]) -> list[str]:
 
 
 def _cuda_recipe() -> _Recipe:
-    if not torch.cuda.is_available():
+    if os.name != 'posix':
+        raise _Unavailable('they are made for Linux')
+    if torch.version.cuda is None or not torch.cuda.is_available():
         raise _Unavailable('no CUDA device')
     home = os.environ.get('CUDA_HOME') or os.environ.get('CUDA_PATH')
-    compiler = _find(os.path.join(home, 'bin', 'nvcc') if home else None, 'nvcc', '/usr/local/cuda/bin/nvcc')
+    installed = _installed('bin/nvcc')
+    named = os.path.join(home, 'bin', 'nvcc') if home else None
+    compiler = _find(named, 'nvcc', *installed, '/usr/local/cuda/bin/nvcc')
     if compiler is None:
-        raise _Unavailable('no nvcc (in CUDA_HOME, on the path or in /usr/local/cuda)')
+        raise _Unavailable('no nvcc (in CUDA_HOME, on the path, in the Python package nvidia-cuda-nvcc or in '
+                           '/usr/local/cuda)')
+    include, link = [], []
+    if compiler in map(os.path.realpath, installed):  # Packages lie apart from each other, where nvcc doesn't look.
+        include = [f'-I{os.path.dirname(path)}' for path in _installed('include/cuda_runtime.h')]
+        include += [f'-I{os.path.dirname(os.path.dirname(path))}' for path in _installed('include/nv/target')]
+        link = [f'-L{os.path.dirname(path)}' for path in _installed('lib*/libcudart_static.a')]
     major, minor = torch.cuda.get_device_capability()
-    flags = ('-std=c++17', '-O3', '-Xcompiler', '-fPIC', f'-arch=sm_{major}{minor}')
-    return _Recipe(compiler, flags, ('-shared', f'-arch=sm_{major}{minor}'))
+    arch = f'-arch=sm_{major}{minor}'
+    return _Recipe(compiler, (*CUDA_FLAGS, arch, *include), ('-shared', arch, *link))
+
+
+def _installed(file: str) -> list[str]:
+    """Where NVIDIA's Python packages have a file, of those that this process could import."""
+    return sorted({path for folder in sys.path for path in glob.glob(
+        os.path.join(glob.escape(os.path.join(folder, 'nvidia')), '*', file))})
 
 
 def _find(*commands: str | None) -> str | None:

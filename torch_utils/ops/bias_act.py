@@ -1,7 +1,8 @@
 """Bias, activation, gain and clamp in one call; with a scale for each channel and noise, all of a layer's epilogue.
 
-Compiled kernels (`cpu_kernels`) do it in one pass forward and one backward; `_Act`, `_Slope`, `_Scale` and `_Contract`
-are each other's derivatives, so that any order of gradients is made of the same two kernels.
+Compiled kernels (`cpu_kernels`, `cuda_kernels`) do it in one pass forward and one backward; `_Act`, `_Slope`, `_Scale`
+and `_Contract` are each other's derivatives, so that any order of gradients is made of the same two kernels. What is no
+rectifier of an image tensor, on CUDA `_Curve` does.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,9 +14,11 @@ import torch
 from torch.nn import functional
 
 from torch_utils import precision
-from torch_utils.ops import cpu_kernels
+from torch_utils.ops import cuda_kernels
 from torch_utils.ops.asked import is_asked, is_recorded
 from torch_utils.ops.cpu_kernels import Rectifier
+from torch_utils.ops.cuda_kernels import Curve
+from torch_utils.ops.kernels import compiled, library_for
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,17 @@ def bias_act(x: torch.Tensor, b: torch.Tensor | None = None, dim: int = 1, act: 
     row = _checked(x, b, dim, act, clamp, impl)
     alpha = float(row.def_alpha if alpha is None else alpha)
     gain = float(row.def_gain if gain is None else gain)
-    column = None if b is None else b.reshape([-1 if axis == dim % x.ndim else 1 for axis in range(x.ndim)])
-    rectifier = _as_rectifier(act, alpha, gain, clamp) if impl == 'cuda' and not is_recorded() else None
+    dim = dim % x.ndim
+    column = None if b is None else _column(b, x.ndim, dim)
+    fast = impl == 'cuda' and not is_recorded()
+    rectifier = _as_rectifier(act, alpha, gain, clamp) if fast else None
+    if rectifier is not None and (b is None or dim == 1) and compiled(x) is not None:
+        return _Act.apply(x, None, None, b, 1.0, rectifier, False)
+    idle = act == 'linear' and b is None and gain == 1 and clamp is None
+    if fast and not idle and cuda_kernels.usable_on_any(x) and (x.ndim != 4 or dim == 1):
+        return _Curve.apply(x, b, Curve(dim, act, alpha, gain, clamp))
     if rectifier is None:
         return _bias_act_ref(x, column, row.func, alpha, gain, clamp)
-    if (b is None or dim == 1) and _compiled(x) is not None:
-        return _Act.apply(x, None, None, b, 1.0, rectifier, False)
     # Without kernels, PyTorch's own operators do best what they can do in two steps.
     if act == 'linear':
         return _bias_act_ref(x, column, row.func, alpha, gain, clamp)
@@ -82,10 +90,10 @@ def modulated_bias_act(x: torch.Tensor, scale: torch.Tensor | None = None, noise
     row = _checked(x, b, 1, act, clamp, impl)
     rectifier = _as_rectifier(act, float(row.def_alpha if alpha is None else alpha),
                               float(row.def_gain if gain is None else gain), clamp)
-    if impl == 'cuda' and rectifier is not None and _compiled(x) is not None:
+    if impl == 'cuda' and rectifier is not None and compiled(x) is not None:
         noise = None if noise is None else noise.reshape([1] * (4 - noise.ndim) + list(noise.shape))
         # The gradient of the scale needs x.
-        inplace = inplace and _compiled(x).is_dense(x) and not (torch.is_grad_enabled() and scale is not None)
+        inplace = inplace and compiled(x).is_dense(x) and not (torch.is_grad_enabled() and scale is not None)
         return _Act.apply(x, scale, noise, b, float(factor), rectifier, inplace)
     noise = None if noise is None else noise.to(x.dtype)
     x = x if factor == 1 else x * factor
@@ -99,7 +107,7 @@ def modulated_bias_act(x: torch.Tensor, scale: torch.Tensor | None = None, noise
 
 def scale_channels(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """x [N, C, H, W] times scale [N, C], of x's type; differentiable any number of times."""
-    if _compiled(x) is not None:
+    if compiled(x) is not None:
         return _Scale.apply(x, scale, 1.0)
     return x * scale.to(x.dtype)[:, :, None, None]
 
@@ -116,23 +124,19 @@ def leaky_relu_(x: torch.Tensor, alpha: float, clamp: float | None = None) -> to
 
 def squared_norms(weight: torch.Tensor) -> torch.Tensor:
     """[O, I, kh, kw] → [O, I]: the sums of squares over the last two axes; differentiable any number of times."""
-    compiled = weight.dtype == torch.float32 and fuses(weight)
-    return _SquaredNorms.apply(weight) if compiled else weight.square().sum(dim=(2, 3))
+    if weight.dtype == torch.float32 and fuses(weight):
+        return _SquaredNorms.apply(weight)
+    return weight.square().sum(dim=(2, 3))
 
 
 def fuses(x: torch.Tensor) -> bool:
     """Whether `modulated_bias_act` and `scale_channels` are one pass for such an x: then work may be left to them."""
-    return _compiled(x) is not None
+    return compiled(x) is not None
 
 
 def compiled_for(device: torch.device) -> bool:
     """Whether there are compiled kernels for tensors of this device."""
-    return device.type == 'cpu' and cpu_kernels.library() is not None
-
-
-def _compiled(x: torch.Tensor) -> Any:
-    """The module of kernels that can work on x, or None."""
-    return cpu_kernels if cpu_kernels.usable(x) else None
+    return library_for(device) is not None
 
 
 def _as_rectifier(act: str, alpha: float, gain: float, clamp: float | None) -> Rectifier | None:
@@ -157,6 +161,11 @@ def _checked(x: torch.Tensor, b: torch.Tensor | None, dim: int, act: str, clamp:
     return activation_funcs[act]
 
 
+def _column(b: torch.Tensor, ndim: int, dim: int) -> torch.Tensor:
+    """The bias in a shape that broadcasts."""
+    return b.reshape([-1 if axis == dim else 1 for axis in range(ndim)])
+
+
 def _bias_act_ref(x: torch.Tensor, column: torch.Tensor | None, func: Callable[[torch.Tensor, float], torch.Tensor],
                   alpha: float, gain: float, clamp: float | None) -> torch.Tensor:
     """The definition, step by step; `column` is the bias in a shape that broadcasts."""
@@ -174,7 +183,7 @@ class _Act(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, scale: torch.Tensor | None, noise: torch.Tensor | None,
                 bias: torch.Tensor | None, factor: float, act: Rectifier, inplace: bool) -> torch.Tensor:
-        y = _compiled(x).act_forward(x, scale, noise, bias, factor, act, inplace)
+        y = compiled(x).act_forward(x, scale, noise, bias, factor, act, inplace)
         if inplace:
             ctx.mark_dirty(y)
         ctx.bends = act.alpha != 1 or act.clamp is not None
@@ -194,7 +203,7 @@ class _Act(torch.autograd.Function):
         if torch.is_grad_enabled():
             grads = _differentiable_gradients(grad, y, x, scale, factor, act, wants)
         else:
-            grads = _compiled(grad).act_backward(grad, y, x, scale, factor, act, wants)
+            grads = compiled(grad).act_backward(grad, y, x, scale, factor, act, wants)
         return *(None if one is None else one.sum_to_size(like[0]).to(like[1])
                  for one, like in zip(grads, ctx.like, strict=True)), None, None, None
 
@@ -203,6 +212,7 @@ def _differentiable_gradients(grad: torch.Tensor, y: torch.Tensor | None, x: tor
                               scale: torch.Tensor | None, factor: float, act: Rectifier,
                               wants: Sequence[bool]) -> list[torch.Tensor | None]:
     """The gradients of `_Act` in operations that have gradients themselves."""
+    wide = torch.promote_types(grad.dtype, torch.float32)
     grad = grad * act.gain if y is None else _Slope.apply(grad, y, *act)
     if scale is None:
         grad_x = grad if factor == 1 else grad * factor
@@ -211,8 +221,8 @@ def _differentiable_gradients(grad: torch.Tensor, y: torch.Tensor | None, x: tor
     return [
         grad_x,
         _Contract.apply(grad, x, factor) if wants[1] else None,
-        grad.sum(dim=1, keepdim=True, dtype=torch.float32) if wants[2] else None,
-        grad.sum(dim=(0, 2, 3), dtype=torch.float32) if wants[3] else None,
+        grad.sum(dim=1, keepdim=True, dtype=wide) if wants[2] else None,
+        grad.sum(dim=(0, 2, 3), dtype=wide) if wants[3] else None,
     ]
 
 
@@ -223,7 +233,7 @@ class _Scale(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, scale: torch.Tensor, factor: float) -> torch.Tensor:
         ctx.save_for_backward(x, scale)
         ctx.factor = factor
-        return _compiled(x).act_forward(x, scale, None, None, factor, IDENTITY)
+        return compiled(x).act_forward(x, scale, None, None, factor, IDENTITY)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -233,7 +243,7 @@ class _Scale(torch.autograd.Function):
             grads = [_Scale.apply(grad, scale, ctx.factor) if wants[0] else None,
                      _Contract.apply(grad, x, ctx.factor) if wants[1] else None]
         else:
-            grads = _compiled(grad).act_backward(grad, None, x, scale, ctx.factor, IDENTITY, (*wants, False, False))
+            grads = compiled(grad).act_backward(grad, None, x, scale, ctx.factor, IDENTITY, (*wants, False, False))
         return grads[0], None if grads[1] is None else grads[1].to(scale.dtype), None
 
 
@@ -244,7 +254,7 @@ class _Contract(torch.autograd.Function):
     def forward(ctx: Any, a: torch.Tensor, b: torch.Tensor, factor: float) -> torch.Tensor:
         ctx.save_for_backward(a, b)
         ctx.factor = factor
-        return _compiled(a).act_backward(a, None, b, None, factor, IDENTITY, (False, True, False, False))[1]
+        return compiled(a).act_backward(a, None, b, None, factor, IDENTITY, (False, True, False, False))[1]
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -253,13 +263,65 @@ class _Contract(torch.autograd.Function):
                 _Scale.apply(a, grad, ctx.factor) if is_asked(ctx, 1) else None, None)
 
 
+class _Curve(torch.autograd.Function):
+    """Any activation of a tensor of any shape, by CUDA kernels."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, b: torch.Tensor | None, curve: Curve) -> torch.Tensor:
+        ctx.save_for_backward(x, b)
+        ctx.curve = curve
+        return cuda_kernels.bias_curve(x, b, curve)[0]
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, b = ctx.saved_tensors
+        dx = _CurveSlope.apply(grad, x, b, ctx.curve)
+        return dx, _for_bias(ctx, dx, b, 1), None
+
+
+class _CurveSlope(torch.autograd.Function):
+    """`_Curve`'s gradient in x. Its own gradients are the second derivative; further ones are left to PyTorch."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: torch.Tensor, x: torch.Tensor, b: torch.Tensor | None, curve: Curve) -> torch.Tensor:
+        ctx.save_for_backward(grad, x, b)
+        ctx.curve = curve
+        return cuda_kernels.bias_curve(x, b, curve, grad)[0]
+
+    @staticmethod
+    def backward(ctx: Any, second: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        grad, x, b = ctx.saved_tensors
+        compute = _reference_second_gradients if torch.is_grad_enabled() else cuda_kernels.bias_curve
+        for_grad, for_x = compute(x, b, ctx.curve, grad, second)
+        return for_grad, for_x, _for_bias(ctx, for_x, b, 2), None
+
+
+def _for_bias(ctx: Any, dx: torch.Tensor | None, b: torch.Tensor | None, index: int) -> torch.Tensor | None:
+    """The gradient in the bias, from that in x, of an autograd function whose input `index` it is."""
+    if b is None or dx is None or not is_asked(ctx, index):
+        return None
+    axes = [0, *(axis + 1 for axis in range(dx.ndim) if axis != ctx.curve.dim)]  # To `sum`, none would mean all.
+    return dx.unsqueeze(0).sum(dim=axes, dtype=torch.promote_types(dx.dtype, torch.float32)).to(b.dtype)
+
+
+def _reference_second_gradients(x: torch.Tensor, b: torch.Tensor | None, curve: Curve, grad: torch.Tensor,
+                                second: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    """What `second`, come back for the first gradient in x, gives for grad and x; in operators that have gradients."""
+    # Views, so that what grad and x have in common further back is not counted here.
+    grad, x = (part.view_as(part) if part.requires_grad else part.detach().requires_grad_()
+               for part in (grad, x if b is None else x + _column(b, x.ndim, curve.dim).to(x.dtype)))
+    y = _bias_act_ref(x, None, activation_funcs[curve.act].func, *curve[2:])
+    (dx,) = torch.autograd.grad(y, x, grad, create_graph=True)
+    return torch.autograd.grad(dx, [grad, x], second, create_graph=True, allow_unused=True, materialize_grads=True)
+
+
 class _SquaredNorms(torch.autograd.Function):
     """Of convolution kernels; their gradient is made of operators that autograd knows."""
 
     @staticmethod
     def forward(ctx: Any, weight: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(weight)
-        return _compiled(weight).squared_norms(weight)
+        return compiled(weight).squared_norms(weight)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
@@ -316,7 +378,7 @@ class _Slope(torch.autograd.Function):
                 clamp: float | None) -> torch.Tensor:
         ctx.save_for_backward(y)
         ctx.constants = alpha, gain, clamp
-        kernels = _compiled(grad)
+        kernels = compiled(grad)
         if kernels is not None:
             only_x = (True, False, False, False)
             return kernels.act_backward(grad, y, None, None, 1.0, Rectifier(alpha, gain, clamp), only_x)[0]

@@ -5,6 +5,7 @@ their gradients are float32.
 """
 
 import ctypes
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -81,10 +82,10 @@ def act_forward(x: torch.Tensor, scale: torch.Tensor | None, noise: torch.Tensor
     x, stride = _images(x, last)
     scale, noise, bias = _float(scale), _float(noise), _float(bias)
     y = x if inplace else new(x.shape, x, last)
-    n, c, pixels = _sizes(x)
+    n, c, pixels = sizes(x)
     library().act_forward(
-        x.data_ptr(), y.data_ptr(), _pointer(scale), _pointer(noise), _pointer(bias), n, c, pixels, last, stride,
-        _noise_stride(noise), factor, act.alpha, act.gain, _limit(act), x.dtype == torch.bfloat16,
+        x.data_ptr(), y.data_ptr(), pointer(scale), pointer(noise), pointer(bias), n, c, pixels, last, stride,
+        noise_stride(noise), factor, act.alpha, act.gain, limit(act.clamp, x.dtype), x.dtype == torch.bfloat16,
         torch.get_num_threads())
     return y
 
@@ -99,7 +100,7 @@ def act_backward(grad: torch.Tensor, y: torch.Tensor | None, x: torch.Tensor | N
     grad, scale = dense(grad, last), _float(scale)
     y = None if y is None else dense(y, last)
     x, stride = (None, 0) if x is None or not wants[1] else _images(x, last)
-    n, c, pixels = _sizes(grad)
+    n, c, pixels = sizes(grad)
     results = [
         new(grad.shape, grad, last) if wants[0] else None,
         torch.empty([n, c]) if wants[1] else None,
@@ -107,8 +108,9 @@ def act_backward(grad: torch.Tensor, y: torch.Tensor | None, x: torch.Tensor | N
         torch.empty([c]) if wants[3] else None,
     ]
     library().act_backward(
-        grad.data_ptr(), _pointer(y), _pointer(x), _pointer(scale), *map(_pointer, results), n, c, pixels, last,
-        stride, factor, act.alpha, act.gain, _limit(act), grad.dtype == torch.bfloat16, torch.get_num_threads())
+        grad.data_ptr(), pointer(y), pointer(x), pointer(scale), *map(pointer, results), n, c, pixels, last,
+        stride, factor, act.alpha, act.gain, limit(act.clamp, grad.dtype), grad.dtype == torch.bfloat16,
+        torch.get_num_threads())
     return results
 
 
@@ -148,7 +150,8 @@ def _images(x: torch.Tensor, last: bool) -> tuple[torch.Tensor, int]:
     return x, x[0].numel()
 
 
-def _sizes(x: torch.Tensor) -> tuple[int, int, int]:
+def sizes(x: torch.Tensor) -> tuple[int, int, int]:
+    """Of an image tensor: N, C, H * W."""
     return x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
 
 
@@ -156,13 +159,16 @@ def _float(x: torch.Tensor | None) -> torch.Tensor | None:
     return None if x is None else x.detach().to(torch.float32).contiguous()
 
 
-def _noise_stride(noise: torch.Tensor | None) -> int:
+def noise_stride(noise: torch.Tensor | None) -> int:
+    """Elements from one image's noise to the next; 0 where one stands for all."""
     return 0 if noise is None or noise.shape[0] == 1 else noise[0].numel()
 
 
-def _pointer(x: torch.Tensor | None) -> int | None:
+def pointer(x: torch.Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
 
 
-def _limit(act: Rectifier) -> float:
-    return -1.0 if act.clamp is None else act.clamp
+@functools.cache
+def limit(clamp: float | None, dtype: torch.dtype) -> float:
+    """The bound as numbers of this type have it, so that a result tells that it was cut off; infinity for None."""
+    return float('inf') if clamp is None else torch.tensor(clamp, dtype=torch.float64).to(dtype).item()

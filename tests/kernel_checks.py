@@ -1,0 +1,104 @@
+"""What compiled kernels are held against: definitions in float64, and every order of gradients.
+
+`test_cuda_kernels` runs the checks on an emulator, `test_device_ops` on a GPU.
+"""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from torch_utils.ops import bias_act
+
+FORMATS = (torch.contiguous_format, torch.channels_last)
+# Of results and first gradients, and of second ones, as shares of the largest value.
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+SHAPES = [(2, 3, 4, 5), (3, 72, 9, 7), (2, 130, 1, 1), (1, 16, 40, 33), (2, 40, 8, 8), (1, 1, 3, 1)]
+EPILOGUES = [('lrelu', None, 0.3, 'scale noise bias'), ('lrelu', 0.75, 1, 'scale noise bias'),
+             ('relu', None, 1, 'bias'), ('linear', 0.5, 2, 'scale bias'), ('linear', None, 1.5, 'noise'),
+             ('lrelu', None, 1, '')]
+
+
+def rand(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def epilogue(x, scale, noise, b, act, gain, clamp, factor) -> torch.Tensor:
+    """The definition."""
+    x = x * factor if scale is None else x * factor * scale[:, :, None, None]
+    x = x if noise is None else x + noise
+    x = x if b is None else x + b[:, None, None]
+    x = {'linear': lambda x: x, 'relu': torch.relu, 'lrelu': lambda x: torch.nn.functional.leaky_relu(x, 0.2)}[act](x)
+    return x * gain if clamp is None else (x * gain).clamp(-clamp, clamp)
+
+
+def all_orders(func: Any, leaves: list[torch.Tensor | None]) -> list[torch.Tensor]:
+    """The result, the gradients of a random linear function of it, and theirs."""
+    leaves = [None if leaf is None else leaf.detach().clone().requires_grad_() for leaf in leaves]
+    given = [leaf for leaf in leaves if leaf is not None]
+    y = func(*leaves)
+    head = rand(*y.shape, seed=1).to(y)
+    plain = torch.autograd.grad(y, given, head, retain_graph=True)
+    first = torch.autograd.grad(y.square(), given, head, create_graph=True)
+    contracted = sum((grad * rand(*grad.shape, seed=2).to(grad)).sum() for grad in first)
+    return [y, *plain, *first, *torch.autograd.grad(contracted, given)]
+
+
+def assert_close(ours: list[torch.Tensor], exact: list[torch.Tensor], tolerance: float) -> None:
+    """Differences in units of the largest value."""
+    for index, (one, other) in enumerate(zip(ours, exact, strict=True)):
+        one = one.detach().double().cpu()
+        worst = float((one - other.detach()).abs().max() / other.detach().abs().max().clamp(min=1e-3))
+        assert worst < tolerance, f'result {index} is off by {worst:.1e}'
+
+
+def compare(func: Callable[..., torch.Tensor], definition: Callable[..., torch.Tensor],
+            leaves: list[torch.Tensor | None], device: str, dtype: torch.dtype) -> torch.Tensor:
+    """func of leaves, of which the first has `dtype`, against the definition in float64; gives func's result.
+
+    In half precision a value may fall on the other side of a kink, where a slope is another: then most have to be near.
+    """
+    rounded = [None if leaf is None else leaf.to(dtype).to(leaf.dtype) for leaf in leaves]
+    rounded[0] = rounded[0].to(dtype)
+    moved = [None if leaf is None else leaf.to(device, torch.float64 if dtype == torch.float64 else leaf.dtype)
+             for leaf in rounded]
+    ours = all_orders(func, moved)
+    exact = all_orders(definition, [None if leaf is None else leaf.double() for leaf in rounded])
+    assert ours[0].dtype == dtype and ours[0].device.type == torch.device(device).type
+    assert [grad.dtype for grad in ours[1:]] == 3 * [leaf.dtype for leaf in moved if leaf is not None]
+    if dtype.itemsize > 2:
+        assert_close(ours, exact, TOLERANCES[dtype])
+    else:
+        assert_close(ours[:1], exact[:1], TOLERANCES[dtype])
+        for index, (one, other) in enumerate(zip(ours, exact, strict=True)):
+            off = float((one.detach().double().cpu() - other.detach()).norm() / other.detach().norm().clamp(min=1e-3))
+            assert off < (0.3 if dtype == torch.bfloat16 else 0.1), f'result {index} is off by {off:.1e}'
+    return ours[0]
+
+
+def check_epilogue(device: str, dtype: torch.dtype, form: torch.memory_format, shape: tuple[int, ...],
+                   options: tuple[Any, ...]) -> None:
+    act, clamp, factor, parts = options
+    n, c, h, w = shape
+    leaves = [rand(*shape).to(memory_format=form), rand(n, c, seed=3) if 'scale' in parts else None,
+              rand(n, 1, h, w, seed=4) if 'noise' in parts else None, rand(c, seed=5) if 'bias' in parts else None]
+    y = compare(lambda *leaves: bias_act.modulated_bias_act(*leaves, act, gain=1.4, clamp=clamp, factor=factor),
+                lambda *leaves: epilogue(*leaves, act, 1.4, clamp, factor), leaves, device, dtype)
+    assert y.is_contiguous(memory_format=form)
+
+
+def check_activation(device: str, dtype: torch.dtype, act: str) -> None:
+    """Of images in both formats, of matrices, of other dimensions; gains of either sign; with and without a clamp."""
+    shapes = [((2, 6, 5, 4), 1), ((3, 40), 1), ((4, 3, 8), 2), ((7,), 0), ((2, 8, 2, 3, 2), 1), ((2, 3, 4, 5), 3)]
+    cases = itertools.product(shapes, FORMATS, ((None, None), (1.3, 0.875), (-0.7, 0.5)))
+    for index, ((shape, dim), form, (gain, clamp)) in enumerate(cases):
+        x = 2 * rand(*shape)
+        x = x.to(memory_format=form) if x.ndim == 4 else x
+        leaves = [x, rand(shape[dim], seed=5) if index % 3 else None]
+
+        def func(x: torch.Tensor, b: torch.Tensor | None, impl: str = 'cuda', dim: int = dim, gain: float | None = gain,
+                 clamp: float | None = clamp) -> torch.Tensor:
+            return bias_act.bias_act(x, None if b is None else b.to(x.dtype), dim, act, 0.3, gain, clamp, impl)
+
+        compare(func, lambda x, b, func=func: func(x, b, 'ref'), leaves, device, dtype)

@@ -1,0 +1,206 @@
+"""Calls of the compiled CUDA kernels (csrc/cuda_*.cu): pointers and sizes from tensors, nothing that autograd sees.
+
+Functions that `cpu_kernels` has too mean the same there. Callers ask `usable` first. Tensors are of one of TYPES;
+scales, noise, biases, filters and their gradients are float32, beside float64 tensors float64. All work goes to the
+current stream of the tensors' device; memory is torch's, and nothing waits, so that CUDA graphs can record it.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from torch_utils import custom_ops
+from torch_utils.ops.cpu_kernels import Rectifier, is_last, limit, noise_stride, pointer, sizes
+
+DEVICE = 'cuda'  # The type of device that the kernels run on; the tests' emulator runs them on 'cpu'.
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+CURVES = ('linear', 'relu', 'lrelu', 'tanh', 'sigmoid', 'elu', 'selu', 'softplus', 'swish')
+SOURCES = ('cuda_act.cu', 'cuda_curve.cu')
+ALIGNMENT = 16  # Bytes that kernels read at once.
+
+_P, _I, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
+SIGNATURES = {
+    'act_forward': [_P] * 5 + [_I] * 6 + [_D] * 4 + [_I] * 2 + [_P],
+    'act_backward': [_P] * 9 + [_I] * 5 + [_D] * 4 + [_I] * 2 + [_P],
+    'bias_curve': [_P] * 6 + [_I] * 5 + [_D] * 3 + [_I] * 2 + [_P],
+    'squared_norms': [_P] * 2 + [_I] * 5 + [_P],
+    'probe': [_I],
+}
+
+_ready: dict[int, Any] = {}  # By id of the library: itself, or None if it doesn't run here.
+
+
+class Curve(NamedTuple):
+    """`clamp(gain * act(x + bias))`; the bias runs along `dim`."""
+
+    dim: int
+    act: str
+    alpha: float
+    gain: float
+    clamp: float | None
+
+
+def library() -> Any:
+    """The kernels, or None."""
+    found = custom_ops.load('cuda', SOURCES, cuda=True)
+    if found is None:
+        return None
+    if id(found) not in _ready:
+        _ready[id(found)] = prepare(found) if custom_ops.works('cuda', lambda: _probe(found)) else None
+    return _ready[id(found)]
+
+
+def prepare(found: Any) -> Any:
+    """The library with its functions' types set."""
+    for name, types in SIGNATURES.items():
+        getattr(found, name).argtypes, getattr(found, name).restype = types, ctypes.c_int
+    found.act_workspace.argtypes, found.act_workspace.restype = [_I] * 5, _I
+    found.error_text.argtypes, found.error_text.restype = [ctypes.c_int], ctypes.c_char_p
+    return found
+
+
+def _probe(found: Any) -> str | None:
+    """Why the library does not run on the current device, or None."""
+    code = prepare(found).probe(torch.cuda.current_device())
+    return None if code == 0 else found.error_text(code).decode()
+
+
+def usable(x: torch.Tensor) -> bool:
+    """Whether the kernels for layers can work on x, an image tensor."""
+    return x.ndim == 4 and usable_on_any(x)
+
+
+def usable_on_any(x: torch.Tensor) -> bool:
+    """Whether `bias_curve` can work on x: a real tensor of TYPES, and no tracer that wants to see operators."""
+    return (x.device.type == DEVICE and x.dtype in TYPES and type(x) in (torch.Tensor, torch.nn.Parameter)
+            and not torch.jit.is_tracing() and not torch.compiler.is_compiling() and x.numel() > 0
+            and library() is not None)
+
+
+def is_dense(x: torch.Tensor) -> bool:
+    """Whether kernels can work in x's own memory."""
+    form = torch.channels_last if is_last(x) else torch.contiguous_format
+    return x.is_contiguous(memory_format=form) and x.data_ptr() % ALIGNMENT == 0
+
+
+def dense(x: torch.Tensor, last: bool) -> torch.Tensor:
+    """x with its memory in the order of NHWC or NCHW, without gaps, from a multiple of 16 bytes on."""
+    form = torch.channels_last if last else torch.contiguous_format
+    x = x.contiguous(memory_format=form)
+    return x if x.data_ptr() % ALIGNMENT == 0 else x.clone(memory_format=form)
+
+
+def act_forward(x: torch.Tensor, scale: torch.Tensor | None, noise: torch.Tensor | None, bias: torch.Tensor | None,
+                factor: float, act: Rectifier, inplace: bool = False) -> torch.Tensor:
+    """`clamp(gain * lrelu(x * factor * scale + noise + bias))`, of x's type and format.
+
+    scale: [N, C]; noise: [N or 1, 1, H, W]; bias: [C]; any of them may be None. inplace: x itself, see `is_dense`.
+    """
+    last = is_last(x)
+    x, stride = _images(x, last)
+    scale, noise, bias = (_computing(part, x) for part in (scale, noise, bias))
+    y = x if inplace else _new(x.shape, x, last)
+    _call('act_forward', x, x.data_ptr(), y.data_ptr(), pointer(scale), pointer(noise), pointer(bias), *sizes(x), last,
+          stride, noise_stride(noise), factor, act.alpha, act.gain, limit(act.clamp, x.dtype), TYPES[x.dtype])
+    return y
+
+
+def act_backward(grad: torch.Tensor, y: torch.Tensor | None, x: torch.Tensor | None, scale: torch.Tensor | None,
+                 factor: float, act: Rectifier, wants: Sequence[bool]) -> list[torch.Tensor | None]:
+    """Gradients of `act_forward` in x, scale [N, C], noise [N, 1, H, W] and bias [C], where `wants` says so.
+
+    y: the result, or None where there was no rectifier; x: needed for the gradient in scale alone.
+    """
+    last = is_last(grad if y is None else y)
+    grad, scale = dense(grad, last), _computing(scale, grad)
+    y = None if y is None else dense(y, last)
+    x, stride = (None, 0) if x is None or not wants[1] else _images(x, last)
+    n, c, pixels = sizes(grad)
+    wide = _computing_type(grad)
+    code = TYPES[grad.dtype]
+    results = [
+        _new(grad.shape, grad, last) if wants[0] else None,
+        *(grad.new_empty(shape, dtype=wide) if wanted else None
+          for shape, wanted in zip(([n, c], [n, 1, *grad.shape[2:]], [c]), wants[1:], strict=True)),
+    ]
+    room = grad.new_empty([library().act_workspace(n, c, pixels, last, code) if any(wants[1:]) else 0], dtype=wide)
+    _call('act_backward', grad, grad.data_ptr(), pointer(y), pointer(x), pointer(scale), *map(pointer, results),
+          room.data_ptr(), n, c, pixels, last, stride, factor, act.alpha, act.gain, limit(act.clamp, grad.dtype), code)
+    return results
+
+
+def bias_curve(x: torch.Tensor, bias: torch.Tensor | None, curve: Curve, grad: torch.Tensor | None = None,
+               second: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The curve of an x of any shape; with grad: dx = grad * its slope instead.
+
+    With second, which has come back for dx, also: what goes on to grad and to x. In channels_last, dim is 1.
+    """
+    last = x.ndim == 4 and is_last(x)
+    x, bias = _any_dense(x, last), _computing(bias, x)
+    grad, second = (None if part is None else _any_dense(part, last) for part in (grad, second))
+    step = 1 if last else x[(0,) * (curve.dim + 1)].numel()  # From one channel to the next.
+    to = torch.empty_like(x)
+    more = None if second is None else torch.empty_like(x)
+    order = 0 if grad is None else 1 if second is None else 2
+    _call('bias_curve', x, x.data_ptr(), pointer(grad), pointer(second), pointer(bias), to.data_ptr(), pointer(more),
+          x.numel(), step, x.shape[curve.dim], CURVES.index(curve.act), order, curve.alpha, curve.gain,
+          limit(curve.clamp, x.dtype), TYPES[x.dtype])
+    return to, more
+
+
+def squared_norms(weight: torch.Tensor) -> torch.Tensor:
+    """float32 [O, I, kh, kw] → [O, I]: the sums of squares over the last two axes."""
+    outputs, inputs, height, width = weight.shape
+    last = inputs > 1 and weight.stride(1) == 1
+    weight = dense(weight.detach(), last)
+    result = weight.new_empty([outputs, inputs])
+    _call('squared_norms', weight, weight.data_ptr(), result.data_ptr(), outputs, height * width, inputs, last)
+    return result
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _call(name: str, on: torch.Tensor, *args: Any) -> None:
+    """Launches on `on`'s device and its current stream. Raises RuntimeError if CUDA refuses."""
+    index, stream = _place(on.device)
+    kernels = library()
+    code = getattr(kernels, name)(*args, index, stream)
+    if code:
+        raise RuntimeError(f'CUDA kernel {name} on {list(on.shape)}, {on.dtype}: {kernels.error_text(code).decode()}')
+
+
+def _place(device: torch.device) -> tuple[int, int]:
+    return device.index or 0, torch.cuda.current_stream(device).cuda_stream
+
+
+def _computing_type(x: torch.Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _computing(part: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:
+    """A scale, noise or bias as the kernels want it beside x."""
+    return None if part is None else part.detach().to(_computing_type(x)).contiguous()
+
+
+def _new(shape: Sequence[int], like: torch.Tensor, last: bool) -> torch.Tensor:
+    form = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=form)
+
+
+def _any_dense(x: torch.Tensor, last: bool) -> torch.Tensor:
+    if x.ndim == 4:
+        return dense(x, last)
+    x = x.contiguous()
+    return x if x.data_ptr() % ALIGNMENT == 0 else x.clone()
+
+
+def _images(x: torch.Tensor, last: bool) -> tuple[torch.Tensor, int]:
+    """x, dense, and the elements from one image to the next: 0 where one image stands for all, as `expand` makes it."""
+    if x.stride(0) == 0 and x.shape[0] > 1:
+        return dense(x[:1], last).expand(x.shape), 0
+    x = dense(x, last)
+    return x, x[0].numel()
+
