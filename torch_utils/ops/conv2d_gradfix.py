@@ -159,6 +159,8 @@ class _ConvTranspose(torch.autograd.Function):
         ctx.geometry = geometry
         if _pays(_pixels(x), w):
             return _like(amx_conv.conv_transpose2d(x, w, *geometry, output_padding), x)
+        if w.dtype == torch.bfloat16 and geometry.stride > 1:
+            return _scattered(x, w, geometry, output_padding)
         return functional.conv_transpose2d(x, w, None, geometry.stride, geometry.padding, output_padding)
 
     @staticmethod
@@ -196,6 +198,17 @@ class _WeightGradient(torch.autograd.Function):
             _ConvTranspose.apply(small, grad, geometry, _missing(big, small, grad, geometry)) if for_big else None,
             None, None,
         )  # fmt: skip
+
+
+def _scattered(x: torch.Tensor, w: torch.Tensor, geometry: _Geometry, output_padding: tuple[int, int]) -> torch.Tensor:
+    """A transposed convolution as the gradient of a convolution, which it is; oneDNN does that in half the time."""
+    size = [(x.shape[2 + i] - 1) * geometry.stride - 2 * geometry.padding[i] + w.shape[2 + i] + output_padding[i]
+            for i in (0, 1)]  # fmt: skip
+    form = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    nothing = torch.empty([x.shape[0], w.shape[1], *size], dtype=x.dtype, memory_format=form)  # Asked for its size.
+    return torch.ops.aten.convolution_backward(
+        x, nothing, w, None, [geometry.stride] * 2, list(geometry.padding), [1, 1], False, [0, 0], 1,
+        [True, False, False])[0]
 
 
 def _missing(big: torch.Tensor, small: torch.Tensor, w: torch.Tensor, geometry: _Geometry) -> tuple[int, int]:
