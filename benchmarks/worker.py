@@ -210,7 +210,7 @@ class Worker:
         # The default recipe of stage 2. Its features are D's, which training takes from a pickle.
         loss = EncoderLoss(self.device, G_mapping=G.mapping, G_synthesis=G.synthesis, D=D, percep='none',
                            percep_weight=0.1, adv_weight=0.02, latent_weight=0.1, mix=0.5)
-        loss.percep = DiscriminatorFeatures(D).to(self.device)
+        loss.percep = DiscriminatorFeatures(D, exact=False).to(self.device)
         self.work['encoder step'] = lambda: self._phase(loss, 'Gmain', G, 1)
 
     # -----------------------------------------------------------------------------------------------------------------

@@ -303,6 +303,15 @@ def describe_precision(choice: str | None, device: torch.device) -> str:
     return precision.described(choice, device)
 
 
+def computes_in_bfloat16() -> bool:
+    """Whether that was chosen for this process; never in NVIDIA's checkouts."""
+    if not OURS:
+        return False
+    from torch_utils import precision
+
+    return precision.chosen() == 'bf16'
+
+
 @contextlib.contextmanager
 def using_precision(choice: str | None, device: torch.device) -> Iterator[None]:
     """Networks compute in this inside. Says and raises what `resolve_precision` does."""

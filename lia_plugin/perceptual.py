@@ -72,7 +72,7 @@ def make_perceptual(
     if name == 'disc':
         if network is None:
             raise ValueError("percep_network: percep='disc' needs the pickle whose D gives the features")
-        return DiscriminatorFeatures(host.load_network_pkl(network)['D']).to(device)
+        return DiscriminatorFeatures(host.load_network_pkl(network)['D'], exact=False).to(device)
     if name in ('vgg16', 'vgg16-conv4_3'):
         mode = 'conv4_3' if name.endswith('conv4_3') else 'lpips'
         try:
@@ -88,11 +88,12 @@ class DiscriminatorFeatures(Perceptual):
     Each position's feature vector is brought to length 1; squared differences are summed over channels, averaged
     over positions, and summed over blocks with `block_weights` (highest resolution first; None = 1 each). The
     discriminator is copied and frozen, so training the original changes nothing here. No labels are needed:
-    they enter only behind the blocks.
+    they enter only behind the blocks. `exact`: in float32 whatever was chosen; else in bfloat16 if that was.
     """
 
-    def __init__(self, D: Any, block_weights: Sequence[float] | None = None) -> None:
+    def __init__(self, D: Any, block_weights: Sequence[float] | None = None, exact: bool = True) -> None:
         super().__init__()
+        self.exact = exact
         D = getattr(D, 'module', D)  # Out of DistributedDataParallel.
         resolutions = [int(res) for res in D.block_resolutions]
         weights = [1.0] * len(resolutions) if block_weights is None else [float(w) for w in block_weights]
@@ -111,8 +112,8 @@ class DiscriminatorFeatures(Perceptual):
         maps: list[torch.Tensor] = []
         x = None
         for block in self.blocks:
-            # float32 throughout: gradients of a mean over all positions underflow in float16.
-            x, img = block(x, img, force_fp32=True)
+            # Not in float16, where gradients of a mean over all positions underflow.
+            x, img = block(x, img, force_fp32=self.exact or not host.computes_in_bfloat16())
             maps.append(unit_length(x))
         return maps
 

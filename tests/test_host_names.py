@@ -60,6 +60,7 @@ OURS_ONLY = {
     'metrics.metric_utils.dataset_label',
     'torch_utils.distributed.LostProcess',
     'torch_utils.distributed.spawn',
+    'torch_utils.precision.chosen',
     'torch_utils.precision.described',
     'torch_utils.precision.resolve',
     'torch_utils.precision.using',

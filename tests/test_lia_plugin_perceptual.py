@@ -213,3 +213,19 @@ def test_names() -> None:
         perceptual.make_perceptual('alex')
     with pytest.raises(ValueError, match='percep_network'):
         perceptual.make_perceptual('disc')
+
+
+def test_features_are_exact_unless_they_may_follow_what_was_chosen() -> None:
+    from torch_utils import precision
+    from training.networks import Discriminator
+
+    torch.manual_seed(0)
+    D = Discriminator(c_dim=0, img_resolution=16, img_channels=3, channel_base=128, channel_max=8)
+    a, b = pictures(3, 3, 16, seed=1), pictures(3, 3, 16, seed=2)
+    exact, following = perceptual.DiscriminatorFeatures(D), perceptual.DiscriminatorFeatures(D, exact=False)
+    want = exact(a, b)
+    assert torch.equal(following(a, b), want)
+    with precision.using('bf16'):
+        assert torch.equal(exact(a, b), want)
+        low = following(a, b)
+    assert low.dtype == torch.float32 and 0 < float(((low - want) / want).abs().max()) < 0.05
