@@ -83,12 +83,9 @@ def batches(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
     """All images in [-1, 1] and their labels (None if G has no classes), with a bar on stderr."""
     dataset = host.open_data_set(**dataset_kwargs)
-    starts = range(0, len(dataset), size)
-    for start in tqdm(starts, desc=tag, leave=False, disable=None):
-        items = [dataset[i] for i in range(start, min(start + size, len(dataset)))]
-        img = images.to_float(np.stack([pixels for pixels, _label in items])).to(device)
-        labels = torch.from_numpy(np.stack([label for _pixels, label in items])).to(device)
-        yield img, labels if G.c_dim else None
+    loaded = host.batches(dataset, range(len(dataset)), size, device)
+    for pixels, labels in tqdm(loaded, total=-(-len(dataset) // size), desc=tag, leave=False, disable=None):
+        yield images.to_float(pixels), labels if G.c_dim else None
     dataset.close()
 
 

@@ -23,7 +23,7 @@ from lia_plugin.host import UserError
 from lia_plugin.options import Options
 from lia_plugin.phi_fit import Fit
 
-MAY_CHANGE = ('snap', 'tick', 'workers')  # Budgets may not: they must stay equal.
+MAY_CHANGE = ('snap', 'tick', 'workers', 'cache')  # Budgets may not: they must stay equal.
 Planner = Callable[[run_dir.Run | None], dict[str, Any]]
 
 

@@ -356,6 +356,7 @@ def _shared(options: Options, info: DataInfo, batch: int | None, kimg: float) ->
         training_set_kwargs=training_set_kwargs(options, info),
         val_set_kwargs=val_set_kwargs(options, info),
         data_loader_kwargs=_data_loader_kwargs(options),
+        cache=options.cache,
         metric_kwargs=dict(detector=options.detector) if options.detector else {},
         batch_size=batch,
         batch_gpu=min(options.batch_gpu or batch, batch // options.gpus),

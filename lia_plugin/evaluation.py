@@ -7,7 +7,6 @@ Uses only such options and functions as every host has; what only ours has is as
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -93,21 +92,13 @@ def batch_size(opts: Any, resolution: int) -> int:
 def real_batches(opts: Any, G: Any, dataset: Any) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor | None]]:
     """This process's share of the data set, all of it: (which items, images in [-1, 1], labels or None)."""
     share = list(range(opts.rank, len(dataset), opts.num_gpus))
-    workers = host.loader_workers(len(share))
-    if hasattr(dataset, 'close'):
-        dataset.close()  # Forked workers must not share one open file.
-    step = batch_size(opts, G.img_resolution)
-    loader = torch.utils.data.DataLoader(dataset, batch_size=step, sampler=share, num_workers=workers)
     progress = opts.progress.sub(tag='reconstructions', num_items=len(dataset))
     done = 0
-    try:
-        for pixels, labels in loader:
-            items = share[done : done + len(pixels)]
-            yield items, images.to_float(pixels.to(opts.device)), labels.to(opts.device) if G.c_dim > 0 else None
-            done += len(items)
-            progress.update(min(done * opts.num_gpus, len(dataset)))
-    except UserError as error:  # A worker's error has its traceback before the message.
-        raise UserError(re.sub(r'^\S*UserError: ', '', str(error).strip().splitlines()[-1])) from error
+    for pixels, labels in host.batches(dataset, share, batch_size(opts, G.img_resolution), opts.device):
+        items = share[done : done + len(pixels)]
+        yield items, images.to_float(pixels), labels if G.c_dim > 0 else None
+        done += len(items)
+        progress.update(min(done * opts.num_gpus, len(dataset)))
 
 
 def synthesis_kwargs(opts: Any) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import re
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -177,6 +177,25 @@ def _loader_workers(num_items: int) -> int:
 loader_workers: Callable[[int], int] = getattr(dnnlib.util, 'loader_workers', _loader_workers)
 
 
+def batches(
+    data_set: Any, items: Sequence[int], batch_size: int, device: torch.device | str
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(uint8 images NCHW, labels) of the items in their order, all of them, on the device."""
+    if hasattr(data_set, 'stream'):
+        with contextlib.closing(data_set.stream(items, batch_size, torch.device(device))) as made_ahead:
+            yield from made_ahead
+        return
+    if hasattr(data_set, 'close'):
+        data_set.close()  # Forked workers must not share one open file.
+    loader: Any = torch.utils.data.DataLoader(
+        data_set, batch_size=batch_size, sampler=items, num_workers=loader_workers(len(items)))
+    try:
+        for pixels, labels in loader:
+            yield pixels.to(device), labels.to(device)
+    except UserError as error:  # A worker's error has its traceback before the message.
+        raise UserError(re.sub(r'^\S*UserError: ', '', str(error).strip().splitlines()[-1])) from error
+
+
 def image_names(data_set: Any) -> list[str]:
     """File name, inside the folder or zip, of each item of a data set."""
     if hasattr(data_set, 'image_name'):
@@ -257,6 +276,7 @@ def check_training_options(options: Any) -> None:
         cfg=(options.cfg != 'lia', "is this checkout's own business: use its train.py"),
         val=(options.val not in (None, 'none'),
              'this loop measures on what it trains on; calc_metrics --data=… takes other images'),
+        cache=(options.cache not in ('auto', 'off'), 'this loop decodes images each time it shows them; leave it out'),
         detector=(options.detector is not None, 'this loop has its own Inception'),
         allow_tf32=(options.allow_tf32 and IS_STYLEGAN3, "stylegan3's loop has no such switch"),
         device=(no_gpu, f"{NAME}'s loop needs a CUDA GPU; outside of this checkout ours takes any device"),
@@ -396,7 +416,7 @@ def run_loop(kwargs: dict[str, Any], rank: int, device: torch.device) -> str | N
         return training_loop(**kwargs, rank=rank, device=device)
     known = set(inspect.signature(training_loop).parameters)
     own = {'stage', 'start_kimg', 'val_set_kwargs', 'snapshot_fns', 'metric_kwargs', 'trust_pickle', 'allow_tf32',
-           'precision'}
+           'precision', 'cache'}
     unknown = set(kwargs) - known - own
     assert not unknown, f'{NAME} has no {unknown}, and check_training_options did not say so'
     os.makedirs(kwargs['run_dir'], exist_ok=True)

@@ -88,6 +88,7 @@ class Options:
     tick: float | None = None
     seed: int = 0
     workers: int | None = None
+    cache: str | int = 'auto'  # 'auto', 'off', or bytes.
     precision: str | None = None
     fp32: bool = False
     nhwc: bool = False

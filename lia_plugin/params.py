@@ -36,6 +36,24 @@ class Batch(click.ParamType):
         return int(value)
 
 
+class Memory(click.ParamType):
+    """'auto', 'off', or an amount of memory in bytes: '8GB' -> 8_000_000_000, '8GiB' -> 2**33. 0 -> 'off'."""
+
+    name = 'auto|off|SIZE'
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | int:
+        if isinstance(value, int) or value in ('auto', 'off'):
+            return value
+        match = re.fullmatch(r'(\d+\.?\d*|\.\d+)\s*([kmgt])(i?)b?', value.strip().lower())
+        if match is None and value.strip() != '0':
+            self.fail(f"{value!r} is neither 'auto' nor 'off' nor an amount of memory with its unit, as in 8GB",
+                      param, ctx)
+        if match is None:
+            return 'off'
+        base = 1024 if match[3] else 1000
+        return int(float(match[1]) * base ** (1 + 'kmgt'.index(match[2]))) or 'off'
+
+
 class Pair(click.ParamType):
     """Two whole numbers from 1 on, as '4x3' -> (4, 3): columns and rows."""
 

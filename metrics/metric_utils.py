@@ -7,6 +7,7 @@ r, r + P, …, the last batch is as small as it must be, and item i of a generat
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -41,6 +42,10 @@ def iterate_dataset(
     dataset: Any, items: list[int], batch_size: int, device: torch.device, loader_kwargs: dict[str, Any] | None = None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """(uint8 images NCHW, labels [N, c_dim]) of the items in their order, all of them, on the device."""
+    if hasattr(dataset, 'stream'):  # Our data sets have a faster way than torch's loader.
+        with contextlib.closing(dataset.stream(items, batch_size, device, **loader_kwargs or {})) as batches:
+            yield from batches
+        return
     if loader_kwargs is None:
         loader_kwargs = _default_loader_kwargs(len(items), device)
     if hasattr(dataset, 'close'):

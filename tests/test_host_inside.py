@@ -177,6 +177,7 @@ def test_what_todays_libraries_break_is_told(host: str, words: str, data: str, t
 @pytest.mark.parametrize('host', hosts.NAMES)
 @pytest.mark.parametrize('args, words', [
     (['train', '--data=DATA', '--cfg=auto'], "--cfg: is this checkout's own business"),
+    (['train', '--data=DATA', '--cache=1GB'], '--cache: this loop decodes images each time it shows them'),
     (['train', '--data=DATA', '--val=0.1'], '--val: this loop measures on what it trains on'),
     (['train', '--data=DATA', '--detector=random:0'], '--detector: this loop has its own'),
     (['train', '--data=missing.zip'], '--data: missing.zip'),

@@ -13,7 +13,9 @@ from lia_plugin.params import NumberSet, compact
     (params.Numbers(), '0,1,4-6', (0, 1, 4, 5, 6)), (params.Numbers(), '7', (7,)), (params.Numbers(), '2,2', (2, 2)),
     (params.Numbers(), f'{2**32 - 1}', (2**32 - 1,)), (params.Numbers('all'), 'all', 'all'),
     (params.Numbers('all'), '1,2', (1, 2)), (params.Pair(), '4x3', (4, 3)), (params.Pair(), '4,3', (4, 3)),
-    (params.Point(), '0.3,-1', (0.3, -1.0)),
+    (params.Point(), '0.3,-1', (0.3, -1.0)), (params.Memory(), 'auto', 'auto'), (params.Memory(), '8GB', 8 * 10**9),
+    (params.Memory(), '1.5g', 1500 * 10**6), (params.Memory(), '500 MB', 5 * 10**8), (params.Memory(), '2GiB', 2**31),
+    (params.Memory(), '0', 'off'), (params.Memory(), '0GB', 'off'),
 ])
 def test_texts(kind: click.ParamType, text: str, value: Any) -> None:
     assert kind.convert(text, None, None) == value
@@ -26,7 +28,9 @@ def test_texts(kind: click.ParamType, text: str, value: Any) -> None:
     (params.Numbers(), f'{2**32}', 'ends at'),
     (params.Numbers(), '0-9999999', 'more than'), (params.Numbers(highest=5), '6', 'ends at 5'),
     (params.Pair(), '4', "'4x3'"), (params.Pair(), '0x3', "'4x3'"), (params.Point(), '1', 'no pair'),
-    (params.Point(), '1,2,3', 'no pair'), (params.Point(), 'nan,0', 'not finite'),
+    (params.Memory(), '8', 'with its unit'), (params.Memory(), 'ram', "neither 'auto'"),
+    (params.Memory(), '-1GB', "neither 'auto'"), (params.Point(), '1,2,3', 'no pair'),
+    (params.Point(), 'nan,0', 'not finite'),
 ])
 def test_what_is_refused(kind: click.ParamType, text: str, reason: str) -> None:
     with pytest.raises(click.UsageError, match=reason):

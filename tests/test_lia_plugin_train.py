@@ -210,6 +210,14 @@ def test_latest_may_be_longer(run: Any, loop: Loop, data: str, capsys: Any) -> N
     assert 'stage 2 has begun' in capsys.readouterr().err and len(loop.calls) == 3
 
 
+def test_what_images_are_kept_in_may_change(run: Any, loop: Loop, data: str) -> None:
+    loop.endings = ['Ctrl-C']
+    assert run(f'--data={data}', *SHORT) == 130
+    assert run(f'--data={data}', *SHORT, '--cache=1.5GB', '--workers=2') == 0
+    assert [call['cache'] for call in loop.calls] == ['auto', 1_500_000_000, 1_500_000_000]
+    assert loop.stages == [('gan', False), ('gan', True), ('encoder', False)], 'the same run'
+
+
 def test_a_longer_stage_1_before_stage_2(run: Any, loop: Loop, data: str) -> None:
     loop.endings = ['Ctrl-C']
     run(f'--data={data}', *SHORT)

@@ -20,6 +20,8 @@ import pytest
 import torch
 
 from dnnlib.util import UserError
+from lia_plugin import host
+from metrics.metric_utils import iterate_dataset
 from torch_utils import misc
 from training import data_loading, image_cache
 from training.dataset import ImageFolderDataset
@@ -176,6 +178,30 @@ def test_waiting_is_counted(pictures: str, monkeypatch: pytest.MonkeyPatch) -> N
         time.sleep(0.6)  # Two batches are made meanwhile.
         next(stream)
         assert stream.waited < 0.1
+
+
+def test_metrics_take_the_same_way_and_read_from_memory(pictures: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = ImageFolderDataset(pictures)
+    expected = [dataset[i][0] for i in range(COUNT)]
+    image_cache.keep(dataset, 'auto', rank=0)
+    try:
+        for _ in range(2):
+            ways = iterate_dataset(dataset, list(range(COUNT)), 5, CPU), host.batches(dataset, range(COUNT), 5, CPU)
+            for loaded in ways:
+                assert np.array_equal(torch.cat([images for images, _ in loaded]), expected)
+            monkeypatch.setattr(type(dataset.reader), 'read', None)  # All is there by now.
+    finally:
+        image_cache.release(dataset)
+
+
+def test_processes_are_started_where_they_are_worth_it(pictures: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(data_loading, 'ReadAhead', lambda *args: asked.append(args[-1]))
+    monkeypatch.setattr(data_loading, 'usable_cpus', lambda: 8)
+    dataset = ImageFolderDataset(pictures)
+    for items in (range(COUNT), [0] * (data_loading.WORTH_A_START // IMAGE + 1)):
+        dataset.stream(items, 4, CPU)
+    assert asked == [0, 3]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA')

@@ -16,13 +16,13 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from dnnlib.util import UserError, without_traceback
+from dnnlib.util import UserError, loader_workers, usable_cpus, without_traceback
 from training import image_cache
 from training.decode_pool import DecodePool, all_cpus
 from training.image_memory import ImageMemory, fence
@@ -30,18 +30,35 @@ from training.staging import Batch, CudaStaging, Ready, Staging, Stopped
 
 AHEAD = 3  # Batches that are being decoded at a time …
 READY = 2  # … and that wait, put together.
+WORTH_A_START = 2**26  # Bytes of pixels. Decoding them takes about a second, starting processes a quarter of one.
 _LOOK_EVERY = 50  # Batches between looks at whether all images are in memory.
 
 
-def stream(dataset: Any, items: Iterable[int], batch_size: int, device: torch.device, workers: int = 0,
-           **loader_kwargs: Any) -> Batches:
+def stream(
+    dataset: Any, items: Iterable[int], batch_size: int, device: torch.device, num_workers: int | None = 0,
+    **loader_kwargs: Any,
+) -> Batches:
     """Batches of the items in their order, on the device; the last one is smaller if there is an end.
 
-    Data sets of plain files are read by this module, others by torch's DataLoader, to which `loader_kwargs` go.
+    Args:
+        dataset: Of plain files is read by this module, others by torch's DataLoader.
+        items: Numbers of items, also without an end.
+        batch_size: Items of a batch.
+        device: Where batches are wanted.
+        num_workers: Processes that decode. None = as many as are worth their start for so many items.
+        loader_kwargs: Further ones of the DataLoader.
     """
-    if getattr(dataset, 'is_plain', False):
-        return ReadAhead(dataset, items, batch_size, device, workers)
-    return Foreign(dataset, items, batch_size, device, workers, **loader_kwargs)
+    if not getattr(dataset, 'is_plain', False):
+        workers = loader_workers(_count(items, dataset)) if num_workers is None else num_workers
+        return Foreign(dataset, items, batch_size, device, workers, **loader_kwargs)
+    if num_workers is None:
+        decoded = _count(items, dataset) * int(np.prod(dataset.image_shape))
+        num_workers = min(3, usable_cpus()) if decoded >= WORTH_A_START else 0
+    return ReadAhead(dataset, items, batch_size, device, num_workers)
+
+
+def _count(items: Iterable[int], dataset: Any) -> int:
+    return len(items) if isinstance(items, Sequence) else len(dataset)
 
 
 class Batches(Iterator[Batch]):
@@ -86,6 +103,8 @@ class Foreign(Batches):
         kwargs.setdefault('pin_memory', device.type == 'cuda')
         if not workers:
             kwargs.pop('prefetch_factor', None)
+        if hasattr(dataset, 'close'):
+            dataset.close()  # Forked workers must not share one open file.
         # A generator of its own: else it draws a number of the global one's, which others count on.
         loader: Any = torch.utils.data.DataLoader(dataset, batch_size=batch_size, sampler=items, num_workers=workers,
                                                   generator=torch.Generator(), **kwargs)
@@ -138,7 +157,8 @@ class ReadAhead(Batches):
         """Whether some images have a place in the cache, whether some have none, and the places still empty."""
         if self._cache is None:
             return False, True, np.zeros(0, np.int64)
-        slots = self._cache.slots[np.unique(self._dataset.places(np.arange(len(self._dataset)))[0])]
+        items = self._items if isinstance(self._items, Sequence) else range(len(self._dataset))
+        slots = self._cache.slots[np.unique(self._dataset.places(items)[0])]
         kept = slots[slots >= 0]
         return len(kept) > 0, len(kept) < len(slots), self._empty(kept)
 

@@ -2,14 +2,14 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from dnnlib.util import EasyDict, UserError
-from training import image_cache
+from training import data_loading, image_cache
 from training.image_reader import ImageReader
 
 
@@ -120,6 +120,13 @@ class Dataset(torch.utils.data.Dataset):
         """Of each item: its number among all images (int64), and whether it is shown mirrored (bool)."""
         chosen = np.asarray(items, dtype=np.int64)
         return self._indices[chosen], self._flipped[chosen]
+
+    def stream(
+        self, items: Iterable[int], batch_size: int, device: torch.device, num_workers: int | None = None,
+        **loader_kwargs: Any,
+    ) -> data_loading.Batches:
+        """Batches of the items, made ahead: see `data_loading.stream`. Close it when done."""
+        return data_loading.stream(self, items, batch_size, device, num_workers, **loader_kwargs)
 
     def get_details(self, idx: int) -> EasyDict:
         """`raw_idx` among all images, `xflip`, and `raw_label` as stored."""

@@ -255,11 +255,8 @@ def _batches(args: dnnlib.EasyDict, training_set: Any, shown: int) -> data_loadi
         training_set, rank=args.rank, num_replicas=args.num_gpus, seed=args.random_seed,
         start=shown // args.num_gpus,
     )  # fmt: skip
-    kwargs = dict(args.data_loader_kwargs)
-    workers = kwargs.pop('num_workers', 0)
-    return data_loading.stream(
-        training_set, sampler, args.batch_size // args.num_gpus, args.device, workers, **kwargs
-    )
+    batch = args.batch_size // args.num_gpus
+    return data_loading.stream(training_set, sampler, batch, args.device, **args.data_loader_kwargs)
 
 
 @contextlib.contextmanager

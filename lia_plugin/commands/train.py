@@ -15,7 +15,7 @@ import click
 from lia_plugin import config, process_options
 from lia_plugin import options as opts
 from lia_plugin.options import Options
-from lia_plugin.params import FiniteRange
+from lia_plugin.params import FiniteRange, Memory
 from lia_plugin.process_options import KEEP_MEMORY_HELP, PRECISIONS
 
 if TYPE_CHECKING:
@@ -121,6 +121,8 @@ def switch(flag: str, text: str) -> Callable[..., Any]:
 @switch('--allow-tf32', 'Allow TF32 in matrix products and convolutions; on a CPU with AMX, half the products')
 @switch('--keep-memory', KEEP_MEMORY_HELP)
 @option('--workers', click.IntRange(min=0), 'Data loading processes  [default: 3 on a GPU, else 1]', metavar='INT')
+@option('--cache', Memory(), 'Keep images decoded in memory: all if they take half of what is free at most (auto), as '
+        'many as SIZE holds (8GB), or none (off)', metavar='auto|off|SIZE')
 @click.pass_context
 def train(ctx: click.Context, outdir: str, dry_run: bool, new_run: bool, **given: Any) -> int:
     """Train LIA, both stages in one run directory, or another --cfg of StyleGAN2-ADA.
