@@ -301,8 +301,8 @@ def _check_loop() -> None:
 def resolve_precision(choice: str | None, device: torch.device, says: bool = True) -> str | None:
     """What `--precision=choice` comes to on a device: fp32, bf16, fp16; None if nothing was said.
 
-    What auto has come to is told in one line, if it says so. Raises UserError for what the device can't, and in
-    NVIDIA's checkouts for everything.
+    What auto has come to is told in one line, if it says so, and what is slow here. Raises UserError for what the
+    device can't, and in NVIDIA's checkouts for everything.
     """
     if choice is None:
         return None
@@ -313,14 +313,17 @@ def resolve_precision(choice: str | None, device: torch.device, says: bool = Tru
     resolved = precision.resolve(choice, device)
     if choice == 'auto' and says:
         click.echo(f'--precision=auto: {precision.described(resolved, device)}', err=True)
+    if says and (why := precision.is_slow(resolved, device)) is not None:
+        click.echo(f'--precision={resolved}: {why}', err=True)
     return resolved
 
 
 def describe_precision(choice: str | None, device: torch.device) -> str:
-    """What a choice that `resolve_precision` gave means, for people."""
+    """What a choice that `resolve_precision` gave means, for people, and whether it is slow here."""
     from torch_utils import precision
 
-    return precision.described(choice, device)
+    why = precision.is_slow(choice, device)
+    return precision.described(choice, device) + (f'; {why}' if why else '')
 
 
 def computes_in_bfloat16() -> bool:

@@ -79,9 +79,9 @@ def settle_precision(options: Options, run: run_dir.Run | None) -> tuple[Options
     then = None if run is None else (run.recorded['gan'] or run.recorded['encoder'] or {}).get('precision')
     resolved = host.resolve_precision(choice if then is None else then, device, says=False)
     notes = []
-    if choice == 'auto':
+    if choice in ('auto', 'bf16'):
         began = '' if then is None else ', as it began'
-        notes.append(f'--precision=auto: {host.describe_precision(resolved, device)}{began}')
+        notes.append(f'--precision={choice}: {host.describe_precision(resolved, device)}{began}')
     return dataclasses.replace(options, precision=resolved), notes
 
 

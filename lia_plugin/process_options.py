@@ -31,7 +31,7 @@ def precision_option(command: Command) -> Command:
     """`--precision` of a command that uses a trained network."""
     option = click.option(
         '--precision', type=click.Choice(PRECISIONS),
-        help='What layers compute in: fp32; bf16, a third to half of the time on CPUs that have it, differences of one '
+        help='What layers compute in: fp32; bf16, half of the time on CPUs with AMX, for differences of one '
              'percent; fp16, on GPUs; auto, the fastest. Codes (φ) and optimisations stay float32  '
              '[default: fp16 on CUDA where the network was made so, else fp32]')  # fmt: skip
     return option(command)

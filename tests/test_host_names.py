@@ -62,6 +62,7 @@ OURS_ONLY = {
     'torch_utils.distributed.spawn',
     'torch_utils.precision.chosen',
     'torch_utils.precision.described',
+    'torch_utils.precision.is_slow',
     'torch_utils.precision.resolve',
     'torch_utils.precision.using',
     'torch_utils.torchrun.run',

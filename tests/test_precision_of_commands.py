@@ -23,7 +23,7 @@ from training import checkpoint, reports, training_loop
 
 @pytest.fixture
 def has_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(custom_ops, 'cpu_has', lambda name: name == 'avx512_bf16')
+    monkeypatch.setattr(custom_ops, 'cpu_has', lambda name: name == 'amx_bf16')
 
 
 @pytest.mark.parametrize(('said', 'reached'), [
@@ -51,10 +51,11 @@ def test_a_run_goes_on_in_what_it_began_with(run, loop, data, has_bf16, monkeypa
     loop.endings = ['Ctrl-C']
     asked = [f'--data={data}', '--batch=4', '--precision=auto', '--stage=gan']
     run(*asked)
-    monkeypatch.setattr(custom_ops, 'cpu_has', lambda name: name == 'amx_bf16')
+    monkeypatch.setattr(custom_ops, 'cpu_has', lambda name: name == 'avx512_bf16')
     loop.endings = ['Ctrl-C']
     run('--resume=latest')
     assert [call['precision'] for call in loop.calls] == ['bf16', 'bf16']
+    assert 'no matrix tiles (amx_bf16), so that fp32 is likely faster, as it began' in capsys.readouterr().out
     monkeypatch.setattr(custom_ops, 'cpu_has', lambda name: False)  # Another machine.
     assert run(*asked) == 2
     assert 'this CPU has no instructions for bfloat16' in capsys.readouterr().err

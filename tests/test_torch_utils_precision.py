@@ -34,7 +34,7 @@ def on(monkeypatch: pytest.MonkeyPatch, features: tuple[str, ...] = (), capabili
 
 @pytest.mark.parametrize(('device', 'machine', 'auto', 'refused'), [
     (CPU, dict(features=('amx_bf16', 'avx512_bf16')), 'bf16', ['fp16']),
-    (CPU, dict(features=('avx512_bf16',)), 'bf16', ['fp16']),
+    (CPU, dict(features=('avx512_bf16',)), 'fp32', ['fp16']),
     (CPU, dict(features=('avx2',)), 'fp32', ['bf16', 'fp16']),
     (CUDA, dict(capability=(9, 0)), 'fp16', []), (CUDA, dict(capability=(7, 5)), 'fp16', ['bf16']),
     (CUDA, dict(capability=(6, 1)), 'fp32', ['bf16', 'fp16']), (MPS, {}, 'fp32', ['bf16', 'fp16']),

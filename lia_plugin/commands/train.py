@@ -111,9 +111,9 @@ def switch(flag: str, text: str) -> Callable[..., Any]:
         'fifth each quarter, or as it is')
 @option('--percep', click.Choice(opts.PERCEPTUAL), "[lia] Perceptual features: stage 1's D, or VGG16 (a download)")
 # Speed.
-@option('--precision', click.Choice(PRECISIONS), 'What this run computes in: fp32; bf16, on CPUs with avx512_bf16 or '
-        'AMX and GPUs from Ampere on; fp16, on GPUs; auto, the fastest. Weights, φ, losses and optimisers are float32 '
-        'always, and snapshots the same  [default: fp16 on CUDA, but for the encoder, else fp32]')
+@option('--precision', click.Choice(PRECISIONS), 'What this run computes in: fp32; bf16, on CPUs with AMX (half of '
+        'the time) and GPUs from Ampere on; fp16, on GPUs; auto, the fastest. Weights, φ, losses and optimisers are '
+        'always float32, and snapshots the same  [default: fp16 on CUDA, but for the encoder, else fp32]')
 @switch('--fp32', 'Make networks without float16 layers, which others would use on CUDA, too; else the highest four '
         'resolutions of G and D have them')
 @switch('--nhwc', 'Channels-last float16 layers')
