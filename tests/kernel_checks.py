@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from torch_utils.ops import bias_act
+from torch_utils.ops import bias_act, upfirdn2d
 
 FORMATS = (torch.contiguous_format, torch.channels_last)
 # Of results and first gradients, and of second ones, as shares of the largest value.
@@ -102,3 +102,24 @@ def check_activation(device: str, dtype: torch.dtype, act: str) -> None:
             return bias_act.bias_act(x, None if b is None else b.to(x.dtype), dim, act, 0.3, gain, clamp, impl)
 
         compare(func, lambda x, b, func=func: func(x, b, 'ref'), leaves, device, dtype)
+
+
+# up, down, padding. Each with odd paddings for blocks to begin at either parity.
+GEOMETRIES = [(1, 1, [2, 1, 2, 1]), (2, 1, [2, 1, 2, 1]), (2, 1, [3, 2, 1, 4]), (1, 2, [1, 1, 1, 1]),
+              (2, 2, [-1, 3, 2, -2]), ([1, 3], [2, 1], [0, 5, 3, 1]), (1, 1, [-1, 2, -2, 3]), (2, 1, [-3, 1, 0, -2]),
+              ([2, 1], 1, [2, 1, 2, 1])]
+
+
+def check_filter(device: str, dtype: torch.dtype, form: torch.memory_format, taps: tuple[int, ...], channels: int,
+                 size: tuple[int, int]) -> None:
+    """Filters of these taps, in general no outer products, in every geometry; the second gradient is one more."""
+    f = rand(*taps, seed=1) / 3
+    for index, (up, down, padding) in enumerate(GEOMETRIES):
+        options = (up, down, [side + len(taps) % 2 * 8 for side in padding], index % 2 == 0, 1.7)
+
+        def func(x: torch.Tensor, impl: str = 'cuda', options: tuple[Any, ...] = options) -> torch.Tensor:
+            return upfirdn2d.upfirdn2d(x, f.to(x.device), *options, impl)
+
+        x = rand(2, channels, *size).to(memory_format=form)
+        y = compare(func, lambda x, func=func: func(x, 'ref'), [x], device, dtype)
+        assert y.is_contiguous(memory_format=form)

@@ -17,7 +17,8 @@ from torch_utils.ops.cpu_kernels import Rectifier, is_last, limit, noise_stride,
 DEVICE = 'cuda'  # The type of device that the kernels run on; the tests' emulator runs them on 'cpu'.
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 CURVES = ('linear', 'relu', 'lrelu', 'tanh', 'sigmoid', 'elu', 'selu', 'softplus', 'swish')
-SOURCES = ('cuda_act.cu', 'cuda_curve.cu')
+SOURCES = ('cuda_act.cu', 'cuda_curve.cu', 'cuda_upfirdn2d.cu')
+TWICE = -2  # Says upfirdn2d of a separable filter that takes two calls.
 ALIGNMENT = 16  # Bytes that kernels read at once.
 
 _P, _I, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
@@ -26,6 +27,7 @@ SIGNATURES = {
     'act_backward': [_P] * 9 + [_I] * 5 + [_D] * 4 + [_I] * 2 + [_P],
     'bias_curve': [_P] * 6 + [_I] * 5 + [_D] * 3 + [_I] * 2 + [_P],
     'squared_norms': [_P] * 2 + [_I] * 5 + [_P],
+    'upfirdn2d': [_P] * 3 + [_I] * 4 + [_D] + [_I] * 2 + [_P] * 2 + [_I] * 3 + [_P],
     'probe': [_I],
 }
 
@@ -150,6 +152,39 @@ def bias_curve(x: torch.Tensor, bias: torch.Tensor | None, curve: Curve, grad: t
     return to, more
 
 
+def upfirdn2d(x: torch.Tensor, f: torch.Tensor, axis_x: Sequence[int], axis_y: Sequence[int], flip: bool, gain: float,
+              out_size: Sequence[int]) -> torch.Tensor:
+    """The filter of ops/upfirdn2d.py, of any x, whatever its strides.
+
+    axes: up, down, before, after; out_size: H', W'. flip: convolve.
+    """
+    f = f.detach().to(_computing_type(x)).contiguous()
+    y = _filter(x, f, f.shape[-1], f.shape[0], f.ndim == 1, axis_x, axis_y, flip, gain, out_size)
+    if y is not None:
+        return y
+    idle = 1, 1, 0, 0
+    passes = [(len(f), 1, axis_x, idle, gain, (x.shape[2], out_size[1])), (1, len(f), idle, axis_y, 1.0, out_size)]
+    if axis_y[1] > 1:  # Whole rows are the cheaper to drop.
+        passes = [(*passes[1][:5], (out_size[0], x.shape[3])), (*passes[0][:5], out_size)]
+    for width, height, along_x, along_y, factor, size in passes:
+        filtered = _filter(x, f, width, height, False, along_x, along_y, flip, factor, size)
+        assert filtered is not None, 'one axis takes one call'
+        x = filtered
+    return x
+
+
+def _filter(x: torch.Tensor, f: torch.Tensor, width: int, height: int, separable: bool, axis_x: Sequence[int],
+            axis_y: Sequence[int], flip: bool, gain: float, out_size: Sequence[int]) -> torch.Tensor | None:
+    """One call; None if it takes two."""
+    last = is_last(x)
+    n, c, *size = x.shape
+    y = _new([n, c, *out_size], x, last)
+    axes = (_I * 10)(size[1], out_size[1], *axis_x[:3], size[0], out_size[0], *axis_y[:3])
+    code = _call('upfirdn2d', x, x.data_ptr(), y.data_ptr(), f.data_ptr(), height, width, separable, flip, gain, n, c,
+                 axes, (_I * 4)(*x.stride()), last, TYPES[x.dtype])
+    return None if code == TWICE else y
+
+
 def squared_norms(weight: torch.Tensor) -> torch.Tensor:
     """float32 [O, I, kh, kw] → [O, I]: the sums of squares over the last two axes."""
     outputs, inputs, height, width = weight.shape
@@ -163,13 +198,14 @@ def squared_norms(weight: torch.Tensor) -> torch.Tensor:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _call(name: str, on: torch.Tensor, *args: Any) -> None:
-    """Launches on `on`'s device and its current stream. Raises RuntimeError if CUDA refuses."""
+def _call(name: str, on: torch.Tensor, *args: Any) -> int:
+    """Launches on `on`'s device and its current stream: 0 or TWICE. Raises RuntimeError if CUDA refuses."""
     index, stream = _place(on.device)
     kernels = library()
     code = getattr(kernels, name)(*args, index, stream)
-    if code:
+    if code not in (0, TWICE):
         raise RuntimeError(f'CUDA kernel {name} on {list(on.shape)}, {on.dtype}: {kernels.error_text(code).decode()}')
+    return code
 
 
 def _place(device: torch.device) -> tuple[int, int]:

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional
 
-from torch_utils.ops import cpu_kernels
 from torch_utils.ops.asked import is_recorded
+from torch_utils.ops.kernels import compiled
 
 Factor = int | Sequence[int]
 
@@ -177,9 +177,10 @@ class _UpFirDn(torch.autograd.Function):
         width, height = filter_size(f)
         ctx.transposed = (axis_x.transposed(x.shape[3], width), axis_y.transposed(x.shape[2], height),
                           not flip_filter, gain)
-        if cpu_kernels.usable(x):
+        kernels = compiled(x)
+        if kernels is not None:
             out_size = axis_y.out_size(x.shape[2], height), axis_x.out_size(x.shape[3], width)
-            y = cpu_kernels.upfirdn2d(x, f, axis_x, axis_y, not flip_filter, gain, out_size)
+            y = kernels.upfirdn2d(x, f, axis_x, axis_y, not flip_filter, gain, out_size)
             if y is not None:
                 return y
         taps = (f if flip_filter else f.flip(*range(f.ndim))).to(torch.promote_types(f.dtype, x.dtype))

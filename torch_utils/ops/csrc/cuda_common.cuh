@@ -122,6 +122,9 @@ template <int N> struct Number {
     static constexpr int value = N;
 };
 
+template <bool YES, class A, class B> struct Choose { using type = A; };
+template <class A, class B> struct Choose<false, A, B> { using type = B; };
+
 // run(zero) with a zero of the type that the code names.
 template <class Run> int by_type(int64_t code, const Run& run) {
     switch (code) {
