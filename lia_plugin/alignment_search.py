@@ -14,6 +14,7 @@ import numpy as np
 import PIL.Image
 import torch
 
+from lia_plugin import engine
 from lia_plugin.images import read_image, to_pil
 from lia_plugin.networks import base_code
 from lia_plugin.placement import Array, Placement, apply_affine, compose_affine, place
@@ -73,6 +74,7 @@ def misfit(G: Any, img: torch.Tensor, c: torch.Tensor | None = None) -> torch.Te
     log of these differences themselves, plus -log p(y) per dimension. Of a z that is absurdly far out, as a φ that was
     fitted to another mapping gives for real images, only so much counts as `FARTHEST` says: pictures decide then.
     """
+    G = engine.of(G)
     y = G.encode(img, c)
     error = G.decode(y, c, noise_mode='const').to(torch.float32).clamp(-1, 1) - img
     variance = img.var(dim=(1, 2, 3), unbiased=False)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lia_plugin import api_checks, api_images, codes, inversion, paths, spaces
+from lia_plugin import api_checks, api_images, codes, engine, inversion, paths, spaces
 from lia_plugin.api_images import Array, Form, Given, Range, give_images, give_latents, is_array, read_images
 from lia_plugin.codes import Codes, made_codes, unique_names
 from lia_plugin.networks import base_code
@@ -286,7 +286,8 @@ class Network:
         self._check_encoder()
         given = self._given(images)
         labels = self._labels(c, len(given.img), given)
-        parts = [self.G.encode(given.img[rows].to(self.device), None if labels is None else labels[rows])
+        G = engine.of(self.G)
+        parts = [G.encode(given.img[rows].to(self.device), None if labels is None else labels[rows])
                  for rows in self._batches(len(given.img))]  # fmt: skip
         names = unique_names(given.names)
         return made_codes(names, torch.cat(parts), labels, placements=given.placements), given

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lia_plugin import inversion, noise_maps, sampling, spaces, targets
+from lia_plugin import engine, inversion, noise_maps, sampling, spaces, targets
 from lia_plugin.code_files import CodeFile, read_code_file
 from lia_plugin.host import UserError
 from lia_plugin.images import to_float
@@ -272,7 +272,7 @@ def _encode(
     c = None if labels is None else torch.stack([labels[target.name] for target, _loaded in read]).to(device)
     count = len(read)
     return [Codes(
-        tuple(target.name for target, _loaded in read), G.encode(img, c), c,
+        tuple(target.name for target, _loaded in read), engine.of(G).encode(img, c), c,
         tuple(loaded.pixels for _target, loaded in read), ({},) * count,
         tuple(loaded.placement for _target, loaded in read), tuple(target.label for target, _loaded in read),
     )]  # fmt: skip
@@ -353,4 +353,4 @@ def render(
     if maps:
         # In the precision of those without: what else is in a batch changes no picture.
         return noise_maps.synthesize(G.synthesis, ws, maps, noise_mode, force_fp32=False)
-    return G.synthesis(ws, noise_mode=noise_mode).to(torch.float32)
+    return engine.of(G).synthesis(ws, noise_mode=noise_mode).to(torch.float32)

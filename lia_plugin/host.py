@@ -264,6 +264,20 @@ def augpipe(name: str) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Inference
+
+
+def weight_keeper(network: Any) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Gives a region in which our kernels keep what they make of a network's weights; elsewhere it does nothing."""
+    if not OURS:
+        return contextlib.nullcontext
+    from torch_utils.ops import kept
+
+    store = kept.Store([*network.parameters(), *network.buffers()])
+    return lambda: kept.using(store)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Training
 
 

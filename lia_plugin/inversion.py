@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from lia_plugin import host, prior, similarity
+from lia_plugin import engine, host, prior, similarity
 from lia_plugin.calibration import Calibration
 from lia_plugin.networks import base_code
 from lia_plugin.perceptual import Perceptual
@@ -128,6 +128,7 @@ def invert_images(
     With `truncation_psi` below 1 the reconstruction is of the truncated code; y and z remain those of the image.
     space='y' gives all layers the base code where the encoder has one for each; None takes them as they are.
     """
+    G = engine.of(G)
     start = now(img.device)
     y, z = G.invert(img, c)
     y = base_code(y) if space == 'y' else y

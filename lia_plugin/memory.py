@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_leaves
 
 # Images at once that are enough: a GPU is busy with so many, and a CPU's caches hold no more.
 MOST = {'cuda': 64, 'mps': 16, 'cpu': 8}
-SHARE = 0.7  # Of the free memory: allocators leave gaps, convolutions need workspaces, and others want some, too.
+# Of the free memory: allocators leave gaps, convolutions need workspaces, CUDA graphs have memory of their own.
+SHARE = {'cuda': 0.4, 'mps': 0.6, 'cpu': 0.7}
 MOST_CGROUP_BYTES = 1 << 60  # No limit is written as a huge number.
 
 
@@ -27,7 +28,7 @@ def batch_size(device: torch.device, work: Callable[[], object], most: int | Non
     """
     most = MOST.get(device.type, MOST['cpu']) if most is None else most
     cost = peak_bytes(work, device)
-    return max(1, min(most, int(SHARE * free_bytes(device)) // sharers // max(cost, 1)))
+    return max(1, min(most, int(SHARE.get(device.type, 0.5) * free_bytes(device)) // sharers // max(cost, 1)))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lia_plugin import noise_maps, spaces
+from lia_plugin import engine, noise_maps, spaces
 from lia_plugin.host import UserError
 from lia_plugin.images import to_uint8
 
@@ -115,4 +115,5 @@ def render(
     if noise_mode == 'random':
         assert len(noise_seeds) == len(ws), 'one for each'
         noise, noise_mode = noise_maps.draw_noise(G.synthesis, noise_seeds), 'const'
-    return to_uint8(noise_maps.synthesize(G.synthesis, ws, noise, noise_mode, force_fp32=False)).cpu()
+    synthesis = G.synthesis if noise else engine.of(G).synthesis
+    return to_uint8(noise_maps.synthesize(synthesis, ws, noise, noise_mode, force_fp32=False)).cpu()

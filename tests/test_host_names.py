@@ -65,6 +65,8 @@ OURS_ONLY = {
     'torch_utils.precision.is_slow',
     'torch_utils.precision.resolve',
     'torch_utils.precision.using',
+    'torch_utils.ops.kept.Store',
+    'torch_utils.ops.kept.using',
     'torch_utils.torchrun.run',
     'torch_utils.torchrun.team',
     'training.augment.augpipe_specs',

@@ -310,7 +310,7 @@ def prepare(
 
 def evaluate(rank: int, world_size: int, job: Job) -> list[dict[str, Any]]:
     """One process's part: all metrics in turn. Rank 0 prints and records them."""
-    from lia_plugin import evaluation, host, machines, perceptual
+    from lia_plugin import engine, evaluation, host, machines, perceptual
     from lia_plugin import metrics as _registers_ours  # noqa: F401
     from metrics import metric_main
 
@@ -321,7 +321,7 @@ def evaluate(rank: int, world_size: int, job: Job) -> list[dict[str, Any]]:
     machines.check_files({'--network': job.network, '--data': job.training_set.get('path'),
                           '--data (held out)': job.held_out_set.get('path')})  # fmt: skip
     G, _contents = load_generator(job.network, job.trust)
-    G = G.eval().requires_grad_(False).to(device)
+    G = engine.Engine(G.eval().requires_grad_(False).to(device))
     options = dict(detector=job.detector, num=job.num, batch=job.batch, seed=job.seed)
     shared: dict[Any, Any] = {**job.more, 'metrics': list(job.metrics)}
     results = []

@@ -10,11 +10,13 @@ These are the bare operators, without gradients: `conv2d_gradfix` makes differen
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import functools
 
 import torch
 
 from torch_utils import custom_ops
+from torch_utils.ops import kept
 
 PARTS = {'highest': 3, 'high': 2, 'medium': 1}  # By PyTorch's precision of float32 products.
 
@@ -33,7 +35,7 @@ def _prepared(library: ctypes.CDLL) -> bool:
         return False
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     for function in (library.amx_conv2d, library.amx_conv_transpose2d):
-        function.argtypes = [pointer] * 7 + [number, pointer, number]
+        function.argtypes = [pointer] * 7 + [number, pointer, number, pointer, number]
     library.amx_weight_gradient.argtypes = [pointer] * 6 + [number, pointer, number]
     return True
 
@@ -118,8 +120,28 @@ def _run(function: ctypes._NamedFuncPointer, x: torch.Tensor, w: torch.Tensor, o
     code = function(
         x.data_ptr(), w.data_ptr(), out.data_ptr(), _numbers(n, height, width, channels),
         _numbers(out.shape[2], out.shape[3], out.shape[1]), _numbers(*strides), _numbers(*w.shape[2:]), stride,
-        _numbers(*padding), _parts(parts))
+        _numbers(*padding), *_packing(function.__name__, w, (x.shape[1], out.shape[1]), stride, _parts(parts)))
     _check(code)
+
+
+def _packing(name: str, w: torch.Tensor, channels: Pair, stride: int, parts: int) -> tuple[int, int | None, int]:
+    """The parts, where the weight's tiles are to be kept (None = nowhere), and whether they are there already."""
+    store = kept.store_of(w)
+    if store is None:
+        return parts, None, 0
+    sides = [-(-number // 32) * 32 for number in channels]
+    size = parts * sides[0] * sides[1] * w.shape[2] * w.shape[3]
+    tiles = store.get(w, (name, stride, parts), lambda: _Tiles(torch.empty([size], dtype=torch.bfloat16)))
+    there, tiles.there = tiles.there, True
+    return parts, tiles.memory.data_ptr(), there
+
+
+@dataclasses.dataclass
+class _Tiles:
+    """A weight as the kernel packs it."""
+
+    memory: torch.Tensor
+    there: bool = False
 
 
 def _numbers(*values: int) -> ctypes.Array[ctypes.c_int64]:

@@ -5,6 +5,7 @@ and `_Contract` are each other's derivatives, so that any order of gradients is 
 rectifier of an image tensor, on CUDA `_Curve` does.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import sqrt
@@ -14,7 +15,7 @@ import torch
 from torch.nn import functional
 
 from torch_utils import precision
-from torch_utils.ops import cuda_kernels
+from torch_utils.ops import cuda_kernels, kept
 from torch_utils.ops.asked import is_asked, is_recorded
 from torch_utils.ops.cpu_kernels import Rectifier
 from torch_utils.ops.cuda_kernels import Curve
@@ -124,9 +125,10 @@ def leaky_relu_(x: torch.Tensor, alpha: float, clamp: float | None = None) -> to
 
 def squared_norms(weight: torch.Tensor) -> torch.Tensor:
     """[O, I, kh, kw] → [O, I]: the sums of squares over the last two axes; differentiable any number of times."""
-    if weight.dtype == torch.float32 and fuses(weight):
-        return _SquaredNorms.apply(weight)
-    return weight.square().sum(dim=(2, 3))
+    fast = weight.dtype == torch.float32 and fuses(weight)
+    make = functools.partial(_SquaredNorms.apply, weight) if fast else lambda: weight.square().sum(dim=(2, 3))
+    store = kept.store_of(weight)
+    return make() if store is None else store.get(weight, 'squared norms', make)
 
 
 def fuses(x: torch.Tensor) -> bool:

@@ -379,6 +379,12 @@ void convolve(const bfloat16* x, int64_t part, const bfloat16* packed, const std
     }
 }
 
+// Where the caller keeps the tiles of weights that stay as they are, one call of `run` after the other; or nowhere.
+struct Kept {
+    bfloat16* tiles;
+    bool there;  // From an earlier call.
+};
+
 // An image batch in planes, to be convolved once or, for each phase of a larger output, several times.
 class Buffers {
   public:
@@ -391,11 +397,13 @@ class Buffers {
     }
 
     bool run(const Weights& weights, const std::vector<Tap>& taps, const Planes& planes, int64_t depth,
-             const Target& out, int64_t parts) const {
+             const Target& out, int64_t parts, Kept& kept) const {
         const auto count = static_cast<int64_t>(taps.size());
-        bfloat16* packed = workspaces[1].get(parts * round_up(out.channels, kBlock) * count * depth);
+        const int64_t size = parts * round_up(out.channels, kBlock) * count * depth;
+        bfloat16* packed = kept.tiles != nullptr ? kept.tiles : workspaces[1].get(size);
         if (packed == nullptr) return false;
-        pack_weights(weights, taps, parts, packed);
+        if (kept.tiles == nullptr || !kept.there) pack_weights(weights, taps, parts, packed);
+        if (kept.tiles != nullptr) kept.tiles += size;
         (parts == 3 ? convolve<3> : parts == 2 ? convolve<2> : convolve<1>)(planes_, size_, packed, taps, planes, depth,
                                                                             out);
         return true;
@@ -517,7 +525,8 @@ void correlate(const Operand& a, const Operand& b, const std::vector<Shift>& shi
 }  // namespace
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Entry points. They return 0; 1 for want of memory. `parts` is 1 to 3, see above.
+// Entry points. They return 0; 1 for want of memory. `parts` is 1 to 3, see above. `tiles`: where the packed weight is to
+// be kept, parts * out * in * kernel numbers, both channels rounded up to 32, or null; `there`: whether it is already.
 
 extern "C" {
 
@@ -530,7 +539,7 @@ int amx_available() {
 // A correlation, PyTorch's conv2d: x [n, height, width, in], w with the strides given, out [n, out_h, out_w, out].
 int amx_conv2d(const float* x, const float* w, float* out, const int64_t* n_h_w_in, const int64_t* h_w_out,
                const int64_t* w_strides, const int64_t* kernel, int64_t stride, const int64_t* padding,
-               int64_t parts) {
+               int64_t parts, void* tiles, int64_t there) {
     const int64_t n = n_h_w_in[0], channels = n_h_w_in[3], depth = round_up(channels, kDepth);
     Planes planes{n, n_h_w_in[1], n_h_w_in[2], channels, padding[0], padding[1], stride, 0, 0, n};
     planes.rows = div_up((h_w_out[0] - 1) * stride + kernel[0], stride);
@@ -544,13 +553,14 @@ int amx_conv2d(const float* x, const float* w, float* out, const int64_t* n_h_w_
     const Target target{out, h_w_out[0], h_w_out[1], h_w_out[2], 1, 0, 0};
     Buffers buffers;
     if (!buffers.fill(x, source_table(planes, length), channels, depth, parts)) return 1;
-    return buffers.run(weights, taps, planes, depth, target, parts) ? 0 : 1;
+    Kept kept{static_cast<bfloat16*>(tiles), there != 0};
+    return buffers.run(weights, taps, planes, depth, target, parts, kept) ? 0 : 1;
 }
 
 // PyTorch's conv_transpose2d: x [n, height, width, in], w's strides in the order out, in, y, x.
 int amx_conv_transpose2d(const float* x, const float* w, float* out, const int64_t* n_h_w_in, const int64_t* h_w_out,
                          const int64_t* w_strides, const int64_t* kernel, int64_t stride, const int64_t* padding,
-                         int64_t parts) {
+                         int64_t parts, void* tiles, int64_t there) {
     const int64_t n = n_h_w_in[0], channels = n_h_w_in[3], depth = round_up(channels, kDepth);
     // Output row y = t * stride + phase - padding sums the input's rows t - j with the kernel's rows phase + j * stride.
     const int64_t reach_y = (kernel[0] - 1) / stride, reach_x = (kernel[1] - 1) / stride;
@@ -561,6 +571,7 @@ int amx_conv_transpose2d(const float* x, const float* w, float* out, const int64
     const Weights weights{w, w_strides[0], w_strides[1], w_strides[2], w_strides[3], h_w_out[2], channels};
     Buffers buffers;
     if (!buffers.fill(x, source_table(planes, length), channels, depth, parts)) return 1;
+    Kept kept{static_cast<bfloat16*>(tiles), there != 0};
     for (int64_t phase = 0; phase < stride * stride; ++phase) {
         const int64_t a = phase / stride, b = phase % stride;
         std::vector<Tap> taps;
@@ -568,7 +579,7 @@ int amx_conv_transpose2d(const float* x, const float* w, float* out, const int64
             for (int64_t kx = b; kx < kernel[1]; kx += stride)
                 taps.push_back({planes.distance(reach_y - ky / stride, reach_x - kx / stride) * depth, ky, kx});
         const Target target{out, h_w_out[0], h_w_out[1], h_w_out[2], stride, a - padding[0], b - padding[1]};
-        if (!buffers.run(weights, taps, planes, depth, target, parts)) return 1;
+        if (!buffers.run(weights, taps, planes, depth, target, parts, kept)) return 1;
     }
     return 0;
 }

@@ -1,0 +1,93 @@
+"""A function of batches as CUDA graphs: recorded once for a batch's size, then replayed with one launch.
+
+Small networks, and small batches, keep a GPU waiting for Python to say what comes next. Inputs are copied into the
+memory that was recorded with, smaller batches fill part of it, and results are copied out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import click
+import torch
+
+MOST_GRAPHS = 4  # Of one function: each keeps memory of its own.
+CLOSE = 1e-2  # Of the largest value: what a replay may differ from the recorded call. float16 may choose other kernels.
+
+Function = Callable[..., torch.Tensor]
+
+
+class Replay:
+    """Called as the function is, with tensors [N, …] on one device; N may change, one row must not depend on others.
+
+    The first call of a size is done as it is, the second one recorded. If that fails the function is called as it is
+    from then on, and that is said once.
+    """
+
+    def __init__(
+        self, function: Function, name: str, random: bool = False, recorder: Callable[..., Recorded] | None = None
+    ) -> None:
+        self.function, self.name = function, name
+        self.random = random  # Whether it draws numbers: a batch that is filled up would get others.
+        self.recorder = recorder or Recorded
+        self.seen: Counter[Any] = Counter()
+        self.graphs: dict[Any, dict[int, Recorded]] = {}  # What rows are like -> size -> graph.
+        self.works = True
+
+    def __call__(self, *tensors: torch.Tensor) -> torch.Tensor:
+        rows = tensors[0].shape[0]
+        like = tuple((tuple(t.shape[1:]), t.dtype, t.device) for t in tensors)
+        graphs = self.graphs.setdefault(like, {})
+        size = min((size for size in graphs if size == rows or size > rows and not self.random), default=None)
+        if size is not None:
+            return graphs[size](*tensors)
+        self.seen[like, rows] += 1
+        result = self.function(*tensors)
+        if self.works and self.seen[like, rows] == 2 and len(graphs) < MOST_GRAPHS:
+            self._record(graphs, tensors, result)
+        return result
+
+    def _record(self, graphs: dict[int, Recorded], tensors: tuple[torch.Tensor, ...], result: torch.Tensor) -> None:
+        reason = 'its results differ'
+        try:
+            with torch.random.fork_rng(devices=[result.device] if result.is_cuda else []):
+                graph = self.recorder(self.function, tensors)
+                fits = self.random or _close(graph(*tensors), result)
+            if fits:
+                graphs[len(result)] = graph
+                return
+        except RuntimeError as error:
+            reason = ' '.join(str(error).split())[:200]
+        self.works = False
+        click.echo(f'{self.name}: no CUDA graph ({reason}); going on without', err=True)
+
+
+def _close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    return bool((found - expected).abs().max() <= CLOSE * expected.abs().max().clamp(min=1e-6))
+
+
+class Recorded:
+    """One graph: `tensors` are examples of full size."""
+
+    def __init__(self, function: Function, tensors: tuple[torch.Tensor, ...]) -> None:
+        self.inputs = [t.detach().clone() for t in tensors]
+        device = self.inputs[0].device
+        # Libraries set themselves up in a stream that is not recorded; graphs demand that it is none of the default.
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            function(*self.inputs)
+        torch.cuda.current_stream(device).wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.device(device), torch.cuda.graph(self.graph):
+            self.output = function(*self.inputs)
+
+    def __call__(self, *tensors: torch.Tensor) -> torch.Tensor:
+        """The rows given; those beyond keep what they had, and nobody looks at what becomes of them."""
+        rows = tensors[0].shape[0]
+        for place, given in zip(self.inputs, tensors, strict=True):
+            place[:rows].copy_(given)
+        self.graph.replay()
+        return self.output[:rows].clone()
