@@ -26,7 +26,8 @@ class Store:
     """
 
     def __init__(self, weights: Iterable[torch.Tensor]) -> None:
-        self.weights = [weight for weight in weights if weight.device.type == 'cpu']  # Alive, so that nobody else gets their memory.
+        # Alive, so that nobody else gets their memory.
+        self.weights = [weight for weight in weights if weight.device.type == 'cpu']
         self.places = {weight.data_ptr() for weight in self.weights if weight.numel() > 0}
         self.results: dict[Hashable, tuple[int, Any]] = {}
 
