@@ -132,7 +132,7 @@ def test_no_memory_for_one_image_is_one_line(
 def test_a_refinement_is_measured_with_its_gradients(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found: list[int] = []
 
-    def batch_size(device: torch.device, work: Any) -> int:
+    def batch_size(device: torch.device, work: Any, **_more: Any) -> int:
         found.append(memory.peak_bytes(work, device))
         return 2
 
