@@ -50,6 +50,8 @@ STEPS = [
          '--batch=16 --kimg=2.4 --enc-kimg=1.6 --gamma=0.1 --glr=0.0025 --dlr=0.0025 --metrics=none --mirror=true '
          '--device=cpu --outdir={work}'),
     Step('inversion', 'Inversion', 150, 'inversion.py --network={network} --num=3 {host}'),
+    Step('data-path', 'Data path', 240,
+         'data_path.py --kinds=png,jpg --workers=0,3 --rounds=1 --seconds=0.5 {host}'),
     Step('growth', 'Growth', 240,
          'growth.py --rounds=1 --seconds=5 --resolutions=32,64,128,256 --batches=2,8,32 --channels=32,64,128 {host}'),
 ]

@@ -121,6 +121,12 @@ def test_growth_prints_its_tables() -> None:
     assert out.count('| exponent |') == 2 and 'nan' in out, 'one point has no exponent'
 
 
+def test_the_data_path_is_measured_where_both_sides_agree() -> None:
+    out = run('data_path.py', '--kinds=png,jpg', '--resolutions=8', '--workers=0', '--step-ms=5', '--rounds=1',
+              '--seconds=0.05')
+    assert out.count('| png 8², batch 32 | 0 |') == 2 and out.count('| jpg 8²') == 2 and 'nan' not in out
+
+
 def test_a_failed_step_does_not_stop_the_others(tmp_path: pathlib.Path) -> None:
     out = run('run.py', f'--out={tmp_path}', '--only=inversion,ops', '--minutes=0', code=1).strip()
     text = pathlib.Path(out).read_text()
