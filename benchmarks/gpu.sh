@@ -30,7 +30,7 @@ if [[ $SMOKE ]]; then
   DEVICE=cpu ALONE=S COMPARED=S EXTRAS=S ROUNDS=1 OPS='--batch=2 --channels=8 --resolution=16' TYPES=float32 WIDTHS='--cbase=512 --cmax=16 --latent-dim=16' BATCH=8
   LENGTH='--kimg=0.016' ENC_LENGTH='--enc-kimg=0.016' STAGE1=60 STAGE2=60 IMAGES=64
 else
-  DEVICE=cuda ALONE='G D E F' COMPARED='G D E F' EXTRAS='D F' ROUNDS=8 OPS= TYPES='float16 float32'
+  DEVICE=cuda ALONE='G D E F' COMPARED='G D E F' EXTRAS='D F' GRAPHS='G D E F' ROUNDS=8 OPS= TYPES='float16 float32'
   WIDTHS='--cbase=4096 --cmax=128 --latent-dim=256' BATCH=64
   LENGTH='--kimg=100000' ENC_LENGTH='--enc-kimg=100000' STAGE1=200 STAGE2=100 IMAGES=5000
 fi
@@ -118,6 +118,13 @@ for size in $EXTRAS; do
   done
 done
 
+# Phases recorded as CUDA graphs, to compare with the rows above.
+if [[ ! $SMOKE ]]; then
+  for size in $GRAPHS; do
+    step "graphs-$size" $(at_most 35 200) "$PYTHON" benchmarks/iteration.py --size=$size --device=$DEVICE --rounds=5 --seconds=8 --graphs
+  done
+fi
+
 COMMON="--outdir=$WORK/runs --data=demo/people64.zip --val=demo/people64_val.zip --cfg=lia --device=$DEVICE --batch=$BATCH"
 COMMON+=" --metrics=none --tick=2 --snap=1000 --seed=0 --workers=2 --mirror=true"
 STAGE1=$(at_most $STAGE1 $(((DEADLINE - SECONDS) / 3 + 90)))
@@ -158,7 +165,7 @@ done
   echo -e '\n## Iteration'
   for size in $ALONE; do echo; cat "$WORK/alone-$size.out"; done
   [[ $HOST ]] && for size in $COMPARED; do echo; cat "$WORK/compared-$size.out"; done
-  for file in "$WORK"/{precision,tf32}*.out; do [[ -f $file ]] && { echo; cat "$file"; }; done
+  for file in "$WORK"/{precision,tf32,graphs}*.out; do [[ -f $file ]] && { echo; cat "$file"; }; done
   echo -e "\n## Training\n\n\`train.py\` on the demo set, $WIDTHS, batch $BATCH; the last lines of both stages.\n\n\`\`\`"
   for stage in stage1 stage2; do grep '^tick' "$WORK/$stage.out" | tail -n 2; done
   echo -e '```\n\n## Metrics\n\nSmall sets and a random detector: only comparable with each other.\n\n```'

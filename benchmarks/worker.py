@@ -37,16 +37,18 @@ class Worker:
         precision: fp32; fp16, in the highest resolutions (CUDA only), as both code bases train by default; bf16, which
             the original hasn't: it takes fp16 on CUDA, else fp32.
         first: whether to write the weights.
+        graphs: whether this project replays recorded phases, on CUDA.
         tf32: whether this project may round the factors of float32 products. The original may not.
     """
 
     def __init__(self, root: str, weights: str, device: str, precision: str = 'fp32', first: bool = True,
-                 tf32: bool = False, **size: int) -> None:
+                 tf32: bool = False, graphs: bool = False, **size: int) -> None:
         import torch
 
         self.root, self.is_host, self.first = root, root != PROJECT, first
         self.device, self.size, self.tf32 = torch.device(device), SimpleNamespace(**size), tf32 and root == PROJECT
         half = self.device.type == 'cuda' and precision != 'fp32'
+        self.graphs = self._make_graphs() if graphs and root == PROJECT else None
         self.precision = dict(num_fp16_res=4, conv_clamp=256) if half else dict(num_fp16_res=0, conv_clamp=None)
         self.missing: dict[str, str] = {}  # Work that this code base can't do, and why.
         self._set_up_torch(precision)
@@ -80,6 +82,11 @@ class Worker:
         if self.is_host and self.device.type == 'cuda':
             require_plugins()
         warnings.simplefilter('ignore')  # Not before: a failed build says why in a warning.
+
+    def _make_graphs(self) -> Any:
+        from training import cuda_graphs
+
+        return cuda_graphs.make('on', self.device, self.size.resolution)
 
     def _networks(self) -> dict[str, Any]:
         from training import networks
@@ -154,6 +161,8 @@ class Worker:
 
     def _phase(self, loss: Any, name: str, module: Any, interval: int) -> None:
         """What a training loop does in a phase, but for the optimiser's step."""
+        if self.graphs is not None:
+            return self._recorded_phase(loss, name, module, interval)
         for parameter in module.parameters():
             parameter.grad = None
         module.requires_grad_(True)
@@ -161,10 +170,23 @@ class Worker:
                                   gain=interval)
         module.requires_grad_(False)
 
+    def _recorded_phase(self, loss: Any, name: str, module: Any, interval: int) -> None:
+        """The same, replayed. The first calls of a phase run as they are, and one records it: not to be timed."""
+        from training import cuda_graphs, iteration
+
+        phase = f'{type(loss).__name__} {name}'
+        inputs = dict(real_img=self.img, real_c=self.c, gen_z=self.z, gen_c=self.c)
+        for _ in range(1 if phase in self.graphs.idle else cuda_graphs.WARM_UP + 2):
+            self.graphs.begin_phase(phase, module)
+            module.requires_grad_(True)
+            iteration.add_gradients(loss, self.graphs, name, inputs, True, interval)
+            module.requires_grad_(False)
+            self.graphs.end_phase(phase, module, True)
+
     def _own_update(self, G: Any, D: Any, average: Any) -> Callable[[], None]:
         """Steps of both optimisers and the moving average, by the training loop's own functions."""
         from torch_utils import distributed
-        from training import training_loop
+        from training import iteration, training_loop
 
         kwargs = dict(class_name='torch.optim.Adam', **ADAM)
         optimizers = [(net, training_loop._optimizer(net, kwargs)) for net in (G, D)]
@@ -175,7 +197,7 @@ class Worker:
             for net, optimizer in optimizers:
                 distributed.all_reduce_gradients(net.parameters(), 1)
                 optimizer.step()
-            training_loop._update_ema(args, state)
+            iteration.update_ema(args, state)
 
         return update
 

@@ -368,6 +368,7 @@ def _shared(options: Options, info: DataInfo, batch: int | None, kimg: float) ->
         num_gpus=options.gpus,
         cudnn_benchmark=not options.nobench,
         allow_tf32=options.allow_tf32,
+        cuda_graphs=options.cuda_graphs or 'off',
         precision=options.precision,
     )
 

@@ -293,6 +293,7 @@ def check_training_options(options: Any) -> None:
         cache=(options.cache not in ('auto', 'off'), 'this loop decodes images each time it shows them; leave it out'),
         detector=(options.detector is not None, 'this loop has its own Inception'),
         allow_tf32=(options.allow_tf32 and IS_STYLEGAN3, "stylegan3's loop has no such switch"),
+        cuda_graphs=(options.cuda_graphs not in (None, 'off'), f"{NAME}'s loop captures nothing; ours does"),
         device=(no_gpu, f"{NAME}'s loop needs a CUDA GPU; outside of this checkout ours takes any device"),
     )
     for name, (is_wrong, why) in refused.items():
@@ -433,7 +434,7 @@ def run_loop(kwargs: dict[str, Any], rank: int, device: torch.device) -> str | N
         return training_loop(**kwargs, rank=rank, device=device)
     known = set(inspect.signature(training_loop).parameters)
     own = {'stage', 'start_kimg', 'val_set_kwargs', 'snapshot_fns', 'metric_kwargs', 'trust_pickle', 'allow_tf32',
-           'precision', 'cache'}
+           'precision', 'cache', 'cuda_graphs'}
     unknown = set(kwargs) - known - own
     assert not unknown, f'{NAME} has no {unknown}, and check_training_options did not say so'
     os.makedirs(kwargs['run_dir'], exist_ok=True)

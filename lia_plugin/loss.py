@@ -98,6 +98,7 @@ class EncoderLoss:
         self.shown = round(first_kimg * 1000)  # Images of the stage so far, over all ranks.
         self.adversary_has_begun = False
         self.unlocked_layers = 0
+        self.base_is_alone, self.is_judged = False, False  # Of the pass under way, see `begin`.
         if latent_weight and not mix:
             raise ValueError('EncoderLoss: latent_weight needs generated images, mix > 0')
         # Errors are counted in units of the latent space's own variance, measured once: a batch's would depend on
@@ -128,11 +129,28 @@ class EncoderLoss:
         cur_nimg: int | None = None,
     ) -> torch.Tensor | None:
         """Adds one round's gradients to the phase's parameters; gives the loss as a scalar, None if nothing was due."""
-        if phase in ('Gmain', 'Gboth'):
+        self.begin(phase, len(real_img))
+        return self.add_gradients(phase, real_img, real_c, gen_z, gen_c, sync, gain)
+
+    def begin(self, phase: str, batch: int) -> tuple[bool, bool]:
+        """Counts, and decides what `add_gradients` does, which is all that its work depends on besides tensors."""
+        encodes = phase in ('Gmain', 'Gboth')
+        if encodes:
             self._unlock_layers()
+        self.base_is_alone = encodes and self.encoder.offsets is not None and self._base_alone(batch)
+        self.is_judged = self._adversary_counts()
+        if encodes:
+            self.shown += batch * host.world_size()
+        return self.base_is_alone, self.is_judged
+
+    def add_gradients(
+        self, phase: str, real_img: torch.Tensor, real_c: torch.Tensor, gen_z: torch.Tensor, gen_c: torch.Tensor,
+        sync: bool = True, gain: float = 1,
+    ) -> torch.Tensor | None:
+        """The work on tensors of `accumulate_gradients`, after `begin`."""
+        if phase in ('Gmain', 'Gboth'):
             loss = self._encoder_loss(real_img, real_c, gen_z, gen_c)
-            self.shown += len(real_img) * host.world_size()
-        elif phase in ('Dmain', 'Dreg', 'Dboth') and self._adversary_counts():
+        elif phase in ('Dmain', 'Dreg', 'Dboth') and self.is_judged:
             loss = self._discriminator_loss(phase, real_img, real_c, sync)
         else:
             return None
@@ -149,7 +167,7 @@ class EncoderLoss:
         feedback, losses = None, []
         for _ in range(self.encoder.iters):
             code = self.encoder(img, feedback)
-            seen = code[:, :1].expand_as(code) if code.ndim == 3 and self._base_alone(len(img)) else code
+            seen = code[:, :1].expand_as(code) if code.ndim == 3 and self.base_is_alone else code
             recon = self._decode_amplified(self.mapping.code_to_y(seen, c), c)
             terms = self._terms(img, c, code, recon, known)
             losses.append(torch.stack(list(terms.values())).sum())
@@ -168,7 +186,7 @@ class EncoderLoss:
         terms = {'pixel': self.pixel_weight * F.mse_loss(recon, img)}
         if self.percep is not None:
             terms['percep'] = self.percep_weight * self.percep.distance(img, recon).mean()
-        if self._adversary_counts():
+        if self.is_judged:
             logits = self._run_D(recon, c, sync=False)
             training_stats.report('Loss/scores/recon', logits)
             terms['adv'] = self.adv_weight * F.softplus(-logits).mean()

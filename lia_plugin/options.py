@@ -95,6 +95,7 @@ class Options:
     nobench: bool = False
     keep_memory: bool = False
     allow_tf32: bool = False
+    cuda_graphs: str | None = None
     desc: str | None = None
 
     @property

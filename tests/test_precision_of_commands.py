@@ -18,7 +18,7 @@ from test_training_loop import assert_equal, faces, gan, stop_after, weights  # 
 
 from lia_plugin import host, process_options
 from torch_utils import custom_ops, precision
-from training import checkpoint, reports, training_loop
+from training import checkpoint, iteration, reports, training_loop
 
 
 @pytest.fixture
@@ -75,12 +75,12 @@ def test_the_loop_computes_in_it_and_looks_as_others_do(faces, tmp_path, monkeyp
             return real(*args)
         monkeypatch.setattr(owner, name, watched)
 
-    watch(training_loop, '_iterate')
+    watch(iteration, 'iterate')
     watch(training_loop, '_maintain')
     watch(reports.Reporter, 'images')
     unbroken, broken = tmp_path / 'unbroken', tmp_path / 'broken'
     gan(unbroken, faces, precision='bf16')
-    assert seen == {'_iterate': {'bf16'}, '_maintain': {'bf16'}, 'images': {None}}
+    assert seen == {'iterate': {'bf16'}, '_maintain': {'bf16'}, 'images': {None}}
     assert precision.chosen() is None
     gan(broken, faces, precision='bf16', abort_fn=stop_after(5))
     gan(broken, faces, precision='bf16', resume_state=str(broken / checkpoint.FILE))

@@ -23,9 +23,9 @@ from lia_plugin.stages import prepare_encoder_stage
 from torch_utils import distributed, misc, training_stats
 from torch_utils.distributed import LostProcess
 from training import checkpoint
+from training.iteration import adapt_augmentation
 from training.loss import StyleGAN2Loss
 from training.networks import Discriminator
-from training.training_loop import _adapt_augmentation
 
 BATCH, RESOLUTION = 8, 16
 Result = dict[str, torch.Tensor]
@@ -87,7 +87,7 @@ def adapted_p() -> torch.Tensor:
                             augment_pipe=SimpleNamespace(p=torch.tensor(0.5)))  # fmt: skip
     training_stats.report('Loss/signs/real', signs)
     args = SimpleNamespace(ada_target=0.3, batch_size=BATCH, ada_interval=4, ada_kimg=1)
-    _adapt_augmentation(args, state)  # type: ignore[arg-type]
+    adapt_augmentation(args, state)  # type: ignore[arg-type]
     return state.augment_pipe.p
 
 

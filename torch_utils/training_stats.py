@@ -4,8 +4,10 @@
 brings them together, over all processes, and shows the averages since its own previous update.
 """
 
+import contextlib
 import math
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ class _Shared:
         self.sync_device: torch.device | None = None    # None = a single process.
         self.synced = False
         self.pending: dict[str, dict[torch.device, torch.Tensor]] = {}  # name -> device -> moments of this process
+        self.held: dict[str, torch.Tensor] | None = None    # Where reports go instead, see `held_back`.
         self.totals: dict[str, torch.Tensor] = {}   # name -> moments of all processes, on the CPU, ever growing
 
 
@@ -49,16 +52,39 @@ def report(name: str, value: Any) -> Any:
 
     Every process must report every name at least once; `[]` reports nothing but the name. Doesn't wait for the device.
     """
-    counters = _shared.pending.setdefault(name, {})
+    _shared.pending.setdefault(name, {})
     elems = torch.as_tensor(value).detach()
     if elems.numel() == 0:
         return value
     # MPS has no float64.
     elems = elems.flatten().to(torch.float32 if elems.device.type == 'mps' else torch.float64)
     moments = torch.stack([torch.full_like(elems[0], elems.numel()), elems.sum(), elems.square().sum()])
-    device = moments.device
-    counters[device] = counters[device] + moments if device in counters else moments
+    held = _shared.held
+    if held is None:
+        add({name: moments})
+    else:
+        held[name] = held[name] + moments if name in held else moments
     return value
+
+
+def add(moments: dict[str, torch.Tensor]) -> None:
+    """Adds moments [3] = count, sum and sum of squares, as `held_back` has collected them."""
+    for name, new in moments.items():
+        counters = _shared.pending.setdefault(name, {})
+        counters[new.device] = counters[new.device] + new if new.device in counters else new.clone()
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[dict[str, torch.Tensor]]:
+    """Inside, what is reported goes into the dictionary, as moments, and not yet into the statistics: see `add`.
+
+    For work that is recorded once and done many times, of which Python sees only the recording.
+    """
+    before, _shared.held = _shared.held, {}
+    try:
+        yield _shared.held
+    finally:
+        _shared.held = before
 
 
 def report0(name: str, value: Any) -> Any:

@@ -26,6 +26,7 @@ SYM6 = (
     -0.021060292512300564, 0.04472490177066578, 0.0017677118642428036, -0.007800708325034148,
 )
 NUM_BANDS = 4
+WIDEST_FIXED = 256  # Pixels up to which images on a GPU get all the margin there can be, see `_margins`.
 BAND_POWER = (10 / 13, 1 / 13, 1 / 13, 1 / 13)  # natural images: 1 / f
 
 _BLIT = dict.fromkeys(('xflip', 'rotate90', 'xint'), 1)
@@ -305,6 +306,27 @@ def _resample(images: torch.Tensor, pixel_map: _PixelMap, wavelet: torch.Tensor)
     height, width = images.shape[2:]
     device = images.device
     border = len(wavelet) // 4  # pixels around the result that its low-pass filter reaches, on the original scale
+    margins = _margins(pixel_map, width, height, border, device)
+    if margins is None:
+        return images
+    x0, x1, y0, y1 = margins
+    images = torch.nn.functional.pad(images, [x0, x1, y0, y1], mode='reflect')
+    images = upfirdn2d.upsample2d(x=images, f=wavelet, up=2)
+    grid = _sampling_grid(pixel_map, [x0 - x1, y0 - y1], [width + 2 * border, height + 2 * border], images)
+    images = grid_sample_gradfix.grid_sample(images, grid)
+    return upfirdn2d.downsample2d(x=images, f=wavelet, down=2, padding=-2 * border, flip_filter=True)
+
+
+def _asks_device(device: torch.device, size: int) -> bool:
+    """Whether to look at what was drawn, for which a GPU would have to be waited for, and can't be while a graph is
+    being recorded; a small image with all its margin is soon resampled."""
+    return device.type == 'cpu' or size > WIDEST_FIXED
+
+
+def _margins(pixel_map: _PixelMap, width: int, height: int, border: int, device: torch.device) -> list[int] | None:
+    """How many mirrored pixels (x0, x1, y0, y1) the map may read; None if it is known to move nothing."""
+    if not _asks_device(device, max(width, height)):
+        return [width - 1, width - 1, height - 1, height - 1]
     half = misc.constant([(width - 1) / 2, (height - 1) / 2], device=device)
     corners = torch.stack([pixel_map.apply(half * misc.constant(signs, device=device))
                            for signs in ([-1, -1], [1, -1], [1, 1], [-1, 1])])  # [4, N, 2]
@@ -312,14 +334,10 @@ def _resample(images: torch.Tensor, pixel_map: _PixelMap, wavelet: torch.Tensor)
     moved = (pixel_map.linear - torch.eye(2, device=device)).abs().amax() + pixel_map.shift.abs().amax()
     *margins, change = torch.cat([reach + 2 * border - half.repeat(2), moved.reshape(1)]).tolist()
     if change == 0:
-        return images
+        return None
     x0, y0, x1, y1 = [min(max(math.ceil(margin), 0), limit - 1)
                       for margin, limit in zip(margins, (width, height, width, height))]
-    images = torch.nn.functional.pad(images, [x0, x1, y0, y1], mode='reflect')
-    images = upfirdn2d.upsample2d(x=images, f=wavelet, up=2)
-    grid = _sampling_grid(pixel_map, [x0 - x1, y0 - y1], [width + 2 * border, height + 2 * border], images)
-    images = grid_sample_gradfix.grid_sample(images, grid)
-    return upfirdn2d.downsample2d(x=images, f=wavelet, down=2, padding=-2 * border, flip_filter=True)
+    return [x0, x1, y0, y1]
 
 
 def _sampling_grid(pixel_map: _PixelMap, imbalance: Sequence[int], out_size: Sequence[int],

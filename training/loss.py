@@ -11,6 +11,7 @@ Gboth and Dboth are main and regulariser in one phase.
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -55,6 +56,14 @@ class Loss:
             sync: False = networks wrapped in DDP leave their gradients local.
         """
         raise NotImplementedError
+
+    def begin(self, phase: str, batch: int) -> Hashable | None:
+        """Does what `accumulate_gradients` does beside tensors, and says all that its work on them depends on.
+
+        After it, `add_gradients` of the same arguments does that work, which may be recorded and replayed as long as
+        the answer is the same. None = nothing done, and it can't be recorded.
+        """
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         """What the loss carries from step to step."""
@@ -159,6 +168,15 @@ class StyleGAN2Loss(Loss):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.pl_mean.copy_(state['pl_mean'])
+
+    def begin(self, phase: str, batch: int) -> Hashable | None:
+        # The mean path length is that of all processes, who can't talk inside of a recording.
+        talks = distributed.is_distributed() and PHASES[phase][0] == 'G' and PHASES[phase][2] and self.pl_weight != 0
+        return None if talks else ()
+
+    def add_gradients(self, phase: str, *args: Any, **kwargs: Any) -> torch.Tensor | None:
+        """`accumulate_gradients`, of which nothing but work on tensors depends on when it is called."""
+        return self.accumulate_gradients(phase, *args, **kwargs)
 
     def run_G(self, z: torch.Tensor, c: torch.Tensor | None, sync: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Images [N, C, H, W] and the styles [N, num_ws, w_dim] they were made of."""

@@ -21,7 +21,8 @@ import dnnlib
 import legacy
 from torch_utils import distributed, misc, torchrun, training_stats
 from torch_utils import precision as precision_of
-from training import checkpoint, data_loading, image_cache, reports
+from training import checkpoint, data_loading, image_cache, iteration, reports
+from training import cuda_graphs as graphs_of
 from training.transfer import describe
 
 
@@ -48,6 +49,8 @@ class State:
     latents: torch.Generator  # Draws z and labels, in step on all ranks.
     stats: training_stats.Collector
     ada_stats: training_stats.Collector | None
+    watch: iteration.Watch
+    graphs: graphs_of.Graphs | None
     start_nimg: int  # Images shown before this stage began.
     cur_nimg: int
     cur_tick: int = 0
@@ -97,6 +100,7 @@ def training_loop(
     snapshot_fns: list[dict[str, Any]] = [],  # noqa: B006  func_name, arguments; get G, run_dir, kimg, device.
     metric_kwargs: dict[str, Any] = {},  # noqa: B006  Further arguments of metric_main.calc_metric.
     trust_pickle: bool = False,  # Run the code inside `resume_pkl`.
+    cuda_graphs: str = 'off',  # auto, on: record phases and replay them, see training.cuda_graphs.
     cache: str | int = 'auto',  # Keep decoded images in memory: 'off', 'auto' = if all fit, or up to so many bytes.
 ) -> str | None:
     """Trains, and gives the path of the last snapshot; None if it was interrupted (the state is saved then).
@@ -116,7 +120,7 @@ def training_loop(
         while True:
             done, aborted = state.cur_nimg >= total_kimg * 1000, interrupted()
             if not done and not aborted:
-                _iterate(args, state, training_set, next(batches))
+                iteration.iterate(args, state, training_set, next(batches))
                 done = state.cur_nimg >= total_kimg * 1000
             reporter.progress(state.cur_nimg)
             tick_over = state.cur_tick == 0 or state.cur_nimg >= state.tick_start_nimg + kimg_per_tick * 1000
@@ -177,6 +181,8 @@ def _construct(args: dnnlib.EasyDict, training_set: Any) -> State:
         latents=torch.Generator().manual_seed(args.random_seed),
         stats=training_stats.Collector(regex='.*'),
         ada_stats=training_stats.Collector(regex='Loss/signs/real') if adaptive else None,
+        watch=iteration.Watch(args.device, args.stage),
+        graphs=graphs_of.make(args.cuda_graphs, args.device, training_set.resolution),
         start_nimg=start_nimg, cur_nimg=start_nimg, tick_start_nimg=start_nimg,
     )  # fmt: skip
 
@@ -270,116 +276,13 @@ def _closed_at_end(batches: data_loading.Batches, training_set: Any) -> Iterator
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# One iteration
-
-
-def _iterate(
-    args: dnnlib.EasyDict, state: State, training_set: Any, batch: tuple[torch.Tensor, torch.Tensor]
-) -> None:
-    img, c = batch
-    real_img = (img.to(args.device, non_blocking=True).to(torch.float32) / 127.5 - 1).split(args.batch_gpu)
-    real_c = c.to(args.device, non_blocking=True).split(args.batch_gpu)
-    latents = _draw_latents(args, state, training_set)
-    losses: list[torch.Tensor] = []
-    for phase, (gen_z, gen_c) in zip(state.phases, latents, strict=True):
-        if state.batch_idx % phase.interval == 0:
-            losses += _run_phase(args, state.loss, phase, real_img, real_c, gen_z, gen_c)
-    if losses and not torch.isfinite(torch.stack(losses)).all():
-        raise _diverged(args, state)
-    state.cur_nimg += args.batch_size
-    state.batch_idx += 1
-    _update_ema(args, state)
-    if state.ada_stats is not None and state.batch_idx % args.ada_interval == 0:
-        _adapt_augmentation(args, state)
-
-
-def _draw_latents(
-    args: dnnlib.EasyDict, state: State, training_set: Any
-) -> list[tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]]:
-    """For each phase, rounds of z and labels. All ranks draw the same and take turns, as they do with images."""
-    drawn = []
-    z_dim: Any = state.G.z_dim
-    for _ in state.phases:
-        z = torch.randn([args.batch_size, z_dim], generator=state.latents)
-        indices = torch.randint(len(training_set), [args.batch_size], generator=state.latents)
-        mine = slice(args.rank, None, args.num_gpus)
-        c = torch.from_numpy(np.stack([training_set.get_label(int(i)) for i in indices[mine]]))
-        drawn.append((z[mine].to(args.device).split(args.batch_gpu), c.to(args.device).split(args.batch_gpu)))
-    return drawn
-
-
-def _run_phase(
-    args: dnnlib.EasyDict,
-    loss: Any,
-    phase: Phase,
-    real_img: tuple[torch.Tensor, ...],
-    real_c: tuple[torch.Tensor, ...],
-    gen_z: tuple[torch.Tensor, ...],
-    gen_c: tuple[torch.Tensor, ...],
-) -> list[torch.Tensor]:
-    """Gradients of all rounds, averaged over ranks, and one step of the optimiser. Gives the losses there were."""
-    phase.opt.zero_grad(set_to_none=True)
-    phase.module.requires_grad_(True)
-    losses = []
-    rounds = len(real_img)
-    for i in range(rounds):
-        value = loss.accumulate_gradients(
-            phase=phase.name, real_img=real_img[i], real_c=real_c[i], gen_z=gen_z[i], gen_c=gen_c[i],
-            sync=i == rounds - 1, gain=phase.interval / rounds,
-        )  # fmt: skip
-        if value is not None:
-            losses.append(value.detach().reshape([]))
-    phase.module.requires_grad_(False)
-    distributed.all_reduce_gradients(phase.module.parameters(), args.num_gpus)
-    phase.opt.step()
-    return losses
-
-
-def _diverged(args: dnnlib.EasyDict, state: State) -> Exception:
-    remedy = 'a lower --enc-lr' if args.stage == 'encoder' else 'a lower --glr or --dlr, a higher --gamma'
-    stage = '--stage=encoder ' if args.stage == 'encoder' else ''
-    return dnnlib.util.UserError(
-        f'training diverged at kimg {state.cur_nimg / 1e3:.1f}: a loss is NaN or infinite. The last snapshot is good; '
-        f'start from it ({stage}--resume=…pkl) with {remedy}, or --{"precision=fp32" if args.precision else "fp32"}'
-    )
-
-
-def _update_ema(args: dnnlib.EasyDict, state: State) -> None:
-    """Moves G_ema's parameters. Its buffers are plain copies, made when somebody looks (`_finish_ema`)."""
-    half_life = args.ema_kimg * 1000
-    if args.ema_rampup is not None:
-        half_life = min(half_life, (state.cur_nimg - state.start_nimg) * args.ema_rampup)
-    decay = 0.5 ** (args.batch_size / max(half_life, 1e-8))
-    average = torch.optim.swa_utils.get_ema_multi_avg_fn(decay)
-    average(list(state.G_ema.parameters()), [p.detach() for p in state.G.parameters()], 0)
-
-
-def _finish_ema(state: State) -> None:
-    for name, buffer in state.G.named_buffers():
-        if name.endswith('w_avg'):  # Each process has followed its own share; the mean of all follows the whole batch.
-            buffer.copy_(distributed.mean_over_ranks(buffer))
-    for ema, buffer in zip(state.G_ema.buffers(), state.G.buffers(), strict=True):
-        ema.copy_(buffer)
-
-
-def _adapt_augmentation(args: dnnlib.EasyDict, state: State) -> None:
-    """ADA (Karras et al. 2020, section 3.1): nudges p so that the discriminator's mean sign on reals meets its aim."""
-    assert state.ada_stats is not None and state.augment_pipe is not None, 'only called with both'
-    p: Any = state.augment_pipe.p
-    state.ada_stats.update()
-    direction = np.sign(state.ada_stats['Loss/signs/real'] - args.ada_target)
-    step = direction * args.batch_size * args.ada_interval / (args.ada_kimg * 1000)
-    if np.isfinite(step):
-        p.add_(float(step)).clamp_(min=0)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Between ticks
 
 
 def _maintain(args: dnnlib.EasyDict, state: State, reporter: reports.Reporter, done: bool) -> None:
     """End of a tick: the line, pictures, snapshot, metrics, statistics, and last the state to resume from."""
     # Tick 0 is the first iteration alone: nothing worth a file, unless it is all there was.
+    state.watch.check()  # What is on disk stays good.
     saving = done or state.cur_tick > 0 and _due(args.network_snapshot_ticks, state.cur_tick, done)
     with _looking(args):
         _finish_ema(state)
@@ -397,12 +300,21 @@ def _maintain(args: dnnlib.EasyDict, state: State, reporter: reports.Reporter, d
     reporter.end_maintenance()
 
 
+def _finish_ema(state: State) -> None:
+    for name, buffer in state.G.named_buffers():
+        if name.endswith('w_avg'):  # Each process has followed its own share; the mean of all follows the whole batch.
+            buffer.copy_(distributed.mean_over_ranks(buffer))
+    for ema, buffer in zip(state.G_ema.buffers(), state.G.buffers(), strict=True):
+        ema.copy_(buffer)
+
+
 def _due(every: int | None, tick: int, done: bool) -> bool:
     return done or (every is not None and tick % every == 0)
 
 
 def _save(args: dnnlib.EasyDict, state: State, reporter: reports.Reporter) -> None:
     """What an interrupted run leaves: a snapshot to use and the state to go on from."""
+    state.watch.check()
     with _looking(args):
         _finish_ema(state)
         reporter.snapshot(state, state.cur_nimg)

@@ -118,6 +118,9 @@ def switch(flag: str, text: str) -> Callable[..., Any]:
         'resolutions of G and D have them')
 @switch('--nhwc', 'Channels-last float16 layers')
 @switch('--nobench', 'No cuDNN benchmarking')
+@option('--cuda-graphs', click.Choice(['off', 'auto', 'on']), 'Record the work of an iteration once and replay it: for '
+        'small images on a GPU, whose launches take longer than the work. auto: up to 256 pixels, and without where it '
+        "can't be done. No GPU has run it yet  [default: off]")
 @switch('--allow-tf32', 'Allow TF32 in matrix products and convolutions; on a CPU with AMX, half the products')
 @switch('--keep-memory', KEEP_MEMORY_HELP)
 @option('--workers', click.IntRange(min=0), 'Data loading processes  [default: 3 on a GPU, else 1]', metavar='INT')

@@ -1,0 +1,195 @@
+"""Phases that are recorded and replayed train as others do: by a stand-in for graphs where there is no GPU."""
+
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from test_training_loop import assert_equal, encoder, faces, gan, stage1, statistics, stop_after, weights  # noqa: F401
+
+from dnnlib.util import EasyDict, UserError
+from torch_utils import training_stats
+from training import augment, checkpoint, cuda_graphs, iteration, networks
+from training.loss import StyleGAN2Loss
+
+CPU = torch.device('cpu')
+
+
+class StandIn:
+    """Keeps the work at capture, and does it at each replay: on what its static tensors hold then."""
+
+    made: list['StandIn'] = []  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self.replays = 0
+        StandIn.made.append(self)
+
+    def capture(self, work: Callable[[], cuda_graphs.Outputs]) -> None:
+        self.work = work
+
+    def replay(self) -> cuda_graphs.Outputs:
+        self.replays += 1
+        return self.work()
+
+
+class Broken(StandIn):
+    def capture(self, work: Callable[[], cuda_graphs.Outputs]) -> None:
+        raise RuntimeError('operation not permitted when stream is capturing\nand more')
+
+
+@pytest.fixture
+def recording(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
+    monkeypatch.setattr(StandIn, 'made', [])
+    monkeypatch.setattr(cuda_graphs, 'make', lambda mode, device, resolution: (
+        None if mode == 'off' else cuda_graphs.Graphs(StandIn, required=mode == 'on')))
+    return StandIn
+
+
+@pytest.mark.parametrize('stage', ['gan', 'encoder'])
+def test_recorded_training_equals_eager_bit_for_bit_and_resumes(
+    stage: str, faces: str, stage1: str, tmp_path: pathlib.Path, recording: type[StandIn],  # noqa: F811
+) -> None:
+    train = functools.partial(encoder, stage1=stage1) if stage == 'encoder' else gan
+    kimg = 0.032 if stage == 'gan' else 0.072  # Eight iterations of two rounds.
+    more: dict[str, Any] = dict(D_reg_interval=2, G_reg_interval=2, total_kimg=kimg, kimg_per_tick=1,
+                                image_snapshot_ticks=None)
+    if stage == 'encoder':
+        more['G_reg_interval'] = None
+    train(tmp_path / 'eager', faces, **more)
+    assert not recording.made
+    train(tmp_path / 'replayed', faces, cuda_graphs='on', **more)
+    assert len(recording.made) >= (4 if stage == 'gan' else 3) and min(graph.replays for graph in recording.made) > 0
+    assert_equal(weights(tmp_path / 'eager'), weights(tmp_path / 'replayed'))
+    assert statistics(tmp_path / 'eager') == pytest.approx(statistics(tmp_path / 'replayed'), nan_ok=True)
+
+    assert train(tmp_path / 'broken', faces, cuda_graphs='on', abort_fn=stop_after(3), **more) is None
+    train(tmp_path / 'broken', faces, cuda_graphs='on', resume_state=str(tmp_path / 'broken' / checkpoint.FILE), **more)
+    assert_equal(weights(tmp_path / 'eager'), weights(tmp_path / 'broken'))
+
+
+def test_a_capture_that_fails_is_said_once_or_raised(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def work(x: torch.Tensor) -> torch.Tensor:
+        return x.sum()
+
+    graphs = cuda_graphs.Graphs(Broken)
+    values = [graphs.run('key', work, {'x': torch.full([2], float(i))}) for i in range(6)]
+    assert [float(v) for v in values if v is not None] == [0, 2, 4, 6, 8, 10]
+    said = capsys.readouterr().err
+    assert said.count('\n') == 1 and 'not permitted when stream is capturing' in said
+    graphs = cuda_graphs.Graphs(Broken, required=True)
+    with pytest.raises(UserError, match='--cuda-graphs=on: .*off does without'):
+        for _ in range(6):
+            graphs.run('key', work, {'x': torch.ones(2)})
+
+
+def test_shapes_and_keys_have_graphs_of_their_own() -> None:
+    graphs = cuda_graphs.Graphs(StandIn)
+    for _ in range(5):
+        for size in (2, 3):
+            for key in (1, 2):
+                value = graphs.run(key, lambda x, key=key: x.sum() * key, {'x': torch.ones(size)})
+                assert value is not None and float(value) == size * key
+    assert len(graphs.captured) == 4
+
+
+def test_where_there_can_be_none() -> None:
+    assert cuda_graphs.make('off', CPU, 64) is None and cuda_graphs.make('auto', CPU, 64) is None
+    assert cuda_graphs.make('auto', torch.device('cuda'), 512) is None
+    with pytest.raises(UserError, match='--cuda-graphs=on: needs a CUDA GPU'):
+        cuda_graphs.make('on', CPU, 64)
+    with pytest.raises(ValueError, match='cuda_graphs: expected one of'):
+        cuda_graphs.make('yes', CPU, 64)
+
+
+def test_a_parameter_without_gradient_stays_without_one() -> None:
+    module = torch.nn.ParameterList([torch.ones(2, 3, 4, 4).to(memory_format=torch.channels_last), torch.ones(2)])
+    graphs = cuda_graphs.Graphs(StandIn)
+    for _ in range(3):
+        graphs.begin_phase('phase', module)
+        (module[0].sum() * 2).backward()
+        graphs.end_phase('phase', module, True)
+        assert module[1].grad is None and module[0].grad is not None and (module[0].grad == 2).all()
+        assert module[0].grad.stride() == module[0].stride()
+    graphs.begin_phase('phase', module)
+    graphs.end_phase('phase', module, False)
+    assert module[0].grad is None
+
+
+def test_held_back_reports_count_when_they_are_added() -> None:
+    collector = training_stats.Collector('held.*')
+    with training_stats.held_back() as moments:
+        training_stats.report('held', torch.tensor([1.0, 3.0]))
+        training_stats.report('held', 5.0)
+    collector.update()
+    assert collector.num('held') == 0
+    training_stats.add(moments)
+    training_stats.add(moments)
+    collector.update()
+    assert collector.num('held') == 6 and collector.mean('held') == 3
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Nothing waits for the device
+
+
+def test_no_phase_asks_for_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    small: dict[str, Any] = {'channel_base': 64, 'channel_max': 8}
+    G = networks.Generator(8, 2, 8, 8, 3, mapping_kwargs={'num_layers': 1}, synthesis_kwargs=small)
+    D = networks.Discriminator(2, 8, 3, **small)
+    pipe = augment.AugmentPipe(**augment.augpipe_specs['bgcfnc'])
+    for net in (G, D, pipe):
+        net.requires_grad_(False)
+    loss = StyleGAN2Loss(CPU, G.mapping, G.synthesis, D, pipe, one_batch=True)
+    c = (torch.eye(2).repeat(2, 1),)
+    args = EasyDict(num_gpus=1)
+    state = EasyDict(loss=loss, graphs=None)
+    monkeypatch.setattr(augment, '_asks_device', lambda device, size: False)  # As on a GPU.
+
+    def refuse(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        raise AssertionError('waits for the device')
+
+    phases = []
+    for name in ('Gmain', 'Greg', 'Dmain', 'Dreg', 'Gboth', 'Dboth'):
+        module = G if name[0] == 'G' else D
+        opt = torch.optim.Adam(module.parameters(), fused=True)
+        phases.append(EasyDict(name=name, module=module, interval=1, opt=opt))
+    with monkeypatch.context() as patch:
+        for name in ('item', 'tolist', 'cpu', 'numpy', '__bool__', '__int__', '__float__', '__index__', 'nonzero'):
+            patch.setattr(torch.Tensor, name, refuse)
+        losses = [iteration.run_phase(args, state, phase, (torch.zeros(4, 3, 8, 8),), c, (torch.zeros(4, 8),), c)
+                  for phase in phases]
+    assert all(torch.isfinite(torch.stack(values)).all() for values in losses)
+
+
+def test_all_margin_there_can_be_gives_what_measured_margins_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = augment.AugmentPipe(**augment.augpipe_specs['geom'], **augment.augpipe_specs['blit'])
+    img = torch.nn.functional.interpolate(torch.randn(6, 3, 4, 4), size=[16, 24], mode='bilinear')
+    results = []
+    for asks in (True, False):
+        monkeypatch.setattr(augment, '_asks_device', lambda device, size, asks=asks: asks)
+        torch.manual_seed(3)
+        results.append(pipe(img))
+        pipe.p.fill_(0)
+        torch.testing.assert_close(pipe(img), img, rtol=0, atol=1e-4)
+        pipe.p.fill_(1)
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-4)
+
+
+def test_a_loss_is_looked_at_one_iteration_later_and_before_anything_is_saved() -> None:
+    watch = iteration.Watch(CPU, 'gan', later=True)
+    watch.note([torch.tensor(1.0)], 4)
+    watch.note([torch.tensor(1.0), torch.tensor(float('inf'))], 8)
+    watch_too = iteration.Watch(CPU, 'gan', later=True)
+    watch_too.note([torch.tensor(float('nan'))], 8000)
+    with pytest.raises(UserError, match='kimg 0.0'):
+        watch.note([torch.tensor(1.0)], 12)
+    with pytest.raises(UserError, match='kimg 8.0'):
+        watch_too.check()
+    watch_too.check()
+    with pytest.raises(UserError):
+        iteration.Watch(CPU, 'gan').note([torch.tensor(float('nan'))], 0)
