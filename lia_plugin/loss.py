@@ -99,6 +99,8 @@ class EncoderLoss:
         self.adversary_has_begun = False
         self.unlocked_layers = 0
         self.base_is_alone, self.is_judged = False, False  # Of the pass under way, see `begin`.
+        self.places: torch.Tensor | None = None  # Of its generated images; one tensor for each number of them.
+        self._places_of: dict[int, torch.Tensor] = {}
         if latent_weight and not mix:
             raise ValueError('EncoderLoss: latent_weight needs generated images, mix > 0')
         # Errors are counted in units of the latent space's own variance, measured once: a batch's would depend on
@@ -132,7 +134,7 @@ class EncoderLoss:
         self.begin(phase, len(real_img))
         return self.add_gradients(phase, real_img, real_c, gen_z, gen_c, sync, gain)
 
-    def begin(self, phase: str, batch: int) -> tuple[bool, bool]:
+    def begin(self, phase: str, batch: int) -> tuple[bool, bool, int]:
         """Counts, and decides what `add_gradients` does, which is all that its work depends on besides tensors."""
         encodes = phase in ('Gmain', 'Gboth')
         if encodes:
@@ -140,8 +142,17 @@ class EncoderLoss:
         self.base_is_alone = encodes and self.encoder.offsets is not None and self._base_alone(batch)
         self.is_judged = self._adversary_counts()
         if encodes:
+            self._place_generated(batch)
             self.shown += batch * host.world_size()
-        return self.base_is_alone, self.is_judged
+        return self.base_is_alone, self.is_judged, 0 if self.places is None or not encodes else len(self.places)
+
+    def _place_generated(self, batch: int) -> None:
+        places = self._generated(batch)
+        self.places = None
+        if len(places):
+            self.places = self._places_of.setdefault(len(places), torch.empty_like(places, device=self.device))
+            pinned = torch.device(self.device).type == 'cuda'
+            self.places.copy_(places.pin_memory() if pinned else places, non_blocking=True)
 
     def add_gradients(
         self, phase: str, real_img: torch.Tensor, real_c: torch.Tensor, gen_z: torch.Tensor, gen_c: torch.Tensor,
@@ -208,8 +219,8 @@ class EncoderLoss:
         self, img: torch.Tensor, c: torch.Tensor, z: torch.Tensor, gen_c: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, Known | None]:
         """The batch with some of its images replaced by those of their z, and what is known of these."""
-        places = self._generated(len(img)).to(img.device)
-        if len(places) == 0:
+        places = self.places
+        if places is None:
             return img, c, None
         z, gen_c = z[places], gen_c[places]
         y = self.mapping.z_to_y(z, gen_c)

@@ -61,7 +61,7 @@ def train(stage: str, graphs: cuda_graphs.Graphs | None) -> tuple[list[float], d
     phases = []
     for name in names:
         module = G if name[0] == 'G' else D
-        opt = torch.optim.Adam(module.parameters(), lr=1e-3, betas=(0, 0.99), fused=True)
+        opt = torch.optim.Adam(module.parameters(), lr=1e-3, betas=(0.0, 0.99), fused=True)
         phases.append(EasyDict(name=name, module=module, interval=1, opt=opt))
     state, args = EasyDict(loss=loss, graphs=graphs), EasyDict(num_gpus=1)
     torch.manual_seed(1)

@@ -64,6 +64,8 @@ def test_recorded_training_equals_eager_bit_for_bit_and_resumes(
     assert_equal(weights(tmp_path / 'eager'), weights(tmp_path / 'replayed'))
     assert statistics(tmp_path / 'eager') == pytest.approx(statistics(tmp_path / 'replayed'), nan_ok=True)
 
+    if stage == 'encoder':  # Which resumes by the same code.
+        return
     assert train(tmp_path / 'broken', faces, cuda_graphs='on', abort_fn=stop_after(3), **more) is None
     train(tmp_path / 'broken', faces, cuda_graphs='on', resume_state=str(tmp_path / 'broken' / checkpoint.FILE), **more)
     assert_equal(weights(tmp_path / 'eager'), weights(tmp_path / 'broken'))
