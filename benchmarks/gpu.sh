@@ -91,7 +91,12 @@ import click, PIL, psutil, pytest, requests, scipy, tqdm"'
 if [[ $HOST && ! $SMOKE ]]; then
   step build 170 "$PYTHON" benchmarks/iteration.py --size=S --device=$DEVICE --rounds=1 --host="$HOST" &
 fi
-LIA_TEST_DEVICE=$DEVICE step tests 120 "$PYTHON" -m pytest -q -p no:cacheprovider -m 'not slow' tests/test_device*.py
+# This project's own kernels: built once, then held against float64. Required, so that no row below is PyTorch's unasked.
+build_kernels='from torch_utils.ops import cuda_kernels as k; import sys; sys.exit(None if k.library() else "no kernels")'
+[[ $SMOKE ]] && build_kernels='print("none on a CPU")'
+step kernels-build 150 env LIA_KERNELS=required "$PYTHON" -c "$build_kernels"
+LIA_TEST_DEVICE=$DEVICE step kernels 90 "$PYTHON" -m pytest -q -p no:cacheprovider ${SMOKE:+-k activations} tests/test_device_ops.py
+LIA_TEST_DEVICE=$DEVICE step tests 120 "$PYTHON" -m pytest -q -p no:cacheprovider -m 'not slow' tests/test_device*.py --ignore-glob='*_ops.py'
 wait
 
 for type in $TYPES; do

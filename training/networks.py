@@ -424,9 +424,11 @@ class SynthesisLayer(torch.nn.Module):
         styles, noise = self.affine(w), self._noise(x, _choice('noise_mode', noise_mode, NOISE_MODES))
         options: dict[str, Any] = dict(
             up=self.up, padding=self.padding, resample_filter=self.resample_filter, flip_weight=(self.up == 1))
-        if x.dtype != torch.float16 and _fuses(x):
-            y = modulated_conv2d(x, self.weight, styles, demodulate=False, **options)
-            return _finish(y, self, gain, scale=_demodulation(self.weight, styles), noise=noise)
+        if _fuses(x):
+            half = x.dtype == torch.float16
+            weight, styles = _bounded(self.weight, styles) if half else (self.weight, styles)
+            y = modulated_conv2d(x, weight, styles, demodulate=False, **options)
+            return _finish(y, self, gain, scale=_demodulation(weight, styles), noise=noise)
         return _activate(modulated_conv2d(x, self.weight, styles, noise, **options), self, gain)
 
     def _noise(self, x: torch.Tensor, mode: str) -> torch.Tensor | None:
