@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from torch_utils.ops import bias_act, cuda_kernels, upfirdn2d
+from torch_utils.ops import bias_act, cuda_kernels, filtered_lrelu, upfirdn2d
 
 FORMATS = (torch.contiguous_format, torch.channels_last)
 # Of results and first gradients, and of second ones, as shares of the largest value.
@@ -123,3 +123,27 @@ def check_filter(device: str, dtype: torch.dtype, form: torch.memory_format, tap
         x = rand(2, channels, *size).to(memory_format=form)
         y = compare(func, lambda x, func=func: func(x, 'ref'), [x], device, dtype)
         assert y.is_contiguous(memory_format=form) or not cuda_kernels.usable(y)
+
+
+FILTERED = [  # Taps of fu and fd, up, down, padding, keywords.
+    ((12,), (12,), 2, 2, [11, 10, 11, 10], dict(clamp=1.5)), ((24,), (12,), 4, 2, 17, dict()),
+    ((12,), (24,), 2, 4, [9, 12, 13, 16], dict(slope=0.0, flip_filter=True)),
+    ((6,), (4, 4), 2, 2, [8, 9, 10, 7], dict(clamp=0.6)), ((2, 5), (3, 1), 1, 1, 9, dict(gain=0.7, slope=0.5)),
+    (None, None, 1, 1, 0, dict(slope=1.0, gain=1.0, clamp=1.5)), (None, (3,), 1, 2, 8, dict()),
+    ((4,), None, 4, 1, [-1, 12, 3, 8], dict(clamp=1.0)), ((5,), (4,), 3, 3, 6, dict()),
+]
+
+
+def check_filtered_lrelu(device: str, dtype: torch.dtype, form: torch.memory_format, channels: int,
+                         size: tuple[int, int]) -> None:
+    for index, (up_taps, down_taps, up, down, padding, options) in enumerate(FILTERED):
+        fu, fd = (None if taps is None else rand(*taps, seed=seed) / 2 for seed, taps in ((1, up_taps), (2, down_taps)))
+
+        def func(x: torch.Tensor, b: torch.Tensor | None, impl: str = 'cuda', fu=fu, fd=fd, up=up, down=down,
+                 padding=padding, options=options) -> torch.Tensor:
+            fu, fd = (None if f is None else f.to(x.device) for f in (fu, fd))
+            b = None if b is None else b.to(x.dtype)
+            return filtered_lrelu.filtered_lrelu(x, fu, fd, b, up, down, padding, impl=impl, **options)
+
+        leaves = [rand(2, channels, *size).to(memory_format=form), rand(channels, seed=5) if index % 3 else None]
+        compare(func, lambda x, b, func=func: func(x, b, 'ref'), leaves, device, dtype)

@@ -18,13 +18,14 @@ from kernel_checks import (
     check_activation,
     check_epilogue,
     check_filter,
+    check_filtered_lrelu,
     epilogue,
     rand,
 )
 
 from dnnlib.util import UserError, file_hash
 from torch_utils import custom_ops
-from torch_utils.ops import bias_act, cpu_kernels, cuda_kernels, upfirdn2d
+from torch_utils.ops import bias_act, cpu_kernels, cuda_kernels, filtered_lrelu, upfirdn2d
 
 HERE = pathlib.Path(__file__).parent
 TYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -128,6 +129,31 @@ def test_filters(emulated, taps, form) -> None:
     if taps in ((4, 4), (12,)):
         for dtype in (torch.float32, torch.bfloat16):
             check_filter('cpu', dtype, form, taps, 8, (15, 21))
+
+
+@pytest.mark.parametrize('form', FORMATS)
+@pytest.mark.parametrize('dtype', TYPES)
+def test_filtered_lrelu(emulated, dtype, form) -> None:
+    check_filtered_lrelu('cpu', dtype, form, 2, (9, 13))
+
+
+def test_filtered_lrelu_of_many_tiles(emulated) -> None:
+    check_filtered_lrelu('cpu', torch.float64, torch.contiguous_format, 1, (45, 39))
+
+
+def test_filtered_lrelu_keeps_two_bits_a_pixel_and_does_without_a_tile(emulated, monkeypatch, capfd) -> None:
+    x, f, saved = rand(1, 2, 16, 16).requires_grad_(), rand(12) / 3, []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        y = filtered_lrelu.filtered_lrelu(x, f, f, None, 2, 2, 11)
+    assert sum(t.numel() * t.element_size() for t in saved if t.dtype == torch.uint8) == 2 * 43 * 11
+    assert all(t.numel() <= 2 * 43 * 11 for t in saved)
+    long = rand(130, seed=1) / 11
+    monkeypatch.setattr(custom_ops, '_said', set())
+    for _ in range(2):
+        y = filtered_lrelu.filtered_lrelu(x, f, long, None, 2, 2, 70)
+    exact = filtered_lrelu.filtered_lrelu(x.double(), f, long, None, 2, 2, 70, impl='ref')
+    assert_close([y], [exact], 1e-4)
+    assert capfd.readouterr().err.count('too long for the fused CUDA kernel') == 1
 
 
 def test_filters_of_views(emulated) -> None:

@@ -8,7 +8,17 @@ import os
 
 import pytest
 import torch
-from kernel_checks import EPILOGUES, FORMATS, SHAPES, TOLERANCES, check_activation, check_epilogue, check_filter, rand
+from kernel_checks import (
+    EPILOGUES,
+    FORMATS,
+    SHAPES,
+    TOLERANCES,
+    check_activation,
+    check_epilogue,
+    check_filter,
+    check_filtered_lrelu,
+    rand,
+)
 
 from torch_utils.ops import bias_act, cuda_kernels, upfirdn2d
 
@@ -39,6 +49,14 @@ def test_activations(act, dtype) -> None:
 def test_filters(taps, dtype, form) -> None:
     for channels, size in ((3, (9, 11)), (16, (40, 37)), (64, (32, 32))):
         check_filter(DEVICE, dtype, form, taps, channels, size)
+
+
+@pytest.mark.parametrize('form', FORMATS)
+@pytest.mark.parametrize('dtype', TYPES)
+def test_filtered_lrelu(dtype, form) -> None:
+    check_filtered_lrelu(DEVICE, dtype, form, 2, (9, 13))
+    if dtype == torch.float64:  # Of many pixels, some lie so near to a kink that rounding decides.
+        check_filtered_lrelu(DEVICE, dtype, form, 3, (45, 39))
 
 
 @on_cuda

@@ -80,7 +80,7 @@ def _load_as(mode: str, name: str, sources: Sequence[str], cuda: bool) -> ctypes
     except (_Unavailable, UserError, OSError) as reason:
         if mode == 'required':
             raise UserError(f'LIA_KERNELS=required, but there are no {name} kernels: {reason}') from reason
-        _say_once(f'No {name} kernels, PyTorch\'s slower operators serve: {reason}')
+        say_once(f'No {name} kernels, PyTorch\'s slower operators serve: {reason}')
         return None
 
 
@@ -93,11 +93,12 @@ def works(name: str, trouble: Callable[[], str | None]) -> bool:
     if reason is not None and os.environ.get('LIA_KERNELS') == 'required':
         raise UserError(f'LIA_KERNELS=required, but the {name} kernels do not run here: {reason}')
     if reason is not None:
-        _say_once(f'The {name} kernels do not run here, PyTorch\'s slower operators serve: {reason}')
+        say_once(f'The {name} kernels do not run here, PyTorch\'s slower operators serve: {reason}')
     return reason is None
 
 
-def _say_once(line: str) -> None:
+def say_once(line: str) -> None:
+    """On stderr, by the first process; what was said already is not said again."""
     if line not in _said and distributed.rank() == 0:
         print(line, file=sys.stderr, flush=True)
     _said.add(line)
@@ -231,7 +232,7 @@ def _built(name: str, sources: Sequence[str], recipe: _Recipe, seconds: int) -> 
     with _lock(f'{stem}.lock'):
         record = _read_record(stem)
         if 'failure' not in record and record.get('digest', '') != _digest(f'{stem}.so'):
-            _say_once(f'Building {name} kernels (once, about {seconds} s) …')
+            say_once(f'Building {name} kernels (once, about {seconds} s) …')
             record = _build(stem, sources, recipe)
             with atomic_write(f'{stem}.json', 'w', encoding='utf-8') as f:
                 json.dump(record, f)

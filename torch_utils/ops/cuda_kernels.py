@@ -6,6 +6,7 @@ current stream of the tensors' device; memory is torch's, and nothing waits, so 
 """
 
 import ctypes
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from torch_utils.ops.cpu_kernels import Rectifier, is_last, limit, noise_stride,
 DEVICE = 'cuda'  # The type of device that the kernels run on; the tests' emulator runs them on 'cpu'.
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 CURVES = ('linear', 'relu', 'lrelu', 'tanh', 'sigmoid', 'elu', 'selu', 'softplus', 'swish')
-SOURCES = ('cuda_act.cu', 'cuda_curve.cu', 'cuda_upfirdn2d.cu')
+SOURCES = ('cuda_act.cu', 'cuda_curve.cu', 'cuda_upfirdn2d.cu', 'cuda_filtered_lrelu.cu')
 TWICE = -2  # Says upfirdn2d of a separable filter that takes two calls.
 ALIGNMENT = 16  # Bytes that kernels read at once.
 
@@ -28,6 +29,7 @@ SIGNATURES = {
     'bias_curve': [_P] * 6 + [_I] * 5 + [_D] * 3 + [_I] * 2 + [_P],
     'squared_norms': [_P] * 2 + [_I] * 5 + [_P],
     'upfirdn2d': [_P] * 3 + [_I] * 4 + [_D] + [_I] * 2 + [_P] * 2 + [_I] * 3 + [_P],
+    'filtered_lrelu': [_P] * 6 + [_I] * 3 + [_P] * 2 + [_I] * 6 + [_D] * 3 + [_I] * 2 + [_P],
     'probe': [_I],
 }
 
@@ -42,6 +44,45 @@ class Curve(NamedTuple):
     alpha: float
     gain: float
     clamp: float | None
+
+
+class FilteredAxis(NamedTuple):
+    """Sizes along one axis of filtered_lrelu, zeros before what is filtered, and taps."""
+
+    size: int
+    fine: int
+    out: int
+    before_up: int
+    before_down: int
+    up_taps: int
+    down_taps: int
+
+    def transposed(self) -> 'FilteredAxis':
+        return FilteredAxis(self.out, self.fine, self.size, self.down_taps - 1 - self.before_down,
+                            self.up_taps - 1 - self.before_up, self.down_taps, self.up_taps)
+
+
+class Filtered(NamedTuple):
+    """What filtered_lrelu does but for its rectifier. separable: of the filters up and down; flips: they convolve."""
+
+    x: FilteredAxis
+    y: FilteredAxis
+    up: int
+    down: int
+    separable: tuple[bool, bool]
+    flips: tuple[bool, bool]
+    gain: float  # Of the upsampled image.
+
+    def transposed(self) -> 'Filtered':
+        """Between its filters the same pixels are bent by the same slopes."""
+        flips = not self.flips[1], not self.flips[0]
+        return Filtered(self.x.transposed(), self.y.transposed(), self.down, self.up, self.separable[::-1], flips,
+                        self.gain)
+
+    def arguments(self) -> list[Any]:
+        axes = (_I * 10)(*self.x[:5], *self.y[:5])
+        taps = (_I * 4)(self.x.up_taps, self.y.up_taps, self.x.down_taps, self.y.down_taps)
+        return [axes, taps, *self.separable, *self.flips, self.up, self.down, self.gain]
 
 
 def library() -> Any:
@@ -183,6 +224,39 @@ def _filter(x: torch.Tensor, f: torch.Tensor, width: int, height: int, separable
     code = _call('upfirdn2d', x, x.data_ptr(), y.data_ptr(), f.data_ptr(), height, width, separable, flip, gain, n, c,
                  axes, (_I * 4)(*x.stride()), last, TYPES[x.dtype])
     return None if code == TWICE else y
+
+
+FORGET, WRITE, READ, ASK = 0, 1, 2, -1  # What filtered_lrelu does with its mask; ASK: nothing at all.
+
+
+@functools.cache
+def fits(plan: Filtered, dtype: torch.dtype) -> bool:
+    """Whether a tile of the upsampled image has room in a block's shared memory, on the way back, too."""
+    for way in (plan, plan.transposed()):
+        code = library().filtered_lrelu(*[None] * 6, ASK, 1, 1, *way.arguments(), 1.0, 1.0, TYPES[dtype], 0, None)
+        if code == TWICE:
+            return False
+    return True
+
+
+def filtered_lrelu(x: torch.Tensor, b: torch.Tensor | None, fu: torch.Tensor | None, fd: torch.Tensor | None,
+                   plan: Filtered, slope: float, clamp: float | None, mode: int,
+                   mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The result, of x's type and format, and what its gradients need if mode is WRITE; see `fits`.
+
+    mask: uint8 [N, C, fine rows, fine columns / 4, rounded up], two bits a pixel. With READ they stand for the
+    rectifier: the operator is then linear.
+    """
+    last, form = is_last(x), torch.channels_last
+    x = dense(x, False)
+    b, fu, fd = (_computing(part, x) for part in (b, fu, fd))
+    n, c = x.shape[:2]
+    y = _new([n, c, plan.y.out, plan.x.out], x, False)
+    if mode == WRITE:
+        mask = torch.empty([n, c, plan.y.fine, -(-plan.x.fine // 4)], dtype=torch.uint8, device=x.device)
+    _call('filtered_lrelu', x, x.data_ptr(), y.data_ptr(), pointer(b), pointer(fu), pointer(fd), pointer(mask), mode, n,
+          c, *plan.arguments(), slope, limit(clamp, _computing_type(x)), TYPES[x.dtype])
+    return y.contiguous(memory_format=form) if last else y, mask
 
 
 def squared_norms(weight: torch.Tensor) -> torch.Tensor:

@@ -2,12 +2,16 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
-from torch_utils.ops.asked import is_recorded
+from torch_utils import custom_ops
+from torch_utils.ops import cuda_kernels
+from torch_utils.ops.asked import is_asked, is_recorded
 from torch_utils.ops.bias_act import bias_act, leaky_relu_
-from torch_utils.ops.upfirdn2d import parse_padding, upfirdn2d
+from torch_utils.ops.cuda_kernels import Filtered, FilteredAxis
+from torch_utils.ops.upfirdn2d import filter_size, parse_padding, upfirdn2d
 
 # On a CPU, where nothing is recorded, upsampled images are made so many values at a time (16 MB in float32): what
 # malloc gets by mmap, from 32 MB on, costs more in page faults than the filters do.
@@ -48,12 +52,75 @@ def filtered_lrelu(x: torch.Tensor, fu: torch.Tensor | None = None, fd: torch.Te
             x = leaky_relu_(x, slope, clamp)
         return x if fd is None and down == 1 else upfirdn2d(x, fd, 1, down, 0, flip_filter)
 
+    plan = _fused(x, fu, fd, up, down, sides, gain, flip_filter)
+    if plan is not None:
+        records = torch.is_grad_enabled() and (x.requires_grad or (b is not None and b.requires_grad))
+        return _FilteredLrelu.apply(x, b, fu, fd, plan, slope, clamp, records)
     channels = _channels_at_once(x, up, sides)
     if channels is None:
         return run(x, b)
     biases = [None] * x.shape[1] if b is None else list(b.split(channels))
     return torch.cat([torch.cat([run(part, bias) for part, bias in zip(sample.split(channels, dim=1), biases)], dim=1)
                       for sample in x.split(1)])
+
+
+def _fused(x: torch.Tensor, fu: torch.Tensor | None, fd: torch.Tensor | None, up: int, down: int,
+           sides: tuple[int, int, int, int], gain: float, flip_filter: bool) -> Filtered | None:
+    """What one CUDA kernel has to do; None if there is none, or an upsampled tile is too large for it."""
+    if not cuda_kernels.usable(x) or not all(isinstance(factor, int) for factor in (up, down)):
+        return None
+    axes = []
+    for size, before, after, (up_taps, down_taps) in zip(
+            x.shape[:1:-1], sides[::2], sides[1::2], zip(filter_size(fu), filter_size(fd))):
+        fine = size * up + before + after - up_taps + 1
+        out = (fine - down_taps) // down + 1
+        if out < 1:
+            return None  # upfirdn2d says what is wrong.
+        axes.append(FilteredAxis(size, fine, out, before, 0, up_taps, down_taps))
+    separable = fu is None or fu.ndim == 1, fd is None or fd.ndim == 1
+    plan = Filtered(axes[0], axes[1], up, down, separable, (not flip_filter,) * 2, up**2 * gain)
+    if cuda_kernels.fits(plan, x.dtype):
+        return plan
+    custom_ops.say_once('filtered_lrelu: filters too long for the fused CUDA kernel, three slower ones serve')
+    return None
+
+
+class _FilteredLrelu(torch.autograd.Function):
+    """One kernel forward, and for gradients two bits of each upsampled pixel."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, b: torch.Tensor | None, fu: torch.Tensor | None, fd: torch.Tensor | None,
+                plan: Filtered, slope: float, clamp: float | None, records: bool) -> torch.Tensor:
+        mode = cuda_kernels.WRITE if records else cuda_kernels.FORGET
+        y, mask = cuda_kernels.filtered_lrelu(x, b, fu, fd, plan, slope, clamp, mode)
+        ctx.save_for_backward(mask, fu, fd)
+        ctx.plan, ctx.slope, ctx.bias_type = plan, slope, None if b is None else b.dtype
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        mask, fu, fd = ctx.saved_tensors
+        dx = _Masked.apply(grad, mask, fd, fu, ctx.plan.transposed(), ctx.slope)
+        db = None
+        if ctx.bias_type is not None and is_asked(ctx, 1):
+            db = dx.sum(dim=(0, 2, 3), dtype=torch.promote_types(dx.dtype, torch.float32)).to(ctx.bias_type)
+        return dx, db, *[None] * 6
+
+
+class _Masked(torch.autograd.Function):
+    """Its linear part: known slopes between two filters. The transpose is one of its kind, with the filters swapped."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, mask: torch.Tensor, fu: torch.Tensor | None, fd: torch.Tensor | None,
+                plan: Filtered, slope: float) -> torch.Tensor:
+        ctx.save_for_backward(mask, fu, fd)
+        ctx.plan, ctx.slope = plan, slope
+        return cuda_kernels.filtered_lrelu(x, None, fu, fd, plan, slope, None, cuda_kernels.READ, mask)[0]
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        mask, fu, fd = ctx.saved_tensors
+        return _Masked.apply(grad, mask, fd, fu, ctx.plan.transposed(), ctx.slope), *[None] * 5
 
 
 def _channels_at_once(x: torch.Tensor, up: int, sides: tuple[int, int, int, int]) -> int | None:
