@@ -16,6 +16,7 @@ import common  # noqa: E402
 import gradients  # noqa: E402
 import growth  # noqa: E402
 import inversion  # noqa: E402
+import scaling  # noqa: E402
 from namespaces import CodeBase  # noqa: E402
 from peaks import CountFlops  # noqa: E402
 
@@ -95,6 +96,14 @@ def test_inversion_tells_when_the_other_gets_as_near() -> None:
     assert rows[0] == ['encoder', '1.00', '0.500', '20.0', '20.0', '1 of 1']
     assert rows[2] == ['projector.py, 3 steps', '30.0', '0.300', '2.00', '0.0667', '1 of 1']
     assert inversion._cells([(2.0, 0.2)], theirs)[2:] == ['> 30.0', '> 15.0', '0 of 1']
+
+
+def test_scaling_takes_ratios_within_rounds() -> None:
+    found = {('invert', 1): [scaling.Measured(10, 1.0, 0.0), scaling.Measured(10, 4.0, 0.0)],
+             ('invert', 2): [scaling.Measured(10, 0.5, 0.1), scaling.Measured(10, 2.5, 0.5)]}  # fmt: skip
+    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in scaling.table(found, [1, 2])[2:]]
+    assert rows[0][:6] == ['invert a folder', '1', '6.25', '1.00', '1.00–1.00', '100%']
+    assert rows[1][3] == '1.80' and rows[1][5:] == ['90%', '20%']
 
 
 def test_operators_are_timed_and_agree_with_kernels_off() -> None:
