@@ -169,6 +169,25 @@ def test_filters_of_views(emulated) -> None:
                 assert_close([y], [upfirdn2d.upfirdn2d(x.double(), f, up, down, 2, impl='ref')], 1e-5)
 
 
+def test_addresses_beyond_2_31(emulated) -> None:
+    """Two images far apart, in memory that is reserved and hardly touched."""
+    far = 2**31 + 64
+    whole = torch.empty([far + 4096], dtype=torch.float16)
+    for strides in ((far, 64, 8, 1), (far, 1, 64, 8)):
+        x = whole.as_strided([2, 8, 8, 8], strides)
+        x.copy_(rand(2, 8, 8, 8))
+        f = rand(4, 4, seed=1)
+        for options in ((2, 1, 2), (1, 2, 1), ([1, 3], 1, [2, 1])):
+            y = upfirdn2d.upfirdn2d(x, f, *options)
+            assert_close([y], [upfirdn2d.upfirdn2d(x.double(), f, *options, impl='ref')], 4e-3)
+        near, last = x.contiguous(), strides[1] == 1
+        y = torch.empty_like(near)
+        code = emulated.act_forward(x.data_ptr(), y.data_ptr(), None, None, None, 2, 8, 64, last, far, 0, 1.0, 0.2, 1.0,
+                                    float('inf'), 2, 0, None)
+        order = y.flatten(1).unflatten(1, (64, 8)).transpose(1, 2).reshape(near.shape) if last else y
+        assert code == 0 and torch.equal(order, torch.nn.functional.leaky_relu(near.float(), 0.2).half())
+
+
 @pytest.mark.parametrize('form', FORMATS)
 @pytest.mark.parametrize('shape', [(4, 3, 3, 3), (70, 33, 1, 1), (5, 1, 3, 2)])
 def test_squared_norms(emulated, form, shape) -> None:
