@@ -51,6 +51,10 @@ void combine(const T* const* rows, const float* weights, int64_t taps, int64_t c
         case 2: return blend<2>(rows, weights, count, store);
         case 3: return blend<3>(rows, weights, count, store);
         case 4: return blend<4>(rows, weights, count, store);
+        case 5: return blend<5>(rows, weights, count, store);
+        case 6: return blend<6>(rows, weights, count, store);  // 12 taps of which upsampling meets every second.
+        case 11: return blend<11>(rows, weights, count, store);
+        case 12: return blend<12>(rows, weights, count, store);
     }
     constexpr int64_t PART = 256;
     float sums[PART];
