@@ -53,6 +53,7 @@ STEPS = [
     Step('data-path', 'Data path', 240,
          'data_path.py --kinds=png,jpg --workers=0,3 --rounds=1 --seconds=0.5 {host}'),
     Step('scaling', 'Over processes', 240, 'scaling.py --size=A --rounds=3 --images=128'),
+    Step('inference', 'Inference', 150, 'inference.py --size=B,C --seconds=5 --folder=96 {host}'),
     Step('growth', 'Growth', 240,
          'growth.py --rounds=1 --seconds=5 --resolutions=32,64,128,256 --batches=2,8,32 --channels=32,64,128 {host}'),
 ]
