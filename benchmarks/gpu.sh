@@ -96,7 +96,7 @@ build_kernels='from torch_utils.ops import cuda_kernels as k; import sys; sys.ex
 [[ $SMOKE ]] && build_kernels='print("none on a CPU")'
 step kernels-build 150 env LIA_KERNELS=required "$PYTHON" -c "$build_kernels"
 LIA_TEST_DEVICE=$DEVICE step kernels 90 "$PYTHON" -m pytest -q -p no:cacheprovider ${SMOKE:+-k activations} tests/test_device_ops.py
-LIA_TEST_DEVICE=$DEVICE step tests 120 "$PYTHON" -m pytest -q -p no:cacheprovider -m 'not slow' tests/test_device*.py --ignore-glob='*_ops.py'
+LIA_TEST_DEVICE=$DEVICE step tests 120 "$PYTHON" -m pytest -q -p no:cacheprovider -m 'not slow' --deselect tests/test_device_ops.py tests/test_device*.py
 wait
 
 for type in $TYPES; do
