@@ -131,3 +131,15 @@ def test_gradients_become_finite() -> None:
 def test_print0(capsys: pytest.CaptureFixture[str]) -> None:
     distributed.print0('tick', end='!')
     assert capsys.readouterr().out == 'tick!'
+
+
+def test_gradients_in_buckets_are_those_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a GPU does it, for one process."""
+    monkeypatch.setattr(distributed, 'BUCKET', 10)
+    odd = torch.tensor([float('nan'), float('inf'), -float('inf'), 2.0])
+    weights = torch.randn(2, 3, 2, 2).to(memory_format=torch.channels_last)
+    grads = [odd.clone(), weights.clone(), torch.ones(3, dtype=torch.float64), torch.randn([])]
+    wanted = [torch.nan_to_num(grad, nan=0.0, posinf=1e5, neginf=-1e5) for grad in grads]
+    distributed._average_in_buckets(grads, 1)
+    assert all(torch.equal(got, want) for got, want in zip(grads, wanted, strict=True))
+    assert grads[1].stride() == weights.stride()
