@@ -40,6 +40,7 @@ STEPS = [
            '{host}')
       for size, seconds, limit in [('A', 40, 150), ('B', 50, 230), ('C', 130, 420)]),
     Step('ops', 'Operators', 100, 'ops.py --rounds=7 --seconds=40 {host}'),
+    Step('convolutions', 'Convolutions', 120, 'convolutions.py --rounds=5'),
     Step('processes', 'Iteration, a process each, and with kernels off', 130,
          'iteration.py --size=A,B --kernels-off --rounds=5 --seconds=25 {host}'),
     Step('keep-memory', 'Iteration, freed memory kept', 60,

@@ -5,7 +5,8 @@ stream: they depend on no ABI and compile in seconds. OpenMP is compiled in but 
 the runtime that torch has loaded, so that kernels share torch's threads, and never bring a second pool.
 
 Environment: `LIA_KERNELS` is auto (default), off, or required (what can't be built is an error); `LIA_CACHE_DIR` is
-where built libraries are kept (else $XDG_CACHE_HOME/lia, else ~/.cache/lia).
+where built libraries are kept (else $XDG_CACHE_HOME/lia, else ~/.cache/lia); `LIA_CPU_FEATURES=-amx,-avx512` takes
+away what begins so in /proc/cpuinfo's list of the CPU's instructions, to see what there is on another one.
 """
 
 import contextlib
@@ -144,8 +145,14 @@ def cpu_has(feature: str) -> bool:
     return feature in _cpu_features()
 
 
-@functools.cache
 def _cpu_features() -> set[str]:
+    """Less what LIA_CPU_FEATURES takes away."""
+    removed = tuple(word.strip()[1:] for word in os.environ.get('LIA_CPU_FEATURES', '').split(',') if word.strip())
+    return {feature for feature in _own_cpu_features() if not removed or not feature.startswith(removed)}
+
+
+@functools.cache
+def _own_cpu_features() -> set[str]:
     with contextlib.suppress(OSError), open('/proc/cpuinfo', encoding='utf-8') as f:
         for line in f:
             if line.startswith('flags'):

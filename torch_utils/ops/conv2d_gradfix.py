@@ -2,11 +2,13 @@
 
 The host replaced these operators because old PyTorch computed weight gradients that nobody had asked for. Today's
 autograd asks a convolution for just the gradients on the way to the requested inputs: PyTorch's operators do the work,
-and on some CPUs `amx_conv`. A convolution's derivatives are convolutions again, of any order.
+on a CPU `winograd_conv` where it is ahead, and on some CPUs `amx_conv`. A convolution's derivatives are convolutions
+again, of any order.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -14,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional
 
-from torch_utils.ops import amx_conv
+from torch_utils.ops import amx_conv, winograd_conv
 from torch_utils.ops.asked import is_asked
 
 enabled = False  # Host's switch. Both values select the same operators.
@@ -41,9 +43,15 @@ def conv2d(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
            padding: Any = 0, dilation: Any = 1, groups: int = 1) -> torch.Tensor:
     """`torch.nn.functional.conv2d`: NCHW input, [out, in / groups, height, width] weight."""
     geometry = _geometry(stride, padding, dilation, groups)
-    if geometry is None or not _plain(input, weight) or not _ours(_out_pixels(input, weight, geometry), weight):
+    if geometry is None or not _plain(input, weight):
         return functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    y = _Conv.apply(input, weight, geometry)
+    out = _out_size(input, weight, geometry)
+    if _is_kept(input, weight) and _winograd_pays(out, weight, geometry, kept=True):
+        y = _like(winograd_conv.conv2d(input, weight, geometry.padding, keep=True), input)
+    elif _winograd_pays(out, weight, geometry) or _ours(math.prod(out), weight):
+        y = _Conv.apply(input, weight, geometry)
+    else:
+        return functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
     return y if bias is None else y + bias[:, None, None]
 
 
@@ -51,7 +59,8 @@ def conv_transpose2d(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tens
                      padding: Any = 0, output_padding: Any = 0, groups: int = 1, dilation: Any = 1) -> torch.Tensor:
     """`torch.nn.functional.conv_transpose2d`: NCHW input, [in, out / groups, height, width] weight."""
     geometry, extra = _geometry(stride, padding, dilation, groups), _pair(output_padding)
-    if geometry is None or not _plain(input, weight) or not _ours(_pixels(input), weight):
+    if geometry is None or not _plain(input, weight) or not (_ours(_pixels(input), weight) or _winograd_pays(
+            _transposed_size(input, weight, geometry), weight, geometry)):
         return functional.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
     y = _ConvTranspose.apply(input, weight, geometry, extra)
     return y if bias is None else y + bias[:, None, None]
@@ -59,6 +68,9 @@ def conv_transpose2d(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tens
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What the kernels take
+
+
+Size = tuple[int, int, int]
 
 
 class _Geometry(NamedTuple):
@@ -92,10 +104,16 @@ def _pixels(x: torch.Tensor) -> int:
     return x.shape[0] * x.shape[2] * x.shape[3]
 
 
-def _out_pixels(x: torch.Tensor, w: torch.Tensor, geometry: _Geometry) -> int:
-    """Of a convolution's result; less than 0 or wrong where there can be none, which PyTorch then says."""
+def _out_size(x: torch.Tensor, w: torch.Tensor, geometry: _Geometry) -> Size:
+    """Of a convolution's result: images, height, width; all 0 where there can be none, which PyTorch then says."""
     height, width = ((x.shape[2 + i] + 2 * geometry.padding[i] - w.shape[2 + i]) // geometry.stride + 1 for i in (0, 1))
-    return x.shape[0] * height * width if min(height, width) > 0 and x.shape[1] == w.shape[1] else 0
+    return (x.shape[0], height, width) if min(height, width) > 0 and x.shape[1] == w.shape[1] else (0, 0, 0)
+
+
+def _transposed_size(x: torch.Tensor, w: torch.Tensor, geometry: _Geometry) -> Size:
+    """Of a transposed convolution's result with stride 1, the only ones that are asked about."""
+    height, width = (x.shape[2 + i] - 2 * geometry.padding[i] + w.shape[2 + i] - 1 for i in (0, 1))
+    return (x.shape[0], height, width) if min(height, width) > 0 and x.shape[1] == w.shape[0] else (0, 0, 0)
 
 
 def _ours(pixels: int, w: torch.Tensor) -> bool:
@@ -108,7 +126,7 @@ def _ours(pixels: int, w: torch.Tensor) -> bool:
 
 
 def _pays(pixels: int, w: torch.Tensor, gradient: bool = False) -> bool:
-    """Whether the kernels are ahead of PyTorch's, as measured: `pixels` are those on the smaller side of a stride.
+    """Whether `amx_conv` is ahead of PyTorch's, as measured: `pixels` are those on the smaller side of a stride.
 
     A kernel of one pixel does too little with what is read, above all for the weight's gradient.
     """
@@ -116,6 +134,29 @@ def _pays(pixels: int, w: torch.Tensor, gradient: bool = False) -> bool:
         return False
     fewest = 32 if w.shape[2] * w.shape[3] > 1 else 256 if gradient else 128
     return pixels >= 64 and min(w.shape[0], w.shape[1]) >= fewest
+
+
+def _winograd_pays(out: Size, w: torch.Tensor, geometry: _Geometry, kept: bool = False, gradient: bool = False) -> bool:
+    """Whether `winograd_conv` is ahead of the others, as benchmarks/convolutions.py measures it.
+
+    out: the result's images, height and width. kept: whether the transformed weights are there already; else there must
+    be enough tiles for it. gradient: of the weight. Where there is AMX, that is as fast for weights, and ahead of
+    all others where PyTorch's precision asks for fewer products.
+    """
+    if (w.dtype != torch.float32 or w.shape[2:] != (3, 3) or geometry.stride != 1
+            or max(geometry.padding) > 2 or min(w.shape[:2]) < 64 or not winograd_conv.available()):
+        return False
+    tiles = winograd_conv.tiles(*out)
+    if amx_conv.available():
+        exact = amx_conv.PARTS[torch.get_float32_matmul_precision()] == 3
+        return exact and not gradient and tiles >= (64 if kept else 256)
+    return tiles >= (48 if kept else 64 if gradient else 128)
+
+
+def _is_kept(x: torch.Tensor, w: torch.Tensor) -> bool:
+    """Whether what is computed from w may be kept: nobody differentiates, and it is no passing intermediate."""
+    recorded = torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)
+    return not recorded and isinstance(w, torch.nn.Parameter)
 
 
 def _like(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -134,7 +175,10 @@ class _Conv(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, w: torch.Tensor, geometry: _Geometry) -> torch.Tensor:
         ctx.save_for_backward(x, w)
         ctx.geometry = geometry
-        if _pays(_out_pixels(x, w, geometry), w):
+        out = _out_size(x, w, geometry)
+        if _winograd_pays(out, w, geometry):
+            return _like(winograd_conv.conv2d(x, w, geometry.padding), x)
+        if _pays(math.prod(out), w):
             return _like(amx_conv.conv2d(x, w, *geometry), x)
         return functional.conv2d(x, w, None, geometry.stride, geometry.padding)
 
@@ -157,6 +201,8 @@ class _ConvTranspose(torch.autograd.Function):
                 output_padding: tuple[int, int]) -> torch.Tensor:
         ctx.save_for_backward(x, w)
         ctx.geometry = geometry
+        if output_padding == (0, 0) and _winograd_pays(_transposed_size(x, w, geometry), w, geometry):
+            return _like(winograd_conv.conv_transpose2d(x, w, geometry.padding), x)
         if _pays(_pixels(x), w):
             return _like(amx_conv.conv_transpose2d(x, w, *geometry, output_padding), x)
         if w.dtype == torch.bfloat16 and geometry.stride > 1:
@@ -182,6 +228,9 @@ class _WeightGradient(torch.autograd.Function):
         ctx.save_for_backward(small, big)
         ctx.geometry = geometry
         w = small.new_empty(()).expand(small.shape[1], big.shape[1], *kernel_size)
+        out = small.shape[0], small.shape[2], small.shape[3]
+        if _winograd_pays(out, w, geometry, gradient=True):
+            return winograd_conv.weight_gradient(small, big, geometry.padding)
         if _pays(_pixels(small), w, gradient=True):
             return amx_conv.weight_gradient(small, big, (w.shape[2], w.shape[3]), *geometry)
         stride, padding = [geometry.stride] * 2, list(geometry.padding)

@@ -1,0 +1,115 @@
+// Batches cut into tiles, their transformed inputs, and memory that is kept from call to call.
+
+#pragma once
+
+#include "cpu_winograd.h"
+
+#include <cstdlib>
+#include <new>
+
+#include <omp.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
+namespace winograd {
+
+constexpr int64_t kGap = 16;  // Elements between what would else lie a power of two apart, and share a cache's lines.
+
+// Memory that a thread keeps from call to call: fresh pages would cost more than what is written into them.
+class Workspace {
+  public:
+    ~Workspace() { std::free(memory_); }
+
+    float* get(int64_t elements) {
+        constexpr std::size_t page = 1 << 21;
+        const std::size_t bytes = (static_cast<std::size_t>(elements) * 4 + page - 1) / page * page;
+        if (bytes > size_) {
+            std::free(memory_);
+            size_ = 0;
+            memory_ = std::aligned_alloc(page, bytes);
+            if (memory_ == nullptr) return nullptr;
+            size_ = bytes;
+#if defined(MADV_HUGEPAGE)
+            madvise(memory_, bytes, MADV_HUGEPAGE);
+#endif
+        }
+        return static_cast<float*>(memory_);
+    }
+
+  private:
+    void* memory_ = nullptr;
+    std::size_t size_ = 0;
+};
+
+inline thread_local Workspace shared_space, own_space;
+
+// Of a core, in bytes.
+inline int64_t cache_size() {
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+    static const int64_t size = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    if (size > 0) return std::min<int64_t>(size, 4 << 20);
+#endif
+    return 512 << 10;
+}
+
+struct Images {
+    const float* data;
+    int64_t count, height, width, channels;
+    int64_t pad_y, pad_x;  // Zeros before the first row and column.
+};
+
+struct Result {
+    float* data;
+    int64_t height, width, channels;
+};
+
+struct Tiling {
+    int64_t rows, columns, count;
+
+    Tiling(int64_t images, int64_t height, int64_t width, int64_t size)
+        : rows(div_up(height, size)), columns(div_up(width, size)), count(images * rows * columns) {}
+};
+
+// A tile's image and the first row and column of its outputs.
+struct Corner {
+    int64_t image, y, x;
+
+    Corner(const Tiling& tiling, int64_t tile, int64_t size)
+        : image(tile / (tiling.rows * tiling.columns)), y(tile / tiling.columns % tiling.rows * size),
+          x(tile % tiling.columns * size) {}
+};
+
+// Tiles `first` to `last` as [place][tile][channel], of which rows and places lie `row` and `place` elements apart.
+template <class F>
+void transform_inputs(const Images& x, const Tiling& tiling, int64_t first, int64_t last, const float* zeros, float* v,
+                      int64_t row, int64_t place) {
+    constexpr int size = F::kIn;
+    for (int64_t tile = first; tile < last; ++tile) {
+        const Corner corner(tiling, tile, F::kOut);
+        const float* pixels[size * size];
+        for (int i = 0; i < size; ++i) {
+            for (int j = 0; j < size; ++j) {
+                const int64_t y = corner.y + i - x.pad_y, z = corner.x + j - x.pad_x;
+                const bool inside = y >= 0 && y < x.height && z >= 0 && z < x.width;
+                pixels[i * size + j] =
+                    inside ? x.data + ((corner.image * x.height + y) * x.width + z) * x.channels : zeros;
+            }
+        }
+        float* to = v + (tile - first) * row;
+        for (int64_t c = 0; c < x.channels; c += kLanes) {
+            Vec d[size * size], half[size * size];
+            const int64_t count = x.channels - c;
+            for (int p = 0; p < size * size; ++p) d[p] = load(pixels[p] + c, count);
+            for (int j = 0; j < size; ++j) F::input(d + j, size, half + j, size);
+            for (int i = 0; i < size; ++i) {
+                Vec line[size];
+                F::input(half + i * size, 1, line, 1);
+                for (int j = 0; j < size; ++j) store(to + (i * size + j) * place + c, line[j]);
+            }
+        }
+    }
+}
+
+}  // namespace winograd
