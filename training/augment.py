@@ -26,7 +26,7 @@ SYM6 = (
     -0.021060292512300564, 0.04472490177066578, 0.0017677118642428036, -0.007800708325034148,
 )
 NUM_BANDS = 4
-WIDEST_FIXED = 256  # Pixels up to which images on a GPU get all the margin there can be, see `_margins`.
+WIDEST_FIXED = 64  # Pixels up to which images on a GPU get all the margin there can be, see `_margins`.
 BAND_POWER = (10 / 13, 1 / 13, 1 / 13, 1 / 13)  # natural images: 1 / f
 
 _BLIT = dict.fromkeys(('xflip', 'rotate90', 'xint'), 1)
@@ -319,7 +319,9 @@ def _resample(images: torch.Tensor, pixel_map: _PixelMap, wavelet: torch.Tensor)
 
 def _asks_device(device: torch.device, size: int) -> bool:
     """Whether to look at what was drawn, for which a GPU would have to be waited for, and can't be while a graph is
-    being recorded; a small image with all its margin is soon resampled."""
+    being recorded. A small image with all its margin is resampled in less time than such a wait; a large one isn't."""
+    if device.type == 'cuda' and torch.cuda.is_current_stream_capturing():
+        return False
     return device.type == 'cpu' or size > WIDEST_FIXED
 
 
