@@ -21,6 +21,7 @@ import torch
 from lia_plugin import host, onnx_parts
 from lia_plugin.host import UserError, atomic_write
 from lia_plugin.onnx_parts import Part
+from lia_plugin.outputs import check_output
 
 OPSET = 18
 TOLERANCE = 1e-4  # Of the largest number of a result.
@@ -44,14 +45,16 @@ def export(network: str, outdir: str, noise: str = 'const', license_name: str = 
     operators that ONNX hasn't, or ONNX Runtime gives other numbers.
     """
     _check_packages()
-    if os.path.exists(outdir) and (not os.path.isdir(outdir) or os.listdir(outdir)):
-        raise UserError(f'{outdir}: exists already; name a new folder')
+    check_output('--outdir', outdir, folder=True)
+    place = os.path.abspath(outdir)  # Of '', too.
+    if os.path.isdir(place) and os.listdir(place):
+        raise UserError(f'{place}: exists already; name a new folder')
     G = host.load_network_pkl(network, trust=trust).get('G_ema')
     if G is None:
         raise UserError(f'{network}: holds no generator (G_ema)')
     G = copy.deepcopy(G).eval().requires_grad_(False).cpu().float()
     found, left_out = onnx_parts.parts(G, noise)
-    facts = dict(title=title or os.path.basename(os.path.abspath(outdir)), license=license_name)
+    facts = dict(title=title or os.path.basename(place), license=license_name)
     files, errors = {}, {}
     for part in found:
         files[f'{part.name}.onnx'] = data = _convert(part, network, facts)
@@ -59,9 +62,9 @@ def export(network: str, outdir: str, noise: str = 'const', license_name: str = 
     told = {**facts, 'opset': OPSET, 'parts': [onnx_parts.described(part) for part in found], 'left_out': left_out}
     files[FACTS] = json.dumps(told, indent=2, ensure_ascii=False).encode() + b'\n'
     files[CARD] = card(told, errors).encode()
-    os.makedirs(outdir, exist_ok=True)
+    os.makedirs(place, exist_ok=True)
     for name, data in files.items():
-        with atomic_write(os.path.join(outdir, name)) as file:
+        with atomic_write(os.path.join(place, name)) as file:
             file.write(data)
     return Exported(errors, left_out)
 

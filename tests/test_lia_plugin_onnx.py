@@ -230,3 +230,15 @@ def test_the_licence_is_that_of_a_folders_card(G: Any, tmp_path: Path) -> None:
     export.to_folder(network, str(tmp_path / 'out'), 'cc-by-nc-4.0')
     assert export.card_license(str(tmp_path / 'out')) == 'cc-by-nc-4.0'
     assert export.card_license(network) is None
+
+
+@pytest.mark.parametrize('name', ['', 'file', 'file/below', 'full'])
+def test_a_place_that_will_not_do_is_told_before_the_network_is_read(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / 'file').touch()
+    (tmp_path / 'full').mkdir()
+    (tmp_path / 'full' / 'one').touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match='name a new folder|give another place'):
+        onnx_export.export('nowhere.pkl', name)

@@ -27,7 +27,7 @@ def parse_finite(ctx: click.Context, param: click.Parameter, value: float) -> fl
               help='Image, folder, pattern or zip; may be given several times. Of a folder, --outdir in it is left out')
 @click.option('--outdir', default='out', metavar='DIR', help='Where to write')
 @click.option('--trunc', type=float, default=1.0, callback=parse_finite, help='Truncation psi of the reconstruction')
-@click.option('--batch', type=params.Batch(), default='auto',
+@click.option('--batch', type=params.Batch(), default='auto', metavar='N|auto',
               help='Images at once, also in optimisations; auto = as many as fit into memory, and for --tune 8')
 @click.option('--gpus', type=click.IntRange(min=1), metavar='INT',
               help='Number of GPUs, or of processes on a CPU, to share the images  [default: 1, or those of torchrun]')
