@@ -6,6 +6,7 @@ memory that was recorded with, smaller batches fill part of it, and results are 
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -68,6 +69,16 @@ def _close(found: torch.Tensor, expected: torch.Tensor) -> bool:
     return bool((found - expected).abs().max() <= CLOSE * expected.abs().max().clamp(min=1e-6))
 
 
+def _forget_capture(pool: Any) -> None:
+    """As in training.cuda_graphs, which not every host has: torch's allocator and generator of the current device still
+    think that the capture is going on."""
+    with contextlib.suppress(AttributeError, RuntimeError):  # It has ended it after all.
+        torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    if hasattr(generator, 'graphsafe_set_state'):
+        generator.graphsafe_set_state(generator.clone_state())
+
+
 class Recorded:
     """One graph: `tensors` are examples of full size."""
 
@@ -81,8 +92,16 @@ class Recorded:
             function(*self.inputs)
         torch.cuda.current_stream(device).wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(device), torch.cuda.graph(self.graph):
-            self.output = function(*self.inputs)
+        # Only this thread's calls: others, which read images ahead and pin memory, must not spoil it. The outer stream
+        # is for a recording that fails: torch would leave the inner one the current one.
+        with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
+            pool = torch.cuda.graph_pool_handle()
+            try:
+                with torch.cuda.graph(self.graph, pool=pool, stream=stream, capture_error_mode='thread_local'):
+                    self.output = function(*self.inputs)
+            except RuntimeError:
+                _forget_capture(pool)
+                raise
 
     def __call__(self, *tensors: torch.Tensor) -> torch.Tensor:
         """The rows given; those beyond keep what they had, and nobody looks at what becomes of them."""

@@ -249,3 +249,12 @@ def test_nvcc_compiles(source, tmp_path) -> None:
         path = os.path.join(custom_ops.SOURCE_DIR, source)
         done = subprocess.run([nvcc, '-c', *flags, path], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+
+
+def test_a_tensor_on_another_device_is_refused(emulated) -> None:
+    """A kernel that read it would end the process's use of the GPU."""
+    x, elsewhere = rand(1, 2, 4, 4), rand(2).to('meta')
+    with pytest.raises(ValueError, match='cpu and meta, expected them on one device'):
+        bias_act.bias_act(x, elsewhere, act='lrelu')
+    with pytest.raises(ValueError, match='cpu and meta, expected them on one device'):
+        upfirdn2d.upfirdn2d(x, elsewhere)

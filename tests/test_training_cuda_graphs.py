@@ -121,6 +121,62 @@ def test_a_parameter_without_gradient_stays_without_one() -> None:
     assert module[0].grad is None
 
 
+class Linear:
+    """A loss of one layer."""
+
+    def __init__(self) -> None:
+        self.module = torch.nn.Linear(3, 1).requires_grad_(False)
+
+    def begin(self, phase: str, batch: int) -> tuple[()]:
+        return ()
+
+    def accumulate_gradients(self, **kwargs: Any) -> torch.Tensor:
+        return self.add_gradients(**kwargs)
+
+    def add_gradients(self, phase: str, real_img: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        loss = self.module(real_img).square().sum()
+        loss.backward()
+        return loss.detach()
+
+
+def test_many_rounds_are_recorded_only_with_gradients_that_stay() -> None:
+    recorded_with = []
+
+    class Recording(StandIn):
+        def capture(self, work: Callable[[], cuda_graphs.Outputs]) -> None:
+            super().capture(work)
+            grads = [p.grad for p in loss.module.parameters()]
+            recorded_with.append([grad is not None and grad.untyped_storage().data_ptr() for grad in grads])
+
+    torch.manual_seed(0)
+    loss, args = Linear(), EasyDict(num_gpus=1)
+    opt = torch.optim.SGD(loss.module.parameters(), lr=0.1)
+    phase = EasyDict(name='Dmain', module=loss.module, interval=1, opt=opt)
+    state = EasyDict(loss=loss, graphs=cuda_graphs.Graphs(Recording))
+    rounds = torch.randn(10, 3).split(2)
+    for _ in range(3):
+        iteration.run_phase(args, state, phase, rounds, rounds, rounds, rounds)
+    static = state.graphs.gradients[loss.module].buffer.untyped_storage().data_ptr()
+    assert recorded_with == [[static, static]]
+
+
+def test_gradients_have_the_strides_of_their_parameters() -> None:
+    """Fused Adam on CUDA refuses others, also if they differ along axes of length 1 alone."""
+    loss = Linear()
+    small: dict[str, Any] = {'channel_base': 64, 'channel_max': 8}
+    D = networks.Discriminator(0, 8, 3, **small).requires_grad_(False)
+    c, z = (torch.zeros(4, 0),), (torch.zeros(4, 8),)
+    for module, made in ((loss.module, loss), (D, StyleGAN2Loss(CPU, D, D, D))):
+        phase = EasyDict(name='Dreg', module=module, interval=1, opt=torch.optim.Adam(module.parameters(), fused=True))
+        img = torch.randn(4, 3, 8, 8) if module is D else torch.randn(4, 3)
+        iteration.run_phase(EasyDict(num_gpus=1), EasyDict(loss=made, graphs=None), phase, (img,), c, z, c)
+        assert all(p.grad is not None and p.grad.stride() == p.stride() for p in module.parameters())
+    weight = torch.nn.Parameter(torch.ones(4, 2, 1, 1))
+    weight.grad = torch.arange(8.0).reshape(4, 2, 1, 1).as_strided([4, 2, 1, 1], [2, 1, 2, 2])
+    iteration._match_strides([weight])
+    assert weight.grad.stride() == weight.stride() and torch.equal(weight.grad.flatten(), torch.arange(8.0))
+
+
 def test_held_back_reports_count_when_they_are_added() -> None:
     collector = training_stats.Collector('held.*')
     with training_stats.held_back() as moments:

@@ -10,6 +10,7 @@ https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 from collections import Counter
@@ -41,20 +42,40 @@ class Graph(Protocol):
 
 
 class CudaGraph:
-    """CUDA's own. All graphs of a `pool` share its memory, since one runs after the other."""
+    """CUDA's own. All graphs of a `pool` share its memory, since one runs after the other; all record in `stream`."""
 
-    def __init__(self, pool: Any) -> None:
-        self.pool = pool
+    def __init__(self, pool: Any, stream: torch.cuda.Stream) -> None:
+        self.pool, self.stream = pool, stream
         self.graph = torch.cuda.CUDAGraph()
 
     def capture(self, work: Callable[[], Outputs]) -> None:
-        # Only this thread's calls: the loader's thread, which pins memory, must not spoil it.
-        with torch.cuda.graph(self.graph, pool=self.pool, capture_error_mode='thread_local'):
-            self.outputs = work()
+        device = self.stream.device
+        # torch's own way out of a capture that failed leaves its stream the current one. The device's, lest another
+        # GPU's stream records nothing.
+        with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
+            try:
+                # Only this thread's calls: others, which pin memory or ask for events, must not spoil it.
+                with torch.cuda.graph(
+                    self.graph, pool=self.pool, stream=self.stream, capture_error_mode='thread_local'
+                ):
+                    self.outputs = work()
+            except RuntimeError:
+                _forget_capture(self.pool)
+                raise
 
     def replay(self) -> Outputs:
         self.graph.replay()
         return self.outputs
+
+
+def _forget_capture(pool: Any) -> None:
+    """After a capture that CUDA has broken off the current device's allocator and generator still think that it is
+    going on: memory of other streams would never be reused, and no random number could be drawn any more."""
+    with contextlib.suppress(AttributeError, RuntimeError):  # It has ended it after all.
+        torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    if hasattr(generator, 'graphsafe_set_state'):
+        generator.graphsafe_set_state(generator.clone_state())
 
 
 class StaticGradients:
@@ -99,10 +120,12 @@ class Graphs:
         self.captured: dict[Hashable, tuple[Graph, Inputs]] = {}
         self.gradients: dict[torch.nn.Module, StaticGradients] = {}
         self.idle: dict[str, list[torch.nn.Parameter]] = {}  # By phase, parameters that it gives no gradient.
+        self.is_first = False  # The phase under way has no static gradients yet, which a recording would add to.
 
     def begin_phase(self, name: str, module: torch.nn.Module) -> None:
         """Gradients are set to none the first time, to see which there are, and to zero from then on."""
-        if name not in self.idle:
+        self.is_first = name not in self.idle
+        if self.is_first:
             module.zero_grad(set_to_none=True)
             return
         if module not in self.gradients:
@@ -126,7 +149,7 @@ class Graphs:
         """
         shapes = tuple((name, x.shape, x.dtype) for name, x in inputs.items())
         key = (key, shapes)
-        eagerly = self.failed or self.passes[key] < WARM_UP
+        eagerly = self.failed or self.is_first or self.passes[key] < WARM_UP
         if key not in self.captured and (eagerly or not self._capture(key, work, inputs)):
             value = self._eagerly(work, inputs)
             self.passes[key] += value is not None  # Nothing to do is nothing to record.
@@ -182,5 +205,6 @@ def make(mode: str, device: torch.device, resolution: int) -> Graphs | None:
         return None
     if device.type != 'cuda':
         raise UserError(f'--cuda-graphs=on: needs a CUDA GPU, and this run is on {device.type}')
-    graph = functools.partial(CudaGraph, torch.cuda.graph_pool_handle())
-    return Graphs(graph, required=mode == 'on', stream=torch.cuda.Stream(device))
+    stream = torch.cuda.Stream(device)
+    graph = functools.partial(CudaGraph, torch.cuda.graph_pool_handle(), stream)
+    return Graphs(graph, required=mode == 'on', stream=stream)

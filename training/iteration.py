@@ -6,7 +6,7 @@ On a GPU nothing here waits for the device but ADA, every few iterations: work i
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ class Watch:
             return
         self.finite.copy_(torch.isfinite(torch.stack(losses)).all(), non_blocking=True)
         if self.arrived is not None:
-            self.arrived.record()
+            self.arrived.record(torch.cuda.current_stream(losses[0].device))
         self.noted_at = cur_nimg
         if not self.later:
             self.check()
@@ -116,8 +116,18 @@ def run_phase(
     if graphs is not None:
         graphs.end_phase(phase.name, phase.module, bool(losses))
     distributed.all_reduce_gradients(phase.module.parameters(), args.num_gpus)
+    _match_strides(phase.module.parameters())
     phase.opt.step()
     return losses
+
+
+def _match_strides(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Gives gradients their parameters' strides. Autograd leaves those of axes of length 1 as they come, and on CUDA
+    fused Adam refuses such gradients: of 1x1 kernels, of a layer with one output."""
+    for parameter in parameters:
+        grad = parameter.grad
+        if grad is not None and grad.stride() != parameter.stride():
+            parameter.grad = torch.empty_like(parameter).copy_(grad)
 
 
 def add_gradients(

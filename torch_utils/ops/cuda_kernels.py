@@ -8,7 +8,7 @@ current stream of the tensors' device; memory is torch's, and nothing waits, so 
 import ctypes
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 
@@ -199,7 +199,7 @@ def upfirdn2d(x: torch.Tensor, f: torch.Tensor, axis_x: Sequence[int], axis_y: S
 
     axes: up, down, before, after; out_size: H', W'. flip: convolve.
     """
-    f = f.detach().to(_computing_type(x)).contiguous()
+    f = cast(torch.Tensor, _computing(f, x))
     y = _filter(x, f, f.shape[-1], f.shape[0], f.ndim == 1, axis_x, axis_y, flip, gain, out_size)
     if y is not None:
         return y
@@ -291,8 +291,12 @@ def _computing_type(x: torch.Tensor) -> torch.dtype:
 
 
 def _computing(part: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:
-    """A scale, noise or bias as the kernels want it beside x."""
-    return None if part is None else part.detach().to(_computing_type(x)).contiguous()
+    """A scale, noise, bias or filter as the kernels want it beside x. Raises ValueError for one on another device."""
+    if part is None:
+        return None
+    if part.device != x.device:  # A kernel that reads it would end the process's use of the GPU.
+        raise ValueError(f'got tensors on {x.device} and {part.device}, expected them on one device')
+    return part.detach().to(_computing_type(x)).contiguous()
 
 
 def _new(shape: Sequence[int], like: torch.Tensor, last: bool) -> torch.Tensor:
