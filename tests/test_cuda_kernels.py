@@ -244,8 +244,10 @@ def test_nvcc_compiles(source, tmp_path) -> None:
     if nvcc is None:
         pytest.skip('no nvcc')
     known = subprocess.run([nvcc, '--list-gpu-code'], capture_output=True, text=True).stdout.split()
-    for arch in [a for a in ('sm_70' if 'sm_70' in known else 'sm_75', 'sm_80', 'sm_90') if a in known]:
-        flags = [*custom_ops.CUDA_FLAGS, f'-arch={arch}', '-o', str(tmp_path / 'x.o')]
+    quick = ['-Xcicc', '-O0', '-Xptxas', '-O0']  # A third of the time, and the same errors.
+    for arch in [a for a in ('sm_70' if 'sm_70' in known else 'sm_75', 'sm_90') if a in known]:
+        common = [flag for flag in custom_ops.CUDA_FLAGS if flag != '-O3']
+        flags = [*common, *quick, f'-arch={arch}', '-o', str(tmp_path / 'x.o')]
         path = os.path.join(custom_ops.SOURCE_DIR, source)
         done = subprocess.run([nvcc, '-c', *flags, path], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
