@@ -28,8 +28,8 @@ MOST_PIXELS = 2**20  # Of a batch's images that a graph is made for: with more a
 
 
 def of(network: Any) -> Any:
-    """The engine of a network, made at its first use; anything but a module is given back as it is."""
-    if not isinstance(network, torch.nn.Module):
+    """The engine of a network, made at its first use; what is no module, or one without weights, is given back."""
+    if not isinstance(network, torch.nn.Module) or _device(network) is None:
         return network
     found = _engines.get(network)
     if found is None or found.places != _places(network):
@@ -54,7 +54,9 @@ class Engine:
             raise host.UserError(f'{MODE_VARIABLE}: expected one of {", ".join(MODES)}, got {mode!r}')
         self.G = G
         self.places = _places(G)
-        device = next(iter([*G.parameters(), *G.buffers()])).device
+        device = _device(G)
+        if device is None:
+            raise ValueError('G: a network without weights has no device')
         self.mode = ('graph' if device.type == 'cuda' else 'eager') if mode == 'auto' else mode
         if self.mode == 'graph' and device.type != 'cuda':
             raise host.UserError(f'{MODE_VARIABLE}=graph: needs a CUDA device, not {device}')
@@ -81,7 +83,8 @@ class Engine:
 
     def encode(self, img: torch.Tensor, c: torch.Tensor | None = None, space: str | None = None) -> torch.Tensor:
         """As G.encode."""
-        if space is not None or self.G.encoder.iters > 1 or not _plain(img, c):  # A later answer takes gradients.
+        answers = getattr(self.G.encoder, 'iters', 1)  # A later one takes gradients.
+        if space is not None or answers > 1 or not _plain(img, c):
             with self.keeping():
                 return self.G.encode(img, c) if space is None else self.G.encode(img, c, space=space)
         with self.keeping():
@@ -151,6 +154,10 @@ class Synthesis:
 def _plain(*tensors: torch.Tensor | None) -> bool:
     """Whether nobody wants gradients, and none of what is given is to be replaced by something else."""
     return not torch.is_grad_enabled() and all(t is None or len(t) > 0 for t in tensors)
+
+
+def _device(network: Any) -> torch.device | None:
+    return next((tensor.device for tensors in (network.parameters(), network.buffers()) for tensor in tensors), None)
 
 
 def _places(network: Any) -> int:
