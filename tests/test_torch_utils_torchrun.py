@@ -59,12 +59,15 @@ import os, sys, time
 sys.path.insert(0, sys.argv[1])
 from torch_utils import torchrun
 
+def say(text):
+    os.write(1, f'{text}\\n'.encode())  # At once: print() writes the line's end by itself, and two lines mix.
+
 def work(rank, world_size):
-    print('at work', os.getpid(), flush=True)
+    say('at work')
     time.sleep(100)
 
 if __name__ == '__main__':
-    print('here', os.environ['RANK'], flush=True)
+    say('begun')
     if sys.argv[2] == 'late' and os.environ['RANK'] == '0':
         time.sleep(100)
     sys.exit(torchrun.run(lambda: torchrun.team().dispatch(work, (), 'cpu')))
@@ -80,14 +83,11 @@ def test_no_process_outlives_torchrun(tmp_path: pathlib.Path, how: str, number: 
     args = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', str(script), str(ROOT), how]
     agent = subprocess.Popen([sys.executable, *args], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert agent.stdout is not None
-    wanted = ['here 0', 'here 1'] if how == 'late' else ['at work', 'at work']
-    said = []
-    while wanted:
-        said.append(agent.stdout.readline())
-        assert said[-1], ''.join(said)
-        found = next((text for text in wanted if said[-1].startswith(text)), None)
-        if found is not None:
-            wanted.remove(found)
+    awaited, said = 'begun' if how == 'late' else 'at work', ''
+    while said.count(awaited) < 2:
+        line = agent.stdout.readline()
+        assert line, said
+        said += line
     time.sleep(1.0)  # Into the store's C++.
     processes = psutil.Process(agent.pid).children(recursive=True)
     assert len(processes) == 2
