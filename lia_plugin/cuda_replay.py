@@ -1,7 +1,7 @@
 """A function of batches as CUDA graphs: recorded once for a batch's size, then replayed with one launch.
 
 Small networks, and small batches, keep a GPU waiting for Python to say what comes next. Inputs are copied into the
-memory that was recorded with, smaller batches fill part of it, and results are copied out.
+memory that was recorded with, batches that fill most of it are replayed, too, and results are copied out.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import click
 import torch
 
 MOST_GRAPHS = 4  # Of one function: each keeps memory of its own.
+MOST_FILLED_UP = 2  # Times its rows that a batch is computed with: in a larger graph it costs more than it saves.
 CLOSE = 1e-2  # Of the largest value: what a replay may differ from the recorded call. float16 may choose other kernels.
 
 Function = Callable[..., torch.Tensor]
@@ -23,8 +24,8 @@ Function = Callable[..., torch.Tensor]
 class Replay:
     """Called as the function is, with tensors [N, …] on one device; N may change, one row must not depend on others.
 
-    The first call of a size is done as it is, the second one recorded. If that fails the function is called as it is
-    from then on, and that is said once.
+    The first call of a size is done as it is, the second one recorded; a graph serves batches of half its size on. If a
+    recording fails the function is called as it is from then on, and that is said once.
     """
 
     def __init__(
@@ -41,7 +42,8 @@ class Replay:
         rows = tensors[0].shape[0]
         like = tuple((tuple(t.shape[1:]), t.dtype, t.device) for t in tensors)
         graphs = self.graphs.setdefault(like, {})
-        size = min((size for size in graphs if size == rows or size > rows and not self.random), default=None)
+        most = rows if self.random else MOST_FILLED_UP * rows
+        size = min((size for size in graphs if rows <= size <= most), default=None)
         if size is not None:
             return graphs[size](*tensors)
         self.seen[like, rows] += 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import glob
 import hashlib
 import importlib
@@ -275,6 +276,30 @@ def weight_keeper(network: Any) -> Callable[[], contextlib.AbstractContextManage
 
     store = kept.Store([*network.parameters(), *network.buffers()])
     return lambda: kept.using(store)
+
+
+def free_memory() -> int:
+    """Bytes of the machine's memory that this process can still take; control groups limit them, too."""
+    if OURS:
+        from dnnlib import memory
+
+        return memory.free_bytes()
+    return int(_hidden_memory_module().free_bytes())
+
+
+@functools.cache
+def _hidden_memory_module() -> Any:
+    """Our dnnlib's memory.py, which a checkout's dnnlib hides, by its path: it is installed beside the plugin."""
+    path = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'dnnlib', 'memory.py')
+    spec = importlib.util.spec_from_file_location('_lia_memory', path)
+    assert spec is not None and spec.loader is not None, 'it ends in .py'
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except FileNotFoundError:
+        raise UserError(f'{path}: is missing, so that free memory cannot be read: install the whole distribution, or '
+                        'give --batch=N') from None
+    return module
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import weakref
 from collections.abc import Callable
 from typing import Any
 
-import psutil
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from lia_plugin import host
 
 # Images at once that are enough: a GPU is busy with so many, and a CPU's caches hold no more.
 MOST = {'cuda': 64, 'mps': 16, 'cpu': 8}
 # Of the free memory: allocators leave gaps, convolutions need workspaces, CUDA graphs have memory of their own.
 SHARE = {'cuda': 0.4, 'mps': 0.6, 'cpu': 0.7}
-MOST_CGROUP_BYTES = 1 << 60  # No limit is written as a huge number.
 
 
 def batch_size(device: torch.device, work: Callable[[], object], most: int | None = None, sharers: int = 1) -> int:
@@ -57,40 +55,7 @@ def free_bytes(device: torch.device) -> int:
         return int(torch.cuda.mem_get_info(device)[0]) + kept
     if device.type == 'mps':
         return max(0, torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
-    return min([int(psutil.virtual_memory().available), *_cgroup_free()])
-
-
-def _cgroup_free() -> list[int]:
-    """What the control groups of this process leave: containers and schedulers limit memory by them."""
-    found = []
-    with contextlib.suppress(OSError), open('/proc/self/cgroup', encoding='ascii') as file:
-        for line in file:
-            _number, controllers, path = line.strip().split(':', 2)
-            if controllers == '':
-                found += _free_along('/sys/fs/cgroup', path, 'memory.max', 'memory.current', 'inactive_file')
-            elif 'memory' in controllers.split(','):
-                found += _free_along('/sys/fs/cgroup/memory', path, 'memory.limit_in_bytes', 'memory.usage_in_bytes',
-                                     'total_inactive_file')  # fmt: skip
-    return found
-
-
-def _free_along(root: str, path: str, limit_file: str, usage_file: str, cache: str) -> list[int]:
-    """Of a group and those above it, as far as they have limits; in a container the path may be its host's."""
-    found = []
-    parts = [part for part in path.split('/') if part]
-    for depth in range(len(parts), -1, -1):
-        folder = os.path.join(root, *parts[:depth])
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            limit = int(_text(folder, limit_file))  # 'max' is no number.
-            if limit < MOST_CGROUP_BYTES:
-                numbers = dict(line.split() for line in _text(folder, 'memory.stat').splitlines())
-                found.append(max(0, limit - int(_text(folder, usage_file)) + int(numbers[cache])))
-    return found
-
-
-def _text(folder: str, name: str) -> str:
-    with open(os.path.join(folder, name), encoding='ascii') as file:
-        return file.read().strip()
+    return host.free_memory()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

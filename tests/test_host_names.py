@@ -53,6 +53,7 @@ SHARED = {
 
 # Of our host alone. Only lia_plugin/host.py may use them, and says what the others do instead.
 OURS_ONLY = {
+    'dnnlib.memory.free_bytes',
     'metrics.detectors.URLS',
     'metrics.detectors.get_feature_detector',
     'metrics.metric_main.check_detector',

@@ -138,7 +138,7 @@ class FakeGraph:
         return self.function(*self.inputs)[: len(tensors[0])].clone()
 
 
-def test_the_second_batch_of_a_size_is_recorded_and_smaller_ones_fill_a_part() -> None:
+def test_the_second_batch_of_a_size_is_recorded_and_batches_of_half_of_it_on_fill_a_part() -> None:
     called: list[int] = []
 
     def function(x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
@@ -152,7 +152,7 @@ def test_the_second_batch_of_a_size_is_recorded_and_smaller_ones_fill_a_part() -
         return made[-1]
 
     replay = Replay(function, 'it', recorder=recorder)
-    for size in (4, 4, 4, 3, 1, 5, 5, 5):
+    for size in (4, 4, 4, 3, 2, 5, 5, 5):
         x, c = torch.randn([size, 3]), torch.randn([size, 1])
         torch.testing.assert_close(replay(x, c), x * 2 + c)
     assert [len(graph.inputs[0]) for graph in made] == [4, 5]
@@ -160,6 +160,22 @@ def test_the_second_batch_of_a_size_is_recorded_and_smaller_ones_fill_a_part() -
     assert [size for size in called if size not in (4, 5)] == [], 'others are filled up'
     replay(torch.randn([4, 2]), torch.randn([4, 1]))  # Of other rows: not the same graph.
     assert len(made) == 2
+
+
+def test_a_batch_of_less_than_half_a_graph_is_not_filled_up_but_gets_its_own() -> None:
+    computed: list[int] = []
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        computed.append(len(x))
+        return x * 2
+
+    replay = Replay(function, 'it', recorder=FakeGraph)  # type: ignore[arg-type]
+    for size, rows_computed in ((8, [8]), (8, [8, 8]), (4, [8]), (3, [3]), (1, [1]), (3, [3, 3]), (3, [3]), (2, [3]),
+                                (1, [1, 1]), (1, [1]), (5, [8])):  # fmt: skip
+        computed.clear()
+        x = torch.randn([size, 3])
+        torch.testing.assert_close(replay(x), x * 2)
+        assert computed == rows_computed, f'of {size} rows'
 
 
 def test_random_batches_are_never_filled_up() -> None:

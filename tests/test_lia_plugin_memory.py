@@ -1,7 +1,5 @@
 """Batches by memory: what work takes, what is free, and what becomes of a folder when it is not enough."""
 
-import builtins
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,8 @@ import pytest
 import torch
 from test_lia_plugin_inversion import make_generator, run, save_pickle, save_pictures
 
-from lia_plugin import memory
+import dnnlib.memory
+from lia_plugin import host, memory
 from lia_plugin.inverter import Inverter
 
 CPU = torch.device('cpu')
@@ -52,32 +51,26 @@ def test_as_many_as_fit_but_one_at_least_and_no_more_than_asked_for(monkeypatch:
         assert memory.batch_size(CPU, lambda mb=megabytes: _floats(mb), most) == expected
 
 
-@pytest.mark.parametrize('groups, files, expected', [
-    ('0::/\n', {'': ('memory', 'max', 30, 0)}, []),
-    ('0::/a/b\n', {'/a': ('memory', '100', 30, 5), '/a/b': ('memory', 'max', 20, 5)}, [75]),
-    ('3:cpu:/x\n2:memory:/c\n', {'/memory/c': ('v1', '90', 50, 10)}, [50]),
-])  # fmt: skip
-def test_containers_limits_are_read(
-    monkeypatch: pytest.MonkeyPatch, groups: str, files: dict[str, Any], expected: list[int]
-) -> None:
-    there = {'/proc/self/cgroup': groups}
-    for folder, (kind, limit, usage, cache) in files.items():
-        names = ('memory.max', 'memory.current', 'inactive_file')
-        if kind == 'v1':
-            names = ('memory.limit_in_bytes', 'memory.usage_in_bytes', 'total_inactive_file')
-        place = f'/sys/fs/cgroup{folder}'
-        there |= {f'{place}/{names[0]}': limit, f'{place}/{names[1]}': str(usage),
-                  f'{place}/memory.stat': f'anon 1\n{names[2]} {cache}\n'}  # fmt: skip
+def test_this_process_can_take_what_the_host_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dnnlib import memory as host_memory
 
-    def fake_open(path: str, *args: Any, **kwargs: Any) -> Any:
-        if path not in there:
-            raise FileNotFoundError(path)
-        return io.StringIO(there[path])
+    monkeypatch.setattr(host_memory, 'cgroup_free', lambda: [5 * MB])
+    assert memory.free_bytes(CPU) == host.free_memory() == 5 * MB
 
-    monkeypatch.setattr(builtins, 'open', fake_open)
-    found = memory._cgroup_free()
-    monkeypatch.undo()
-    assert found == expected
+
+def test_in_a_checkout_the_very_same_file_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    host._hidden_memory_module.cache_clear()
+    monkeypatch.setattr(host, 'OURS', False)
+    try:
+        found = host._hidden_memory_module()
+        assert found.__name__ == '_lia_memory' and found.__file__ == dnnlib.memory.__file__
+        assert memory.free_bytes(CPU) > MB
+        host._hidden_memory_module.cache_clear()
+        monkeypatch.setattr(host, '__file__', '/nowhere/lia_plugin/host.py')
+        with pytest.raises(host.UserError, match='nowhere/dnnlib/memory.py: is missing'):
+            memory.free_bytes(CPU)
+    finally:
+        host._hidden_memory_module.cache_clear()
 
 
 def test_this_machine_has_some_memory_free() -> None:

@@ -98,7 +98,7 @@ def test_auto_takes_half_of_what_is_free_and_held_out_images_come_last(
 ) -> None:
     train = ImageFolderDataset(pictures, split='train', val_share=0.3)
     for free, kept in ((2 * COUNT * IMAGE, COUNT), (2 * 7 * IMAGE, 7), (2 * 7 * IMAGE - 2, 0)):
-        monkeypatch.setattr(image_cache, 'free_memory', lambda free=free: free)
+        monkeypatch.setattr(image_cache.memory, 'free_bytes', lambda free=free: free)
         image_cache.keep(train, 'auto', rank=0)
         cache = image_cache.recall(train.reader)
         assert (0 if cache is None else len(cache.memory.images)) == kept
@@ -109,7 +109,7 @@ def test_auto_takes_half_of_what_is_free_and_held_out_images_come_last(
 def test_more_than_there_is_and_nonsense_are_refused(
     dataset: ImageFolderDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_cache, 'free_memory', lambda: 1000)
+    monkeypatch.setattr(image_cache.memory, 'free_bytes', lambda: 1000)
     with pytest.raises(UserError, match='--cache: 2 kB are to be kept in memory, 1 kB are free'):
         image_cache.keep(dataset, 10**9, rank=0)
     with pytest.raises(UserError, match="got 'all'"):
@@ -119,7 +119,7 @@ def test_more_than_there_is_and_nonsense_are_refused(
 def test_ranks_of_one_machine_share_and_those_of_two_containers_halve(
     dataset: ImageFolderDataset, pictures: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_cache, 'free_memory', lambda: 4 * COUNT * IMAGE)
+    monkeypatch.setattr(image_cache.memory, 'free_bytes', lambda: 4 * COUNT * IMAGE)
     here, elsewhere = image_cache._machine(), ('other', '')
     answers: list[list[object]] = []
     monkeypatch.setattr(image_cache.distributed, 'gather_objects', lambda value: answers.pop(0)

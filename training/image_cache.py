@@ -5,15 +5,14 @@ Nothing is decoded in advance: who first needs an image decodes it into its plac
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import sys
 from typing import Any, NamedTuple
 
 import numpy as np
-import psutil
 
+from dnnlib import memory
 from dnnlib.util import UserError
 from torch_utils import distributed
 from training.image_memory import ImageMemory, fence
@@ -130,7 +129,7 @@ def _offer(dataset: Any, limit: str | int, here: tuple[str, str], sharers: int) 
     """The first process's part on its machine."""
     if limit == 'off':
         return _Offer(here, line='Images are decoded each time they are shown (--cache=off)')
-    numbers, size = _chosen(dataset, limit, free := free_memory() // sharers)
+    numbers, size = _chosen(dataset, limit, free := memory.free_bytes() // sharers)
     if not len(numbers):
         return _Offer(here, line=f'Images are decoded each time they are shown: they take {describe(size)}, '
                                  f'{describe(free)} are free; --cache=SIZE keeps a part')
@@ -158,26 +157,6 @@ def _chosen(dataset: Any, limit: str | int, free: int) -> tuple[np.ndarray, int]
                         'give less, or --cache=auto')
     room = limit // image
     return (everything if len(everything) <= room and everything.size * image <= free else shown[:room]), size
-
-
-def free_memory() -> int:
-    """Bytes that can still be taken on this machine, or in this container."""
-    free = int(psutil.virtual_memory().available)
-    for folder, limit_name, used_name, cached in (
-        ('/sys/fs/cgroup', 'memory.max', 'memory.current', 'inactive_file'),
-        ('/sys/fs/cgroup/memory', 'memory.limit_in_bytes', 'memory.usage_in_bytes', 'total_inactive_file'),
-    ):
-        with contextlib.suppress(OSError, ValueError):  # No such limit; 'max' is no number.
-            limit, used = (_number(os.path.join(folder, name)) for name in (limit_name, used_name))
-            with open(os.path.join(folder, 'memory.stat')) as f:
-                stat = dict(line.split() for line in f)
-            free = min(free, limit - used + int(stat.get(cached, 0)))
-    return max(free, 0)
-
-
-def _number(path: str) -> int:
-    with open(path) as f:
-        return int(f.read())
 
 
 def describe(size: float) -> str:
