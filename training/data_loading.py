@@ -25,7 +25,7 @@ import torch
 from dnnlib.util import UserError, loader_workers, usable_cpus, without_traceback
 from training import image_cache
 from training.decode_pool import DecodePool, all_cpus
-from training.image_memory import ImageMemory, fence
+from training.image_memory import ImageMemory, Rows, fence
 from training.staging import Batch, CudaStaging, Ready, Staging, Stopped
 
 AHEAD = 3  # Batches that are being decoded at a time …
@@ -127,24 +127,27 @@ class _Asked(NamedTuple):
     places: np.ndarray  # int64 [N]: … and where in it
     flipped: np.ndarray  # bool [N]
     futures: list[concurrent.futures.Future[None]]
+    batch: Batch | None  # Into which images are decoded, where no other process does it.
 
 
 class ReadAhead(Batches):
     """Of one of our data sets. A thread runs ahead of the caller, by AHEAD + READY batches.
 
-    Images that have a place in the cache of these files are taken from there, and put there the first time; workers
-    write the others into a ring of a few batches.
+    Images that have a place in the cache of these files are taken from there, and put there the first time. Workers
+    write the others into a ring of a few batches; without workers they are decoded into the batch itself.
     """
 
     def __init__(self, dataset: Any, items: Iterable[int], batch_size: int, device: torch.device, workers: int) -> None:
         self._dataset, self._items, self._batch_size = dataset, items, batch_size
         self._ahead = AHEAD if workers else 1
+        self._in_place = not workers
         self._cache = image_cache.recall(dataset.reader)
         self._has_cache, self._has_rest, self._missing = self._shares()
         shapes = [batch_size, *dataset.image_shape], [batch_size, dataset.label_dim]
         self._staging = CudaStaging(device, *shapes, READY) if device.type == 'cuda' else Staging(device)
-        ring = ImageMemory(self._ahead * batch_size if self._has_rest else 0, dataset.image_shape)
-        self._memories = [ring] if self._cache is None else [ring, self._cache.memory]
+        room = self._ahead * batch_size if self._has_rest and workers else 0
+        ring = ImageMemory(room, dataset.image_shape)
+        self._memories: list[ImageMemory | Rows] = [ring] if self._cache is None else [ring, self._cache.memory]
         needs_workers = self._has_rest or len(self._missing) > 0
         self._pool = DecodePool(dataset.reader, self._memories, workers if needs_workers else 0)
         self._ready: Ready = queue.Queue(READY)
@@ -237,24 +240,43 @@ class ReadAhead(Batches):
             memories[slots >= 0] = 1
             places = np.where(slots >= 0, slots, places)
             wanted[slots >= 0] = self._cache.memory.present[slots[slots >= 0]] == 0
+        batch = None
+        if self._in_place:
+            batch = self._buffer(len(items))
+            self._memories[0] = Rows(batch[0].numpy())  # The pool looks into this list.
         every = zip(*(array[wanted].tolist() for array in (raw, memories, places)), strict=True)
         tasks = list(dict.fromkeys(every))  # An image may come twice, mirrored.
         step = max(-(-len(tasks) // max(2 * self._pool.workers, 1)), 1)
         futures = [self._pool.submit(tasks[i : i + step]) for i in range(0, len(tasks), step)]
-        return _Asked(items, memories, places, flipped, futures)
+        return _Asked(items, memories, places, flipped, futures, batch)
 
     def _collect(self, asked: _Asked) -> Batch:
         for future in asked.futures:
             future.result()
         fence()  # Others may have written images, too.
-        labels = np.stack([self._dataset.get_label(item) for item in asked.items])
-        batch = self._staging.buffer([len(asked.items), *self._dataset.image_shape], labels.shape)
+        batch = self._buffer(len(asked.items)) if asked.batch is None else asked.batch
         images = batch[0].numpy()
+        one = asked.memories[0]
+        if not asked.flipped.any() and (asked.memories == one).all():
+            if one or not self._in_place:
+                # Other modes than clip copy everything once more.
+                np.take(self._memories[one].images, asked.places, axis=0, out=images, mode='clip')
+        else:
+            self._take_singly(asked, images)
+        if self._dataset.label_dim:
+            batch[1].numpy()[:] = np.stack([self._dataset.get_label(item) for item in asked.items])
+        return batch
+
+    def _take_singly(self, asked: _Asked, images: np.ndarray) -> None:
         for row, (memory, place, flip) in enumerate(zip(asked.memories, asked.places, asked.flipped, strict=True)):
             image = self._memories[memory].images[place]
-            images[row] = image[:, :, ::-1] if flip else image
-        batch[1].numpy()[:] = labels
-        return batch
+            if flip:
+                images[row] = image[:, :, ::-1]  # Also where this is the row itself: numpy sees that.
+            elif memory or not self._in_place:
+                images[row] = image
+
+    def _buffer(self, count: int) -> Batch:
+        return self._staging.buffer([count, *self._dataset.image_shape], [count, self._dataset.label_dim])
 
 
 def _groups(items: Iterable[int], size: int) -> Iterator[list[int]]:

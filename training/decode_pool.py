@@ -19,7 +19,7 @@ from typing import Any
 from dnnlib.util import UserError
 from training import decode_worker
 from training.decode_worker import Tasks
-from training.image_memory import ImageMemory
+from training.image_memory import ImageMemory, Rows
 from training.image_reader import ImageReader
 
 _START = 'import sys; sys.path[:] = {path!r}; from training.decode_worker import main; main()'
@@ -32,10 +32,11 @@ class DecodePool:
     All that is asked for is done in that order, one list of tasks by one worker.
     """
 
-    def __init__(self, reader: ImageReader, memories: list[ImageMemory], workers: int) -> None:
+    def __init__(self, reader: ImageReader, memories: list[ImageMemory | Rows], workers: int) -> None:
         self.reader, self.memories, self.workers = reader, memories, workers
         self._queue: queue.SimpleQueue[tuple[Tasks, concurrent.futures.Future[None]] | None] = queue.SimpleQueue()
-        looks = [(len(memory.images), list(memory.images.shape[1:]), memory.handle) for memory in memories]
+        looks = [(len(memory.images), list(memory.images.shape[1:]), memory.handle) for memory in memories
+                 if isinstance(memory, ImageMemory)]
         first = (reader, looks, all_cpus())
         self._processes: list[subprocess.Popen[bytes]] = []
         try:

@@ -13,7 +13,7 @@ import sys
 from typing import IO, Any
 
 from dnnlib.util import UserError
-from training.image_memory import ImageMemory
+from training.image_memory import ImageMemory, Rows
 from training.image_reader import ImageReader
 
 Tasks = list[tuple[int, int, int]]  # (number of an image, number of a memory, place in it)
@@ -40,7 +40,7 @@ def receive(stream: IO[bytes]) -> Any:
     return pickle.loads(data)
 
 
-def decode(reader: ImageReader, memories: list[ImageMemory], tasks: Tasks) -> str | None:
+def decode(reader: ImageReader, memories: list[ImageMemory | Rows], tasks: Tasks) -> str | None:
     """Images to their places in the memories. Gives None, or in one line why an image can't be read."""
     try:
         for raw_idx, memory, place in tasks:
@@ -61,7 +61,7 @@ def main() -> None:
         reader, looks, cpus = receive(requests)
         if cpus and hasattr(os, 'sched_setaffinity'):
             os.sched_setaffinity(0, cpus)
-        memories = [ImageMemory(*look) for look in looks]
+        memories: list[ImageMemory | Rows] = [ImageMemory(*look) for look in looks]
         while True:
             send(answers, decode(reader, memories, receive(requests)))
     except (EOFError, BrokenPipeError):

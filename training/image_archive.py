@@ -21,6 +21,7 @@ import PIL.Image
 
 from dnnlib.util import UserError
 from training.image_decode import IMAGE_FORMATS, has_image_extension, one_line
+from training.zip_members import Members
 
 Label = int | list[float]
 
@@ -56,6 +57,7 @@ class ImageArchive:
         self.path = os.fspath(path)
         self._is_folder = os.path.isdir(self.path)
         self._zip: zipfile.ZipFile | None = None
+        self._members: Members | None = None
         self._zip_owner = 0  # Process that opened it: a forked worker must not share its file position.
         self._lock = threading.Lock()
         if not self._is_folder and not os.path.isfile(self.path):
@@ -137,13 +139,13 @@ class ImageArchive:
         """Closes the zip; the next read opens it again."""
         if self._zip is not None and self._zip_owner == os.getpid():
             self._zip.close()
-        self._zip = None
+        self._zip = self._members = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in ('_zip', '_lock')}
+        return {key: value for key, value in self.__dict__.items() if key not in ('_zip', '_members', '_lock')}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _zip=None, _lock=threading.Lock())
+        self.__dict__.update(state, _zip=None, _members=None, _lock=threading.Lock())
 
     def _open_zip(self) -> zipfile.ZipFile:
         with self._lock:
@@ -153,7 +155,7 @@ class ImageArchive:
                 except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, UnicodeDecodeError) as error:
                     raise UserError(f'{one_line(self.path)}: not a zip, or a damaged one '
                                     f'({one_line(error)}); give a folder or a zip of images') from error
-                self._zip_owner = os.getpid()
+                self._zip_owner, self._members = os.getpid(), Members(self._zip)
             return self._zip
 
     def _zip_files(self) -> list[str]:
@@ -174,6 +176,10 @@ class ImageArchive:
         if member.file_size > max_bytes:  # Said before unpacking: what is declared bounds what is unpacked.
             raise UserError(f'{self.where(name)}: {member.file_size} bytes are declared, '
                             f'more than the {max_bytes} that are read')
+        members = self._members
+        data = None if members is None else members.read(member)
+        if data is not None:
+            return data
         with archive.open(member) as file:
             return file.read()
 

@@ -1,6 +1,7 @@
 """Bytes of an image file → uint8 pixels: the one place where odd image files are made plain or refused."""
 
 import io
+import math
 import struct
 import warnings
 
@@ -100,7 +101,7 @@ def _decode_plain_png(data: bytes, name: str) -> np.ndarray | None:
     except (RuntimeError, ValueError):
         return None  # Pillow says better what is wrong with it.
     shape = (height, width, _PLAIN_PNG_CHANNELS[colour_type])
-    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.size != np.prod(shape):
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.size != math.prod(shape):
         return None
     return pixels.reshape(shape)
 
