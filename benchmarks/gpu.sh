@@ -72,7 +72,7 @@ newest() { ls -t "$WORK"/$1 2> /dev/null | head -n 1; }
 # Not a step: without these packages nothing runs. A folder of its own leaves the machine as it was.
 if [[ $WHEELS ]]; then
   "$PYTHON" -m pip install --quiet --no-index --no-deps --no-compile --target "$WORK/site" "$WHEELS"/*.whl 2>&1 | tee -a "$LOG"
-  export PYTHONPATH=$WORK/site${PYTHONPATH:+:$PYTHONPATH}
+  export PYTHONPATH=$WORK/site${PYTHONPATH:+:$PYTHONPATH} PATH=$WORK/site/bin:$PATH
 fi
 
 step machine 30 bash -c '

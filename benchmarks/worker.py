@@ -196,6 +196,7 @@ class Worker:
         def update() -> None:
             for net, optimizer in optimizers:
                 distributed.all_reduce_gradients(net.parameters(), 1)
+                iteration._match_strides(net.parameters())
                 optimizer.step()
             iteration.update_ema(args, state)
 

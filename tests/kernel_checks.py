@@ -48,8 +48,8 @@ def all_orders(func: Any, leaves: list[torch.Tensor | None]) -> list[torch.Tenso
 def assert_close(ours: list[torch.Tensor], exact: list[torch.Tensor], tolerance: float) -> None:
     """Differences in units of the largest value."""
     for index, (one, other) in enumerate(zip(ours, exact, strict=True)):
-        one = one.detach().double().cpu()
-        worst = float((one - other.detach()).abs().max() / other.detach().abs().max().clamp(min=1e-3))
+        one, other = one.detach().double(), other.detach().to(one.device)
+        worst = float((one - other).abs().max() / other.abs().max().clamp(min=1e-3))
         assert worst < tolerance, f'result {index} is off by {worst:.1e}'
 
 
@@ -64,7 +64,8 @@ def compare(func: Callable[..., torch.Tensor], definition: Callable[..., torch.T
     moved = [None if leaf is None else leaf.to(device, torch.float64 if dtype == torch.float64 else leaf.dtype)
              for leaf in rounded]
     ours = all_orders(func, moved)
-    exact = all_orders(definition, [None if leaf is None else leaf.double() for leaf in rounded])
+    # By PyTorch's own operators, on a GPU, too: on a CPU all these cases would take minutes.
+    exact = all_orders(definition, [None if leaf is None else leaf.to(device, torch.float64) for leaf in rounded])
     assert ours[0].dtype == dtype and ours[0].device.type == torch.device(device).type
     assert [grad.dtype for grad in ours[1:]] == 3 * [leaf.dtype for leaf in moved if leaf is not None]
     if dtype.itemsize > 2:
@@ -72,9 +73,27 @@ def compare(func: Callable[..., torch.Tensor], definition: Callable[..., torch.T
     else:
         assert_close(ours[:1], exact[:1], TOLERANCES[dtype])
         for index, (one, other) in enumerate(zip(ours, exact, strict=True)):
-            off = float((one.detach().double().cpu() - other.detach()).norm() / other.detach().norm().clamp(min=1e-3))
+            off = float((one.detach().double() - other.detach()).norm() / other.detach().norm().clamp(min=1e-3))
             assert off < (0.3 if dtype == torch.bfloat16 else 0.1), f'result {index} is off by {off:.1e}'
     return ours[0]
+
+
+def away_from_kinks(leaves: list[torch.Tensor | None], act: str, gain: float, clamp: float | None,
+                    factor: float) -> None:
+    """Moves the few numbers of the first leaf whose results lie so near to a kink that rounding would decide about the
+    slope: of a million some do."""
+    x = leaves[0]
+    for _ in range(20):
+        wide = [None if leaf is None else leaf.double() for leaf in leaves]
+        y = epilogue(*wide, 'linear', gain, None, factor)
+        near = (y.abs() < 1e-4) & (act != 'linear')
+        if clamp is not None:
+            z = epilogue(*wide, act, gain, None, factor)
+            near |= (z.abs() - clamp).abs() < 1e-4
+        if not near.any():
+            return
+        x += 0.1 * near
+    raise AssertionError('a scale of 0?')
 
 
 def check_epilogue(device: str, dtype: torch.dtype, form: torch.memory_format, shape: tuple[int, ...],
@@ -83,6 +102,8 @@ def check_epilogue(device: str, dtype: torch.dtype, form: torch.memory_format, s
     n, c, h, w = shape
     leaves = [rand(*shape).to(memory_format=form), rand(n, c, seed=3) if 'scale' in parts else None,
               rand(n, 1, h, w, seed=4) if 'noise' in parts else None, rand(c, seed=5) if 'bias' in parts else None]
+    if dtype.itemsize > 2:
+        away_from_kinks(leaves, act, 1.4, clamp, factor)
     y = compare(lambda *leaves: bias_act.modulated_bias_act(*leaves, act, gain=1.4, clamp=clamp, factor=factor),
                 lambda *leaves: epilogue(*leaves, act, 1.4, clamp, factor), leaves, device, dtype)
     assert y.is_contiguous(memory_format=form)
