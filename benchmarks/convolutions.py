@@ -45,6 +45,7 @@ def algorithms(n: int, channels: int, size: int) -> dict[str, dict[str, Call]]:
                torch.randn(n, channels, size, size)]
     x, w, g = (t.contiguous(memory_format=last) for t in tensors)
     kept = w.clone(memory_format=torch.contiguous_format)  # As parameters lie.
+    parameter = torch.nn.Parameter(kept, requires_grad=False)
 
     def theirs(x: Any, w: Any, g: Any) -> list[Call]:
         def backward(which: int) -> Call:
@@ -62,7 +63,12 @@ def algorithms(n: int, channels: int, size: int) -> dict[str, dict[str, Call]]:
         found['Winograd'] = [lambda: winograd_conv.conv2d(x, kept, pads),
                              lambda: winograd_conv.conv_transpose2d(g, kept, pads),
                              lambda: winograd_conv.weight_gradient(g, x, pads)]
-        found['weights kept'] = [lambda: winograd_conv.conv2d(x, kept, pads, keep=True)]
+        packed = [None, None]
+        with torch.no_grad():  # Asked for twice.
+            for _ in range(2):
+                packed = [winograd_conv.kept_weights(parameter, transpose) for transpose in (False, True)]
+        found['weights kept'] = [lambda: winograd_conv.conv2d(x, kept, pads, packed[0]),
+                                 lambda: winograd_conv.conv_transpose2d(g, kept, pads, packed[1])]
     works = ['forward', 'input gradient', 'weight gradient']
     return {work: {name: calls[i] for name, calls in found.items() if i < len(calls)} for i, work in enumerate(works)}
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from torch_utils import custom_ops
-from torch_utils.ops import amx_conv, conv2d_gradfix, winograd_conv
+from torch_utils.ops import amx_conv, conv2d_gradfix, kept, winograd_conv
 
 needs_kernels = pytest.mark.skipif(not winograd_conv.available(), reason='no compiler')
 
@@ -24,13 +24,27 @@ def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
     return float((got.double() - expected).norm() / expected.norm())
 
 
+@pytest.fixture(params=['matrix tiles', 'vectors'])
+def units(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Of the CPU, by which products are computed."""
+    if request.param == 'vectors':
+        monkeypatch.setattr(amx_conv, 'available', lambda: False)
+    elif not amx_conv.available():
+        pytest.skip('no matrix tiles here')
+    return str(request.param)
+
+
 @needs_kernels
 @pytest.mark.parametrize('shape', SHAPES)
 @pytest.mark.parametrize('tile', [4, 2])
 @pytest.mark.parametrize('layout', [torch.channels_last, torch.contiguous_format])
 def test_all_three_operators_give_float64s_numbers(
-    shape: tuple[int, ...], tile: int, layout: torch.memory_format
+    shape: tuple[int, ...], tile: int, layout: torch.memory_format, units: str
 ) -> None:
+    check(shape, tile, layout)
+
+
+def check(shape: tuple[int, ...], tile: int, layout: torch.memory_format) -> None:
     n, ins, outs, height, width, padding = shape
     torch.manual_seed(0)
     x = torch.randn(n, ins, height, width).contiguous(memory_format=layout)
@@ -46,7 +60,7 @@ def test_all_three_operators_give_float64s_numbers(
 
 
 @needs_kernels
-def test_the_same_bits_whatever_the_number_of_threads() -> None:
+def test_the_same_bits_whatever_the_number_of_threads(units: str) -> None:
     before = torch.get_num_threads()
     for channels in (64, 600):  # Each thread its own tiles; all of them together.
         x, w = torch.randn(9, channels, 21, 21), torch.randn(64, channels, 3, 3)
@@ -62,7 +76,7 @@ def test_the_same_bits_whatever_the_number_of_threads() -> None:
 
 
 @needs_kernels
-def test_nan_reaches_its_own_tiles_and_image_alone() -> None:
+def test_nan_reaches_its_own_tiles_and_image_alone(units: str) -> None:
     x, w = torch.zeros(2, 8, 16, 16), torch.ones(8, 8, 3, 3)
     x[0, 0, 5, 5] = float('nan')
     y = winograd_conv.conv2d(x, w, (1, 1))
@@ -74,34 +88,6 @@ def test_nothing_of_nothing() -> None:
     w = torch.randn(32, 32, 3, 3)
     assert winograd_conv.conv2d(torch.randn(0, 32, 8, 8), w, (1, 1)).shape == (0, 32, 8, 8)
     assert not winograd_conv.weight_gradient(torch.randn(0, 32, 8, 8), torch.randn(0, 32, 8, 8), (1, 1)).any()
-
-
-@needs_kernels
-def test_kept_weights_follow_every_change_and_go_with_their_owner() -> None:
-    winograd_conv._kept.clear()
-    x, w = torch.randn(2, 8, 8, 8), torch.nn.Parameter(torch.randn(8, 8, 3, 3), requires_grad=False)
-
-    def right(w: torch.Tensor) -> bool:
-        return torch.equal(winograd_conv.conv2d(x, w, keep=True), winograd_conv.conv2d(x, w))
-
-    assert right(w) and right(w) and len(winograd_conv._kept) == 1
-    w.mul_(2)
-    assert right(w)
-    w.data[3, 4, 1, 1] += 1  # Which the version doesn't tell.
-    assert right(w) and len(winograd_conv._kept) == 1
-    del w
-    assert not winograd_conv._kept
-
-
-@needs_kernels
-def test_kept_weights_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    winograd_conv._kept.clear()
-    x, weights = torch.randn(1, 64, 4, 4), [torch.randn(64, 64, 3, 3) for _ in range(3)]
-    monkeypatch.setattr(winograd_conv, 'KEPT_BYTES', 36 * 64 * 64 * 4 * 2)
-    for w in weights:
-        winograd_conv.conv2d(x, w, keep=True)
-    assert [kept.owner() is w for kept, w in zip(winograd_conv._kept.values(), weights[1:])] == [True, True]
-    winograd_conv._kept.clear()
 
 
 def all_derivatives(name: str, x: torch.Tensor, w: torch.Tensor, module: object) -> list[torch.Tensor]:
@@ -143,23 +129,34 @@ def test_all_derivatives_of_what_pays_are_those_of_float64(
 
 
 @needs_kernels
-def test_inference_keeps_parameters_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    winograd_conv._kept.clear()
+def test_weights_that_stay_are_packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, '_seen', seen := kept.Seen())
+    packs: list[int] = []
+    pack = winograd_conv._pack
+    monkeypatch.setattr(winograd_conv, '_pack', lambda *args: (packs.append(0), pack(*args))[1])
+    torch.manual_seed(3)
     x, w = torch.randn(16, 64, 16, 16), torch.nn.Parameter(torch.randn(64, 64, 3, 3))
-    conv2d_gradfix.conv2d(x, w, padding=1)
-    assert not winograd_conv._kept
+    expected = functional.conv2d(x, w.detach(), padding=1)
+    for _ in range(3):  # It is being trained.
+        assert torch.allclose(conv2d_gradfix.conv2d(x, w, padding=1), expected, atol=1e-3)
+    assert len(packs) == 3 and not seen.nbytes
     with torch.no_grad():
-        y = conv2d_gradfix.conv2d(x, w, padding=1)
+        for _ in range(4):
+            assert torch.allclose(conv2d_gradfix.conv2d(x, w, padding=1), expected, atol=1e-3)
+        assert len(packs) == 5 and seen.nbytes
         conv2d_gradfix.conv2d(x, w * 1, padding=1)
-    assert len(winograd_conv._kept) == 1 and torch.allclose(y, functional.conv2d(x, w, padding=1), atol=1e-3)
-    winograd_conv._kept.clear()
+    assert len(packs) == 6, 'an intermediate is gone afterwards'
+    w.requires_grad_(False)
+    for _ in range(3):  # Its input's gradient needs it turned round, another result.
+        conv2d_gradfix.conv2d(x.requires_grad_(), w, padding=1).sum().backward()
+    assert len(packs) == 8
 
 
 @pytest.mark.skipif(not winograd_conv.available() or not custom_ops.cpu_has('avx512f'), reason='no wider vectors here')
 def test_cpus_with_narrower_vectors_compute_the_same() -> None:
     code = ("import test_torch_utils_winograd as t; from torch_utils import custom_ops; "
             "assert not custom_ops.cpu_has('avx512f')\n"
-            'for shape in t.SHAPES: t.test_all_three_operators_give_float64s_numbers(shape, 4, t.torch.channels_last)')
+            'for shape in t.SHAPES: t.check(shape, 4, t.torch.channels_last)')
     folder = os.path.dirname(os.path.abspath(__file__))
     path = os.pathsep.join([folder, os.path.dirname(folder)])
     subprocess.run([sys.executable, '-c', code], check=True, timeout=120,

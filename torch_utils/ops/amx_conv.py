@@ -117,23 +117,22 @@ def _run(function: ctypes._NamedFuncPointer, x: torch.Tensor, w: torch.Tensor, o
         return
     x = x.contiguous(memory_format=torch.channels_last)
     n, channels, height, width = x.shape
+    parts = _parts(parts)
+    tiles = _kept_tiles(function.__name__, w, (x.shape[1], out.shape[1]), stride, parts)
     code = function(
         x.data_ptr(), w.data_ptr(), out.data_ptr(), _numbers(n, height, width, channels),
         _numbers(out.shape[2], out.shape[3], out.shape[1]), _numbers(*strides), _numbers(*w.shape[2:]), stride,
-        _numbers(*padding), *_packing(function.__name__, w, (x.shape[1], out.shape[1]), stride, _parts(parts)))
+        _numbers(*padding), parts, *((None, 0) if tiles is None else (tiles.memory.data_ptr(), tiles.there)))
     _check(code)
+    if tiles is not None:
+        tiles.there = True
 
 
-def _packing(name: str, w: torch.Tensor, channels: Pair, stride: int, parts: int) -> tuple[int, int | None, int]:
-    """The parts, where the weight's tiles are to be kept (None = nowhere), and whether they are there already."""
-    store = kept.store_of(w)
-    if store is None:
-        return parts, None, 0
+def _kept_tiles(name: str, w: torch.Tensor, channels: Pair, stride: int, parts: int) -> _Tiles | None:
+    """Where the weight's tiles are to be kept, if it stays."""
     sides = [-(-number // 32) * 32 for number in channels]
     size = parts * sides[0] * sides[1] * w.shape[2] * w.shape[3]
-    tiles = store.get(w, (name, stride, parts), lambda: _Tiles(torch.empty([size], dtype=torch.bfloat16)))
-    there, tiles.there = tiles.there, True
-    return parts, tiles.memory.data_ptr(), there
+    return kept.get(w, (name, stride, parts), 2 * size, lambda: _Tiles(torch.empty([size], dtype=torch.bfloat16)))
 
 
 @dataclasses.dataclass
@@ -142,6 +141,10 @@ class _Tiles:
 
     memory: torch.Tensor
     there: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        return self.memory.nbytes
 
 
 def _numbers(*values: int) -> ctypes.Array[ctypes.c_int64]:

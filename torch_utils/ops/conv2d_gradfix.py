@@ -46,12 +46,9 @@ def conv2d(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
     if geometry is None or not _plain(input, weight):
         return functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
     out = _out_size(input, weight, geometry)
-    if _is_kept(input, weight) and _winograd_pays(out, weight, geometry, kept=True):
-        y = _like(winograd_conv.conv2d(input, weight, geometry.padding, keep=True), input)
-    elif _winograd_pays(out, weight, geometry) or _ours(math.prod(out), weight):
-        y = _Conv.apply(input, weight, geometry)
-    else:
+    if not (_ours(math.prod(out), weight) or _winograd_pays(out, weight, geometry, kept=True)):
         return functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    y = _Conv.apply(input, weight, geometry) if _recorded(input, weight) else _convolved(input, weight, geometry)
     return y if bias is None else y + bias[:, None, None]
 
 
@@ -60,9 +57,10 @@ def conv_transpose2d(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tens
     """`torch.nn.functional.conv_transpose2d`: NCHW input, [in, out / groups, height, width] weight."""
     geometry, extra = _geometry(stride, padding, dilation, groups), _pair(output_padding)
     if geometry is None or not _plain(input, weight) or not (_ours(_pixels(input), weight) or _winograd_pays(
-            _transposed_size(input, weight, geometry), weight, geometry)):
+            _transposed_size(input, weight, geometry), weight, geometry, kept=True)):
         return functional.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
-    y = _ConvTranspose.apply(input, weight, geometry, extra)
+    operator = _ConvTranspose.apply if _recorded(input, weight) else _transposed
+    y = operator(input, weight, geometry, extra)
     return y if bias is None else y + bias[:, None, None]
 
 
@@ -149,19 +147,75 @@ def _winograd_pays(out: Size, w: torch.Tensor, geometry: _Geometry, kept: bool =
     tiles = winograd_conv.tiles(*out)
     if amx_conv.available():
         exact = amx_conv.PARTS[torch.get_float32_matmul_precision()] == 3
-        return exact and not gradient and tiles >= (64 if kept else 256)
+        return exact and not gradient and tiles >= (16 if kept else 64)
     return tiles >= (48 if kept else 64 if gradient else 128)
 
 
-def _is_kept(x: torch.Tensor, w: torch.Tensor) -> bool:
-    """Whether what is computed from w may be kept: nobody differentiates, and it is no passing intermediate."""
-    recorded = torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)
-    return not recorded and isinstance(w, torch.nn.Parameter)
+def _recorded(x: torch.Tensor, w: torch.Tensor) -> bool:
+    """Whether somebody may differentiate the result."""
+    return torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)
+
+
+def _unkept(w: torch.Tensor) -> torch.Tensor:
+    """w; if it is being trained not as the parameter, of which results would be kept (`kept`) until the next step."""
+    return w.detach() if w.requires_grad else w
 
 
 def _like(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """The result in x's memory format; kernels give channels_last."""
     return y if x.is_contiguous(memory_format=torch.channels_last) else y.contiguous()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The numbers, by whatever is fastest
+
+
+def _convolved(x: torch.Tensor, w: torch.Tensor, geometry: _Geometry) -> torch.Tensor:
+    out = _out_size(x, w, geometry)
+    if _winograd_pays(out, w, geometry, kept=True):
+        packed = winograd_conv.kept_weights(w)
+        if packed is not None or _winograd_pays(out, w, geometry):
+            return _like(winograd_conv.conv2d(x, w, geometry.padding, packed), x)
+    if _pays(math.prod(out), w):
+        return _like(amx_conv.conv2d(x, w, *geometry), x)
+    return functional.conv2d(x, w, None, geometry.stride, geometry.padding)
+
+
+def _transposed(x: torch.Tensor, w: torch.Tensor, geometry: _Geometry, output_padding: tuple[int, int]) -> torch.Tensor:
+    out = _transposed_size(x, w, geometry)
+    if output_padding == (0, 0) and _winograd_pays(out, w, geometry, kept=True):
+        packed = winograd_conv.kept_weights(w, transpose=True)
+        if packed is not None or _winograd_pays(out, w, geometry):
+            return _like(winograd_conv.conv_transpose2d(x, w, geometry.padding, packed), x)
+    if _pays(_pixels(x), w):
+        return _like(amx_conv.conv_transpose2d(x, w, *geometry, output_padding), x)
+    if w.dtype == torch.bfloat16 and geometry.stride > 1:
+        return _scattered(x, w, geometry, output_padding)
+    return functional.conv_transpose2d(x, w, None, geometry.stride, geometry.padding, output_padding)
+
+
+def _weight_gradient(small: torch.Tensor, big: torch.Tensor, kernel_size: torch.Size,
+                     geometry: _Geometry) -> torch.Tensor:
+    w = small.new_empty(()).expand(small.shape[1], big.shape[1], *kernel_size)
+    out = small.shape[0], small.shape[2], small.shape[3]
+    if _winograd_pays(out, w, geometry, gradient=True):
+        return winograd_conv.weight_gradient(small, big, geometry.padding)
+    if _pays(_pixels(small), w, gradient=True):
+        return amx_conv.weight_gradient(small, big, (w.shape[2], w.shape[3]), *geometry)
+    stride, padding = [geometry.stride] * 2, list(geometry.padding)
+    return torch.ops.aten.convolution_backward(
+        small, big, w, None, stride, padding, [1, 1], False, [0, 0], 1, [False, True, False])[1]
+
+
+def _scattered(x: torch.Tensor, w: torch.Tensor, geometry: _Geometry, output_padding: tuple[int, int]) -> torch.Tensor:
+    """A transposed convolution as the gradient of a convolution, which it is; oneDNN does that in half the time."""
+    size = [(x.shape[2 + i] - 1) * geometry.stride - 2 * geometry.padding[i] + w.shape[2 + i] + output_padding[i]
+            for i in (0, 1)]  # fmt: skip
+    form = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    nothing = torch.empty([x.shape[0], w.shape[1], *size], dtype=x.dtype, memory_format=form)  # Asked for its size.
+    return torch.ops.aten.convolution_backward(
+        x, nothing, w, None, [geometry.stride] * 2, list(geometry.padding), [1, 1], False, [0, 0], 1,
+        [True, False, False])[0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -175,12 +229,7 @@ class _Conv(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, w: torch.Tensor, geometry: _Geometry) -> torch.Tensor:
         ctx.save_for_backward(x, w)
         ctx.geometry = geometry
-        out = _out_size(x, w, geometry)
-        if _winograd_pays(out, w, geometry):
-            return _like(winograd_conv.conv2d(x, w, geometry.padding), x)
-        if _pays(math.prod(out), w):
-            return _like(amx_conv.conv2d(x, w, *geometry), x)
-        return functional.conv2d(x, w, None, geometry.stride, geometry.padding)
+        return _convolved(x, _unkept(w), geometry)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -201,13 +250,7 @@ class _ConvTranspose(torch.autograd.Function):
                 output_padding: tuple[int, int]) -> torch.Tensor:
         ctx.save_for_backward(x, w)
         ctx.geometry = geometry
-        if output_padding == (0, 0) and _winograd_pays(_transposed_size(x, w, geometry), w, geometry):
-            return _like(winograd_conv.conv_transpose2d(x, w, geometry.padding), x)
-        if _pays(_pixels(x), w):
-            return _like(amx_conv.conv_transpose2d(x, w, *geometry, output_padding), x)
-        if w.dtype == torch.bfloat16 and geometry.stride > 1:
-            return _scattered(x, w, geometry, output_padding)
-        return functional.conv_transpose2d(x, w, None, geometry.stride, geometry.padding, output_padding)
+        return _transposed(x, _unkept(w), geometry, output_padding)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -227,15 +270,7 @@ class _WeightGradient(torch.autograd.Function):
                 geometry: _Geometry) -> torch.Tensor:
         ctx.save_for_backward(small, big)
         ctx.geometry = geometry
-        w = small.new_empty(()).expand(small.shape[1], big.shape[1], *kernel_size)
-        out = small.shape[0], small.shape[2], small.shape[3]
-        if _winograd_pays(out, w, geometry, gradient=True):
-            return winograd_conv.weight_gradient(small, big, geometry.padding)
-        if _pays(_pixels(small), w, gradient=True):
-            return amx_conv.weight_gradient(small, big, (w.shape[2], w.shape[3]), *geometry)
-        stride, padding = [geometry.stride] * 2, list(geometry.padding)
-        return torch.ops.aten.convolution_backward(
-            small, big, w, None, stride, padding, [1, 1], False, [0, 0], 1, [False, True, False])[1]
+        return _weight_gradient(small, big, kernel_size, geometry)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -247,17 +282,6 @@ class _WeightGradient(torch.autograd.Function):
             _ConvTranspose.apply(small, grad, geometry, _missing(big, small, grad, geometry)) if for_big else None,
             None, None,
         )  # fmt: skip
-
-
-def _scattered(x: torch.Tensor, w: torch.Tensor, geometry: _Geometry, output_padding: tuple[int, int]) -> torch.Tensor:
-    """A transposed convolution as the gradient of a convolution, which it is; oneDNN does that in half the time."""
-    size = [(x.shape[2 + i] - 1) * geometry.stride - 2 * geometry.padding[i] + w.shape[2 + i] + output_padding[i]
-            for i in (0, 1)]  # fmt: skip
-    form = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
-    nothing = torch.empty([x.shape[0], w.shape[1], *size], dtype=x.dtype, memory_format=form)  # Asked for its size.
-    return torch.ops.aten.convolution_backward(
-        x, nothing, w, None, [geometry.stride] * 2, list(geometry.padding), [1, 1], False, [0, 0], 1,
-        [True, False, False])[0]
 
 
 def _missing(big: torch.Tensor, small: torch.Tensor, w: torch.Tensor, geometry: _Geometry) -> tuple[int, int]:

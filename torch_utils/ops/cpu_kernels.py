@@ -14,7 +14,7 @@ import torch
 from torch_utils import custom_ops
 
 TYPES = (torch.float32, torch.bfloat16)
-SOURCES = ('cpu_elementwise.cpp', 'cpu_upfirdn2d.cpp')
+SOURCES = ('cpu_elementwise.cpp', 'cpu_upfirdn2d.cpp', 'cpu_checksum.cpp')
 
 _P, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _FORWARD = [_P] * 5 + [_I] * 6 + [_F] * 4 + [_I] * 2
@@ -41,6 +41,7 @@ def library() -> Any:
         found.act_backward.argtypes, found.act_backward.restype = _BACKWARD, None
         found.squared_norms.argtypes, found.squared_norms.restype = _SQUARED_NORMS, None
         found.upfirdn2d.argtypes, found.upfirdn2d.restype = _UPFIRDN2D, _I
+        found.checksum.argtypes, found.checksum.restype = [_P, _I], ctypes.c_uint64
         _typed.add(id(found))
     return found
 
@@ -139,6 +140,11 @@ def squared_norms(weight: torch.Tensor) -> torch.Tensor:
     library().squared_norms(
         weight.data_ptr(), result.data_ptr(), outputs, height * width, inputs, last, torch.get_num_threads())
     return result
+
+
+def checksum(x: torch.Tensor) -> int:
+    """Of a dense float32 tensor's memory: 64 bits that change with any of its own."""
+    return int(library().checksum(x.data_ptr(), x.numel()))
 
 
 def _images(x: torch.Tensor, last: bool) -> tuple[torch.Tensor, int]:

@@ -11,16 +11,15 @@ These are the bare operators, without gradients: `conv2d_gradfix` makes differen
 from __future__ import annotations
 
 import ctypes
-import weakref
 from typing import Any, NamedTuple
 
 import torch
 
 from torch_utils import custom_ops
+from torch_utils.ops import amx_conv, kept
 
 TILE = 4  # Outputs in a row of a tile: 4 or 2.
-KEPT_BYTES = 256 << 20  # Of transformed weights, at most, over all layers.
-SOURCES = ('cpu_winograd.cpp', 'cpu_winograd_gradient.cpp')
+SOURCES = ('cpu_winograd.cpp', 'cpu_winograd_amx.cpp', 'cpu_winograd_gradient.cpp')
 
 Pair = tuple[int, int]
 
@@ -32,12 +31,35 @@ def _library() -> Any:
     """The kernels, or None."""
     found = custom_ops.load('cpu_winograd', SOURCES)  # Asked each time: LIA_KERNELS may change.
     if found is not None and id(found) not in _typed:
-        found.winograd_weights_size.argtypes, found.winograd_weights_size.restype = [_I] * 3, _I
-        found.winograd_weights.argtypes, found.winograd_weights.restype = [_I] + [_P] * 4 + [_I], None
-        found.winograd_conv2d.argtypes = found.winograd_weight_gradient.argtypes = [_I] + [_P] * 6
-        found.winograd_checksum.argtypes, found.winograd_checksum.restype = [_P, _I], ctypes.c_uint64
+        for _, size, weights, convolve in _kinds(found):
+            size.argtypes, size.restype = [_I] * 3, _I
+            weights.argtypes, weights.restype = [_I] + [_P] * 4 + [_I], None
+            convolve.argtypes = [_I] + [_P] * 6
+        found.winograd_space.argtypes, found.winograd_space.restype = [_I], _P
+        found.winograd_weight_gradient.argtypes = [_I] + [_P] * 6
         _typed.add(id(found))
     return found
+
+
+class _Kind(NamedTuple):
+    """One kind of units: how many bytes its packed weights have, what packs them, and what takes them."""
+
+    name: str
+    size: Any
+    weights: Any
+    convolve: Any
+
+
+def _kinds(library: Any) -> list[_Kind]:
+    """Those that the library has been compiled for; the best comes last."""
+    names = ['winograd', 'winograd_amx'] if hasattr(library, 'winograd_amx_conv2d') else ['winograd']
+    return [_Kind(name, *(getattr(library, f'{name}_{what}') for what in ('weights_size', 'weights', 'conv2d')))
+            for name in names]
+
+
+def _kind() -> _Kind:
+    """The best of this CPU. (Its tiles have to be asked for, which `amx_conv` does.)"""
+    return _kinds(_must_have())[-1 if amx_conv.available() else 0]
 
 
 def available() -> bool:
@@ -50,24 +72,36 @@ def tiles(images: int, height: int, width: int, tile: int = TILE) -> int:
     return images * -(-height // tile) * -(-width // tile)
 
 
-def conv2d(x: torch.Tensor, w: torch.Tensor, padding: Pair = (0, 0), keep: bool = False,
+def conv2d(x: torch.Tensor, w: torch.Tensor, padding: Pair = (0, 0), packed: torch.Tensor | None = None,
            tile: int = TILE) -> torch.Tensor:
     """`torch.nn.functional.conv2d` of float32 CPU tensors; the result is channels_last.
 
     x: [N, I, H, W]. w: [O, I, 3, 3], any strides. padding: rows and columns of zeros on each side.
-    keep: whether the transformed weights are kept for as long as w lives and has the same values.
+    packed: What `kept_weights` gave.
     """
-    return _run(x, w, w.stride(), padding, False, keep, tile)
+    return _run(x, w, padding, False, packed, tile)
 
 
-def conv_transpose2d(x: torch.Tensor, w: torch.Tensor, padding: Pair = (0, 0), keep: bool = False,
+def conv_transpose2d(x: torch.Tensor, w: torch.Tensor, padding: Pair = (0, 0), packed: torch.Tensor | None = None,
                      tile: int = TILE) -> torch.Tensor:
     """`torch.nn.functional.conv_transpose2d` of float32 CPU tensors; the result is channels_last.
 
     x: [N, I, h, w]. w: [I, O, 3, 3], any strides. The rest as in `conv2d`.
     """
-    strides = (w.stride(1), w.stride(0), w.stride(2), w.stride(3))
-    return _run(x, w, strides, (2 - padding[0], 2 - padding[1]), True, keep, tile)
+    return _run(x, w, (2 - padding[0], 2 - padding[1]), True, packed, tile)
+
+
+def kept_weights(w: torch.Tensor, transpose: bool = False, tile: int = TILE) -> torch.Tensor | None:
+    """Transformed weights for either operator, if w is one that stays (`kept`), so that they need not be made again."""
+    kind = _kind()
+    size = kind.size(tile, *_channels(w, transpose))
+
+    def make() -> torch.Tensor:
+        packed = torch.empty([size], dtype=torch.uint8)
+        _pack(kind, w, transpose, tile, packed.data_ptr())
+        return packed
+
+    return kept.get(w, ('winograd', kind.name, transpose, tile), size, make)
 
 
 def weight_gradient(small: torch.Tensor, big: torch.Tensor, padding: Pair = (0, 0), tile: int = TILE) -> torch.Tensor:
@@ -87,63 +121,37 @@ def weight_gradient(small: torch.Tensor, big: torch.Tensor, padding: Pair = (0, 
     return out
 
 
-def _run(x: torch.Tensor, w: torch.Tensor, strides: tuple[int, ...], padding: Pair, transpose: bool, keep: bool,
+def _channels(w: torch.Tensor, transpose: bool) -> Pair:
+    """Of the result and of the input."""
+    return (w.shape[1], w.shape[0]) if transpose else (w.shape[0], w.shape[1])
+
+
+def _run(x: torch.Tensor, w: torch.Tensor, padding: Pair, transpose: bool, packed: torch.Tensor | None,
          tile: int) -> torch.Tensor:
-    channels = w.shape[1 if transpose else 0]
+    channels = _channels(w, transpose)
     n, ins, height, width = x.shape
     sizes = height + 2 * padding[0] - 2, width + 2 * padding[1] - 2
-    out = torch.empty([n, channels, *sizes], memory_format=torch.channels_last)
+    out = torch.empty([n, channels[0], *sizes], memory_format=torch.channels_last)
     if out.numel() == 0:
         return out
     x = x.contiguous(memory_format=torch.channels_last)
-    packed = _packed(w, channels, ins, strides, transpose, keep, tile)
-    _check(_must_have().winograd_conv2d(
-        tile, x.data_ptr(), packed.data_ptr(), out.data_ptr(), _numbers(n, height, width, ins),
-        _numbers(*sizes, channels), _numbers(*padding)))
+    kind = _kind()
+    if packed is None:
+        weights = _must_have().winograd_space(kind.size(tile, *channels))
+        _check(weights is None)
+        _pack(kind, w, transpose, tile, weights)
+    else:
+        weights = packed.data_ptr()
+    _check(kind.convolve(tile, x.data_ptr(), weights, out.data_ptr(), _numbers(n, height, width, ins),
+                         _numbers(*sizes, channels[0]), _numbers(*padding)))
     return out
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Transformed weights
-
-
-class _Kept(NamedTuple):
-    owner: weakref.ref[torch.Tensor]
-    state: tuple[Any, ...]
-    packed: torch.Tensor
-
-
-_kept: dict[tuple[int, bool, int], _Kept] = {}  # The one used last comes last.
-
-
-def _packed(w: torch.Tensor, outs: int, ins: int, strides: tuple[int, ...], transpose: bool, keep: bool,
-            tile: int) -> torch.Tensor:
-    """The weights as the kernels take them; with `keep` from an earlier call if they are the same."""
-    library = _must_have()
-
-    def transform() -> torch.Tensor:
-        packed = torch.empty([library.winograd_weights_size(tile, outs, ins)])
-        library.winograd_weights(
-            tile, w.data_ptr(), packed.data_ptr(), _numbers(outs, ins), _numbers(*strides), transpose)
-        return packed
-
-    if not keep or w.is_inference() or not is_dense(w):
-        return transform()
-    # Its version doesn't tell of what was written through `.data` or by another library: the checksum does.
-    state = (w._version, w.data_ptr(), w.shape, w.stride(), library.winograd_checksum(w.data_ptr(), w.numel()))
-    key = (id(w), transpose, tile)
-    kept = _kept.pop(key, None)
-    if kept is None or kept.owner() is not w or kept.state != state:
-        kept = _Kept(weakref.ref(w, lambda _: _kept.pop(key, None)), state, transform())
-    _kept[key] = kept
-    while sum(other.packed.nbytes for other in _kept.values()) > KEPT_BYTES:
-        del _kept[next(iter(_kept))]
-    return kept.packed
-
-
-def is_dense(w: torch.Tensor) -> bool:
-    """Whether w fills its memory without gaps, in either format."""
-    return w.is_contiguous() or w.is_contiguous(memory_format=torch.channels_last)
+def _pack(kind: _Kind, w: torch.Tensor, transpose: bool, tile: int, memory: int) -> None:
+    strides = w.stride()
+    if transpose:
+        strides = (strides[1], strides[0], *strides[2:])
+    kind.weights(tile, w.data_ptr(), memory, _numbers(*_channels(w, transpose)), _numbers(*strides), transpose)
 
 
 def _must_have() -> Any:
@@ -157,6 +165,6 @@ def _numbers(*values: int) -> ctypes.Array[ctypes.c_int64]:
     return (ctypes.c_int64 * len(values))(*values)
 
 
-def _check(code: int) -> None:
+def _check(code: int | bool) -> None:
     if code:
         raise MemoryError('not enough memory for the workspace of a convolution')

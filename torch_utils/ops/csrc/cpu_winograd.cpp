@@ -54,34 +54,6 @@ template <class F> void transform_weights(const Weights& w, float* packed) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Convolution
 
-// Products [place][tile][channel] of tiles `first` to `last`, of which `channels` from `channel` on are there.
-template <class F>
-void transform_outputs(const float* m, int64_t row, int64_t place, const Tiling& tiling, int64_t first, int64_t last,
-                       int64_t channel, int64_t channels, const Result& out) {
-    constexpr int in = F::kIn, size = F::kOut;
-    for (int64_t tile = first; tile < last; ++tile) {
-        const Corner corner(tiling, tile, size);
-        const int64_t rows = std::min<int64_t>(size, out.height - corner.y);
-        const int64_t columns = std::min<int64_t>(size, out.width - corner.x);
-        float* pixel = out.data + ((corner.image * out.height + corner.y) * out.width + corner.x) * out.channels;
-        for (int64_t c = 0; c < channels; c += kLanes) {
-            const float* from = m + (tile - first) * row + c;
-            Vec half[size * in];
-            for (int j = 0; j < in; ++j) {
-                Vec line[in];
-                for (int i = 0; i < in; ++i) line[i] = load(from + (i * in + j) * place);
-                F::output(line, 1, half + j, in);
-            }
-            for (int i = 0; i < rows; ++i) {
-                Vec line[size];
-                F::output(half + i * in, 1, line, 1);
-                for (int j = 0; j < columns; ++j)
-                    store(pixel + (i * out.width + j) * out.channels + channel + c, line[j], channels - c);
-            }
-        }
-    }
-}
-
 // How the work is cut.
 struct Plan {
     int64_t row;        // Elements of a transformed tile's channels.
@@ -178,46 +150,27 @@ int convolve(const Images& x, const float* packed, const Result& out) {
 
 extern "C" {
 
-// Elements of packed weights.
+// Bytes of packed weights.
 int64_t winograd_weights_size(int64_t tile, int64_t out, int64_t in) {
-    return (tile + 2) * (tile + 2) * round_up(out, kPanel) * in;
+    return (tile + 2) * (tile + 2) * round_up(out, kPanel) * in * 4;
 }
 
 // strides: of w, in elements: out, in, y, x. flip: whether the kernel is turned by half a circle.
-void winograd_weights(int64_t tile, const float* w, float* packed, const int64_t* out_in, const int64_t* strides,
+void winograd_weights(int64_t tile, const float* w, void* packed, const int64_t* out_in, const int64_t* strides,
                       int64_t flip) {
     const Weights weights{w, out_in[0], out_in[1], strides[0], strides[1], strides[2], strides[3], flip != 0};
-    (tile == 4 ? transform_weights<F4> : transform_weights<F2>)(weights, packed);
+    (tile == 4 ? transform_weights<F4> : transform_weights<F2>)(weights, static_cast<float*>(packed));
 }
 
+// Memory of the calling thread for packed weights that nobody keeps, until it asks again; null for want of memory.
+void* winograd_space(int64_t bytes) { return weights_space.get(div_up(bytes, 4)); }
+
 // A correlation, PyTorch's conv2d: x [n, height, width, in], out [n, out_h, out_w, out]. Returns 0; 1 for want of memory.
-int winograd_conv2d(int64_t tile, const float* x, const float* packed, float* y, const int64_t* n_h_w_in,
+int winograd_conv2d(int64_t tile, const float* x, const void* packed, float* y, const int64_t* n_h_w_in,
                     const int64_t* h_w_out, const int64_t* padding) {
     const Images images{x, n_h_w_in[0], n_h_w_in[1], n_h_w_in[2], n_h_w_in[3], padding[0], padding[1]};
     const Result result{y, h_w_out[0], h_w_out[1], h_w_out[2]};
-    return (tile == 4 ? convolve<F4> : convolve<F2>)(images, packed, result);
-}
-
-// A number that changes with any of the bits of `count` floats.
-std::uint64_t winograd_checksum(const float* data, int64_t count) {
-    constexpr int64_t chunk = 1 << 14, lanes = 32;
-    std::uint64_t total = 0;
-#pragma omp parallel for schedule(static) reduction(+ : total)
-    for (int64_t first = 0; first < count; first += chunk) {
-        std::uint32_t hash[lanes], part[lanes];
-        for (int64_t i = 0; i < lanes; ++i) hash[i] = static_cast<std::uint32_t>(first * 2654435761u + i);
-        const int64_t last = std::min(first + chunk, count);
-        for (int64_t at = first; at < last; at += lanes) {
-            const int64_t size = std::min(lanes, last - at);
-            if (size < lanes) std::memset(part, 0, sizeof part);
-            std::memcpy(part, data + at, static_cast<std::size_t>(size) * 4);
-            for (int64_t i = 0; i < lanes; ++i) hash[i] = (hash[i] ^ part[i]) * 2246822519u;
-        }
-        std::uint64_t sum = static_cast<std::uint64_t>(first);
-        for (int64_t i = 0; i < lanes; ++i) sum = (sum ^ hash[i]) * 0x9e3779b97f4a7c15u;
-        total += sum;
-    }
-    return total;
+    return (tile == 4 ? convolve<F4> : convolve<F2>)(images, static_cast<const float*>(packed), result);
 }
 
 }  // extern "C"

@@ -43,7 +43,7 @@ class Workspace {
     std::size_t size_ = 0;
 };
 
-inline thread_local Workspace shared_space, own_space;
+inline thread_local Workspace shared_space, own_space, weights_space;
 
 // Of a core, in bytes.
 inline int64_t cache_size() {
@@ -81,32 +81,71 @@ struct Corner {
           x(tile % tiling.columns * size) {}
 };
 
+// Where a tile's inputs are: its pixels' channels, or zeros around the image.
+template <class F> struct Pixels {
+    const float* at[F::kIn * F::kIn];
+
+    Pixels(const Images& x, const Tiling& tiling, int64_t tile, const float* zeros) {
+        const Corner corner(tiling, tile, F::kOut);
+        for (int i = 0; i < F::kIn; ++i) {
+            for (int j = 0; j < F::kIn; ++j) {
+                const int64_t y = corner.y + i - x.pad_y, z = corner.x + j - x.pad_x;
+                const bool inside = y >= 0 && y < x.height && z >= 0 && z < x.width;
+                at[i * F::kIn + j] =
+                    inside ? x.data + ((corner.image * x.height + y) * x.width + z) * x.channels : zeros;
+            }
+        }
+    }
+};
+
+// kLanes channels from `channel` on, of which there are `count`, at all places.
+template <class F> inline void transform_input(const Pixels<F>& pixels, int64_t channel, int64_t count, Vec* v) {
+    constexpr int size = F::kIn;
+    Vec d[size * size], half[size * size];
+    for (int p = 0; p < size * size; ++p) d[p] = load(pixels.at[p] + channel, count);
+    for (int j = 0; j < size; ++j) F::input(d + j, size, half + j, size);
+    for (int i = 0; i < size; ++i) F::input(half + i * size, 1, v + i * size, 1);
+}
+
 // Tiles `first` to `last` as [place][tile][channel], of which rows and places lie `row` and `place` elements apart.
 template <class F>
 void transform_inputs(const Images& x, const Tiling& tiling, int64_t first, int64_t last, const float* zeros, float* v,
                       int64_t row, int64_t place) {
-    constexpr int size = F::kIn;
+    constexpr int places = F::kIn * F::kIn;
     for (int64_t tile = first; tile < last; ++tile) {
-        const Corner corner(tiling, tile, F::kOut);
-        const float* pixels[size * size];
-        for (int i = 0; i < size; ++i) {
-            for (int j = 0; j < size; ++j) {
-                const int64_t y = corner.y + i - x.pad_y, z = corner.x + j - x.pad_x;
-                const bool inside = y >= 0 && y < x.height && z >= 0 && z < x.width;
-                pixels[i * size + j] =
-                    inside ? x.data + ((corner.image * x.height + y) * x.width + z) * x.channels : zeros;
-            }
-        }
+        const Pixels<F> pixels(x, tiling, tile, zeros);
         float* to = v + (tile - first) * row;
         for (int64_t c = 0; c < x.channels; c += kLanes) {
-            Vec d[size * size], half[size * size];
-            const int64_t count = x.channels - c;
-            for (int p = 0; p < size * size; ++p) d[p] = load(pixels[p] + c, count);
-            for (int j = 0; j < size; ++j) F::input(d + j, size, half + j, size);
-            for (int i = 0; i < size; ++i) {
+            Vec lanes[places];
+            transform_input(pixels, c, x.channels - c, lanes);
+            for (int p = 0; p < places; ++p) store(to + p * place + c, lanes[p]);
+        }
+    }
+}
+
+// Products [place][tile][channel] of tiles `first` to `last`, of which `channels` from `channel` on are there.
+template <class F>
+void transform_outputs(const float* m, int64_t row, int64_t place, const Tiling& tiling, int64_t first, int64_t last,
+                       int64_t channel, int64_t channels, const Result& out) {
+    constexpr int in = F::kIn, size = F::kOut;
+    for (int64_t tile = first; tile < last; ++tile) {
+        const Corner corner(tiling, tile, size);
+        const int64_t rows = std::min<int64_t>(size, out.height - corner.y);
+        const int64_t columns = std::min<int64_t>(size, out.width - corner.x);
+        float* pixel = out.data + ((corner.image * out.height + corner.y) * out.width + corner.x) * out.channels;
+        for (int64_t c = 0; c < channels; c += kLanes) {
+            const float* from = m + (tile - first) * row + c;
+            Vec half[size * in];
+            for (int j = 0; j < in; ++j) {
+                Vec line[in];
+                for (int i = 0; i < in; ++i) line[i] = load(from + (i * in + j) * place);
+                F::output(line, 1, half + j, in);
+            }
+            for (int i = 0; i < rows; ++i) {
                 Vec line[size];
-                F::input(half + i * size, 1, line, 1);
-                for (int j = 0; j < size; ++j) store(to + (i * size + j) * place + c, line[j]);
+                F::output(half + i * in, 1, line, 1);
+                for (int j = 0; j < columns; ++j)
+                    store(pixel + (i * out.width + j) * out.channels + channel + c, line[j], channels - c);
             }
         }
     }
