@@ -92,7 +92,8 @@ class Logger:
     """
 
     def __init__(self, file_name: str | None = None, file_mode: str = 'w', should_flush: bool = True) -> None:
-        self.file = None if file_name is None else open(file_name, file_mode, encoding='utf-8')
+        self.file = None if file_name is None else open(
+            file_name, file_mode, encoding='utf-8', errors='backslashreplace')   # Names of files may hold anything.
         self.stdout, self.stderr = sys.stdout, sys.stderr
         self._out = _Mirror(self.stdout, self.file, should_flush)
         self._err = _Mirror(self.stderr, self.file, should_flush)

@@ -6,6 +6,7 @@ processes was lost, 130 stopped by Ctrl-C.
 
 import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -144,11 +145,21 @@ def _exit_code(work: Callable[[], Any]) -> int:
     return result if isinstance(result, int) else 0
 
 
+def tell_any_name() -> None:
+    """Lets this process and those that it starts print names of files that are not UTF-8, with escapes in them."""
+    os.environ.setdefault('PYTHONIOENCODING', ':backslashreplace')
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == 'strict':
+            stream.reconfigure(errors='backslashreplace')
+
+
 def main(args: Sequence[str] | None = None, prog_name: str = 'lia') -> int:
     """`lia COMMAND …` and `python -m lia_plugin COMMAND …`."""
+    tell_any_name()
     return run(lia, args, prog_name=prog_name)
 
 
 def main_command(name: str) -> None:
     """Run one command as a script of its own (`python train.py …`) and leave the process with its exit code."""
+    tell_any_name()
     sys.exit(run(load_command(name), prog_name=f'{name}.py'))

@@ -173,7 +173,8 @@ class Cropper:
                 entry['moved_gain'] = gain
             if gain is not None and gain > alignment_search.FAR_GAIN:
                 usual = alignment_search.FAR_GAIN
-                found[entry['source']] = f'a moved crop fits better, by {gain:.2f} nats; up to {usual} is usual'
+                found[entry['source']] = (f'a moved crop fits better, by {_apart(gain, usual)} nats; up to {usual} '
+                                          'is usual')
             elif entry.get('p_distance', 1) < TINY_P:
                 found[entry['source']] = f'its z is as far out as p = {entry["p_distance"]:.2g} of the calibration'
         return found
@@ -181,6 +182,14 @@ class Cropper:
     def _look(self, target: Target, full: torch.Tensor, placement: Placement) -> None:
         judge = alignment_search.Judge(self.G, full, placement, label_of(self.labels, target, self.G), self.batch)
         self.gains[target.name] = alignment_search.moved_gain(judge)
+
+
+def _apart(number: float, other: float) -> str:
+    """A number with two decimals, or as many as it takes to differ from another one."""
+    digits = 2
+    while digits < 17 and float(f'{number:.{digits}f}') == other:
+        digits += 1
+    return f'{number:.{digits}f}'
 
 
 def _notes(placement: Placement) -> list[str]:

@@ -6,9 +6,11 @@ import json
 import os
 from typing import Any
 
+import click
 import torch
 
 from lia_plugin import host
+from lia_plugin.outputs import check_new_folder, check_output
 
 CARD = 'README.md'
 TAGS = ('gan',)
@@ -19,20 +21,27 @@ def to_folder(network: str, outdir: str, license_name: str = 'other', title: str
               trust: bool = False) -> list[str]:
     """Writes `network` (pickle, URL or folder) as the new folder `outdir`. Returns what had to be left out.
 
-    Raises UserError if `network` can't be read, or `outdir` exists and isn't empty.
+    Raises UserError if `network` can't be read, or `outdir` can't be made, or exists and isn't empty.
     """
     folders = host.network_folders()
+    check_new_folder('--outdir', outdir)
+    place = os.path.abspath(outdir)  # Of '', too.
     data = host.load_network_pkl(network, trust=trust)
-    name = title or os.path.basename(os.path.abspath(outdir))
-    return folders.save(outdir, data, {CARD: model_card(data, name, license_name)})
+    return folders.save(place, data, {CARD: model_card(data, headline(title, place), license_name)})
 
 
 def to_pickle(network: str, path: str, trust: bool = False) -> None:
     """Writes `network` (an exported folder, or a pickle) as the network pickle `path`, which NVIDIA's tools open."""
     host.network_folders()
+    check_output('--to-pickle', path, folder=False, makes_folders=True)
     data = host.load_network_pkl(network, trust=trust)
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     host.save_network_pkl(path, data)
+
+
+def headline(title: str | None, folder: str) -> str:
+    """What the card is headed by: a title, or else the folder's name, in UTF-8 whatever they are in."""
+    return click.format_filename(title or os.path.basename(folder) or folder)
 
 
 def card_license(network: str) -> str | None:

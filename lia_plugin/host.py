@@ -169,9 +169,12 @@ def data_label(opts: Any) -> str | None:
     return os.path.splitext(os.path.basename(os.path.abspath(opts.dataset_kwargs['path'])))[0]
 
 
+def _usable_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
 def _loader_workers(num_items: int) -> int:
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    return 0 if num_items < 4096 else min(3, cpus)
+    return 0 if num_items < 4096 else min(3, _usable_cpus())
 
 
 # Processes that read so many images of a data set, beside the one that uses them.
@@ -567,7 +570,19 @@ def check_devices(name: str, processes: int) -> str:
         raise UserError(f'--gpus: {here} asked for, there is {there}')
     if device.type == 'mps' and processes > 1:
         raise UserError('--gpus: one process can use mps; --device=cpu takes several')
+    check_processes('--gpus', here)
     return name
+
+
+MOST_A_CPU = 32  # Processes: with more a machine would be busy for minutes with starting them.
+
+
+def check_processes(option: str, here: int) -> None:
+    """UserError for more processes on this machine than its CPUs can do anything with."""
+    cpus = _usable_cpus()
+    if here > MOST_A_CPU * cpus:
+        raise UserError(f'{option}: {here} processes on this machine, which has {cpus} CPUs for them; '
+                        f'{MOST_A_CPU * cpus} at most')
 
 
 def own_device(device: str, rank: int) -> torch.device:

@@ -197,7 +197,7 @@ def pick_device(name: str | None = None) -> torch.device:
         raise host.UserError(f'--device={name}: this machine, or this PyTorch, has no MPS; cpu always can')
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).tolist()  # 'meta' makes tensors, but has no numbers.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else 'not available'
         raise host.UserError(f'--device={name}: cannot be used here ({reason}); cpu always can') from None

@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 import torch
 
 from lia_plugin import host, onnx_parts
+from lia_plugin.export import headline
 from lia_plugin.host import UserError, atomic_write
 from lia_plugin.onnx_parts import Part
-from lia_plugin.outputs import check_output
+from lia_plugin.outputs import check_new_folder
 
 OPSET = 18
 TOLERANCE = 1e-4  # Of the largest number of a result.
@@ -45,16 +46,14 @@ def export(network: str, outdir: str, noise: str = 'const', license_name: str = 
     operators that ONNX hasn't, or ONNX Runtime gives other numbers.
     """
     _check_packages()
-    check_output('--outdir', outdir, folder=True)
+    check_new_folder('--outdir', outdir)
     place = os.path.abspath(outdir)  # Of '', too.
-    if os.path.isdir(place) and os.listdir(place):
-        raise UserError(f'{place}: exists already; name a new folder')
     G = host.load_network_pkl(network, trust=trust).get('G_ema')
     if G is None:
         raise UserError(f'{network}: holds no generator (G_ema)')
     G = copy.deepcopy(G).eval().requires_grad_(False).cpu().float()
     found, left_out = onnx_parts.parts(G, noise)
-    facts = dict(title=title or os.path.basename(place), license=license_name)
+    facts = dict(title=headline(title, place), license=license_name)
     files, errors = {}, {}
     for part in found:
         files[f'{part.name}.onnx'] = data = _convert(part, network, facts)

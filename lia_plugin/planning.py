@@ -27,6 +27,7 @@ def plan(options: Options, run: run_dir.Run | None = None, dry: bool = False) ->
     """
     host.check_training_options(options)
     device = resolve_device(options.device, options.gpus)
+    host.check_processes('--workers', (options.workers or 0) * host.processes_here(options.gpus))
     said, options = options, dataclasses.replace(options, device=device, val=host.default_val(options.val))
     if run is not None:  # What the configuration takes from the number of processes stays as it began.
         options = dataclasses.replace(options, gpus=run.gpus)
@@ -37,7 +38,7 @@ def plan(options: Options, run: run_dir.Run | None = None, dry: bool = False) ->
     result: dict[str, Any] = dict(
         version=__version__, options=dataclasses.asdict(said), data=dataclasses.asdict(info), device=device,
         first_gpus=options.gpus, gan=None, encoder=None, encoder_source=None, encoder_start=None, attach=None,
-        notes=[*left_out, *precision_notes], transfer=[],
+        notes=[*left_out, *precision_notes, *graph_notes(options)], transfer=[],
     )  # fmt: skip
     if options.has_gan_stage:
         result['gan'] = host.adapt_stage(config.gan_stage(options, info, augpipe(options), gan_metrics))
@@ -83,6 +84,16 @@ def settle_precision(options: Options, run: run_dir.Run | None) -> tuple[Options
         began = '' if then is None else ', as it began'
         notes.append(f'--precision={choice}: {host.describe_precision(resolved, device)}{began}')
     return dataclasses.replace(options, precision=resolved), notes
+
+
+def graph_notes(options: Options) -> list[str]:
+    """What there is to say of `--cuda-graphs` on the options' device. UserError where it can't be had."""
+    if options.cuda_graphs in (None, 'off') or options.device.startswith('cuda'):
+        return []
+    if options.cuda_graphs == 'on':
+        raise host.UserError(f'--cuda-graphs=on: needs a CUDA GPU, and this run is on {options.device}; auto takes '
+                             'them where there are any')
+    return [f'--cuda-graphs={options.cuda_graphs}: none on {options.device}; they are for CUDA GPUs']
 
 
 def keep_length(recorded: Any, planned: Any) -> Any:

@@ -206,6 +206,7 @@ def _read(path: str) -> dict[str, Any]:
 
 
 def _write(path: str, data: Mapping[str, Any]) -> None:
-    with atomic_write(path, 'w', encoding='utf-8') as f:
+    # A path that is no UTF-8 holds surrogates, for which JSON has an escape.
+    with atomic_write(path, 'w', encoding='utf-8', errors='backslashreplace') as f:
         json.dump(data, f, indent=2, ensure_ascii=False)
         f.write('\n')

@@ -1,6 +1,7 @@
 """The command line's one place for errors: a line on stderr and an exit code, and nothing heavy for --help."""
 
 import errno
+import os
 import subprocess
 import sys
 
@@ -101,3 +102,13 @@ def test_an_operating_systems_error_that_is_ours_keeps_its_traceback() -> None:
 
     with pytest.raises(OSError):
         cli.run(leak, [])
+
+
+def test_names_that_are_not_utf8_can_be_told() -> None:
+    """On both streams, in this process and in those that it starts, where a locale has them strict."""
+    tell = 'print(chr(0xdce9), flush=True); print(chr(0xdce9), file=sys.stderr)'
+    code = f"import subprocess, sys; sys.stdout.reconfigure(errors='strict'); from lia_plugin import cli; " \
+           f"cli.tell_any_name(); {tell}; subprocess.run([sys.executable, '-c', 'import sys; {tell}'], check=True)"
+    env = {name: value for name, value in os.environ.items() if name != 'PYTHONIOENCODING'}
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, check=True, env=env)
+    assert done.stdout.split() == done.stderr.split() == [rb'\udce9'] * 2

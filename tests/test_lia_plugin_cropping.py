@@ -147,6 +147,15 @@ def test_a_tiny_p_of_the_calibration_is_far_too() -> None:
     assert list(cropper.far(entries)) == ['a.png'] and entries[1]['moved_gain'] == -0.5
 
 
+@pytest.mark.parametrize('more, told', [(0.2, '0.55'), (0.001, '0.351'), (0.00004, '0.35004'), (2e-16, None)])
+def test_a_gain_and_what_is_usual_are_never_told_as_equal(more: float, told: str | None) -> None:
+    cropper = cropping.Cropper(make_generator(), None, None, 'a', 8)
+    cropper.gains['a'] = alignment_search.FAR_GAIN + more
+    line = cropper.far([dict(image='a', source='a.png')])['a.png']
+    gain, usual = (line.partition(word)[2].split()[0] for word in ('by ', 'up to '))
+    assert float(gain) > float(usual) == alignment_search.FAR_GAIN and told in (None, gain)
+
+
 def test_every_class_has_its_own_codes(tmp_path: Path) -> None:
     """The check encodes an image's crops with its own label."""
     G = make_generator(c_dim=2)

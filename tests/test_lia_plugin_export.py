@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -272,6 +273,31 @@ def test_damaged_weights_are_one_line(folder: Path) -> None:
         assert 'cannot be read' in refusal(folder)
     path.unlink()
     assert 'has no model.safetensors' in refusal(folder)
+
+
+needs_any_name = pytest.mark.skipif(
+    sys.platform != 'linux', reason='elsewhere file systems have names in Unicode alone')
+
+
+@needs_any_name
+def test_a_place_whose_name_is_not_utf8(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = os.fsdecode(os.fsencode(tmp_path) + b'/caf\xe9')
+    assert run(f'--network={folder}', f'--outdir={place}') == 0
+    with open(os.path.join(place, 'README.md'), encoding='utf-8') as card:
+        assert '# caf\N{REPLACEMENT CHARACTER}\n' in card.read()
+    assert run(f'--network={place}', f'--to-pickle={place}.pkl') == 0
+    assert capsys.readouterr().out.endswith('caf\N{REPLACEMENT CHARACTER}.pkl\n')
+    assert_same(host.load_network_pkl(f'{place}.pkl')['G_ema'], host.load_network_pkl(str(folder))['G_ema'])
+
+
+def test_a_place_that_will_not_do_is_told_before_the_network_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(host, 'load_network_pkl', lambda *args, **kwargs: pytest.fail('it was read'))
+    (tmp_path / 'file').touch()
+    for option in ('outdir', 'to-pickle'):
+        assert run('--network=net.pkl', f'--{option}={tmp_path}/file/below') == 2
+        assert 'file is no folder' in capsys.readouterr().err
 
 
 def test_usage_errors_are_one_line(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

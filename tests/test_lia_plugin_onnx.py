@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,23 @@ def test_an_image_goes_to_z_and_back_in_onnx_runtime_alone(G: Any, folder: Path)
         drawn = torch.func.functional_call(G.synthesis, buffers, (torch.from_numpy(ws),), dict(noise_mode='const'))
         np.testing.assert_allclose(recon, drawn, atol=1e-5)
         assert np.abs(recon - G.synthesis(torch.from_numpy(ws), noise_mode='const').numpy()).max() > 1e-3
+
+
+@needs_onnx
+@pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere file systems have names in Unicode alone')
+def test_a_place_whose_name_is_not_utf8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnx
+
+    parts = onnx_parts.parts
+    monkeypatch.setattr(onnx_parts, 'parts', lambda G, noise: (
+        [part for part in parts(G, noise)[0] if part.name == 'y_to_ws'], {}))
+    monkeypatch.setattr(onnx_export, 'card', lambda told, errors: told['title'])
+    place = os.fsdecode(os.fsencode(tmp_path) + b'/caf\xe9')
+    args = ['--format=onnx', os.fsdecode(b'--license=l\xe9')]
+    assert run('--network', save(make_generator(), tmp_path / 'net.pkl'), '--outdir', place, *args) == 0
+    with open(os.path.join(place, 'y_to_ws.onnx'), 'rb') as file:
+        facts = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
+    assert (facts['title'], facts['license']) == ('caf\N{REPLACEMENT CHARACTER}', 'l\N{REPLACEMENT CHARACTER}')
 
 
 @needs_onnx

@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 
 import dnnlib
-from lia_plugin import attach_files, config, planning, stages
+from lia_plugin import attach_files, config, host, planning, stages
 from lia_plugin.host import UserError, load_network_pkl, save_network_pkl
 from lia_plugin.options import Options
 from lia_plugin.phi_fit import Fit
@@ -158,6 +158,27 @@ def test_stage_2_of_a_plain_pickle_plans_to_attach(files: dict[str, str]) -> Non
     assert plan['attach']['mode'] == 'replace' and attached['attach'] is None
     assert plan['encoder']['G_kwargs'] == attached['encoder']['G_kwargs']
     assert plan['encoder']['D_kwargs'] == attached['encoder']['D_kwargs']
+
+
+@pytest.mark.parametrize('said, message', [
+    (dict(cuda_graphs='on'), '--cuda-graphs=on: needs a CUDA GPU, and this run is on cpu'),
+    (dict(workers=10**4), '--workers: 10000 processes on this machine, which has 2 CPUs for them; 64 at most'),
+    (dict(workers=33, gpus=2), '--workers: 66 processes'),
+    (dict(gpus=1000), '--gpus: 1000 processes on this machine'),
+    (dict(device='meta'), '--device=meta: cannot be used here'),
+    (dict(precision='fp16'), '--precision=fp16: on a CPU there are bf16 and fp32'),
+])
+def test_what_this_machine_cannot_do(
+    said: dict[str, Any], message: str, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, '_usable_cpus', lambda: 2)
+    with pytest.raises(UserError, match=message):
+        planning.plan(Options(files['data'], **{**SMALL, **said}), dry=True)
+
+
+def test_graphs_that_nobody_insists_on_are_told_of(files: dict[str, str]) -> None:
+    plan = planning.plan(Options(files['data'], **SMALL, cuda_graphs='auto'), dry=True)
+    assert '--cuda-graphs=auto: none on cpu; they are for CUDA GPUs' in plan['notes']
 
 
 def test_without_a_discriminator_stage_2_says_what_it_does(files: dict[str, str]) -> None:

@@ -264,7 +264,8 @@ def _run_rank(
             leave_together(folder, rank, world_size)
             torch.distributed.destroy_process_group()
     except UserError as err:
-        with atomic_write(os.path.join(folder, 'user_error.txt'), 'w', encoding='utf-8') as file:
+        told = os.path.join(folder, 'user_error.txt')
+        with atomic_write(told, 'w', encoding='utf-8', errors='backslashreplace') as file:
             file.write(str(err))
         raise
 

@@ -67,7 +67,7 @@ def load(folder: str) -> dict[str, Any]:
     config = _read_config(os.path.join(folder, CONFIG))
     path = os.path.join(folder, WEIGHTS)
     try:
-        tensors = safetensors.torch.load_file(path, device='cpu')
+        tensors = _load_tensors(path)
     except FileNotFoundError:
         raise UserError(f'{folder}: has no {WEIGHTS}') from None
     except (OSError, safetensors.SafetensorError, MemoryError, ValueError, KeyError) as err:
@@ -78,6 +78,15 @@ def load(folder: str) -> dict[str, Any]:
         raise UserError(str(err).replace(f'; {network_pickle.TRUST_HINT}', '')) from None
     except Exception as err:    # Well-formed JSON, but not what networks are made of.
         raise UserError(f'{folder}: its {CONFIG} describes no network ({network_pickle.one_line(err)})') from err
+
+
+def _load_tensors(path: str) -> dict[str, torch.Tensor]:
+    try:
+        path.encode('utf-8')
+    except UnicodeEncodeError:  # Such a name the library can't open.
+        with open(path, 'rb') as file:
+            return safetensors.torch.load(file.read())
+    return safetensors.torch.load_file(path, device='cpu')
 
 
 # Networks to plain data.

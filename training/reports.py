@@ -288,4 +288,8 @@ def _tensorboard(run_dir: str) -> Any:
     except ImportError:
         print('TensorBoard is not installed: no event files; stats.jsonl has the same numbers')
         return None
-    return SummaryWriter(run_dir)
+    try:
+        return SummaryWriter(run_dir)
+    except UnicodeEncodeError:
+        print("Skipping TensorBoard: it can't write to a folder whose name is not UTF-8", flush=True)
+        return None

@@ -67,9 +67,12 @@ def default_name(network: str) -> str:
 
 
 def check_paths(path: str, network: str) -> None:
-    """UsageError for a result that would take the place of its source; makes the folder."""
+    """UsageError for a result that would take the place of its source, UserError for one that can't be written."""
+    from lia_plugin.outputs import check_output
+
     if os.path.exists(network) and os.path.exists(path) and os.path.samefile(network, path):
         raise click.UsageError(f'--out: {path} is the network itself; name another file')
     if os.path.splitext(path)[1] != '.pkl':
         raise click.UsageError(f'--out: {path}: expected the name of a .pkl file')
+    check_output('--out', path, folder=False, makes_folders=True)
     os.makedirs(os.path.dirname(path) or '.', exist_ok=True)

@@ -59,7 +59,7 @@ def compare(
     Options from --data on are those of train.py, for every training.
     """
     from lia_plugin import compare as comparison
-    from lia_plugin import compare_run, compare_training
+    from lia_plugin import compare_run, compare_training, outputs
     from lia_plugin.cli import EXIT_INTERRUPTED
 
     if methods == 'list':
@@ -77,6 +77,7 @@ def compare(
         num=num, opt_num=opt_num, gen_num=gen_num, detector=detector, labels=labels, taken=taken,
         mlp_depth=mlp_depth, fit_steps=fit_steps, batch=measure_batch, shown=shown, command=spoken(ctx),
     )  # fmt: skip
+    outputs.check_output('--outdir', outdir, folder=True)
     if dry_run:
         click.echo('\n'.join(compare_run.plan_lines(compare_training.complete(settings))))
         return 0

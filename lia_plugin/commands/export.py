@@ -52,7 +52,7 @@ def export(
         raise click.UsageError('--noise: only with --format=onnx')
     from lia_plugin import export as work
 
-    license_name = license_name or work.card_license(network) or 'other'
+    license_name = click.format_filename(license_name or work.card_license(network) or 'other')  # In UTF-8.
     if form == 'onnx':
         from lia_plugin import onnx_export
 
@@ -61,10 +61,10 @@ def export(
         return
     if pickle_path is not None:
         work.to_pickle(network, pickle_path, trust_pickle)
-        click.echo(f'Wrote {pickle_path}')
+        click.echo(f'Wrote {click.format_filename(pickle_path)}')
         return
     left_out = work.to_folder(network, outdir or '', license_name, title, trust_pickle)
-    click.echo(f'Wrote {outdir}; its README.md is to be completed')
+    click.echo(f'Wrote {click.format_filename(outdir or "")}; its README.md is to be completed')
     if left_out:
         click.echo(f'Left out: {", ".join(left_out)}', err=True)
 
@@ -73,7 +73,7 @@ def tell(outdir: str, errors: dict[str, float | None], left_out: dict[str, str])
     """What has become of an export to ONNX."""
     for name, error in errors.items():
         click.echo(f'{name}.onnx' + ('' if error is None else f'  largest error {error:.1e} of the largest value'))
-    click.echo(f'Wrote {outdir}')
+    click.echo(f'Wrote {click.format_filename(outdir)}')
     if None in errors.values():
         click.echo('Not checked: onnxruntime is not installed', err=True)
     for name, why in left_out.items():

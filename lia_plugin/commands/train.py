@@ -140,7 +140,7 @@ def train(ctx: click.Context, outdir: str, dry_run: bool, new_run: bool, **given
     Options that are not given follow --cfg and the data set; -n shows what they become.
     """
     said = {name for name in given if ctx.get_parameter_source(name) != click.core.ParameterSource.DEFAULT}
-    from lia_plugin import host, launch, planning, run_dir
+    from lia_plugin import host, launch, outputs, planning, run_dir
     from lia_plugin.host import UserError
 
     given['gpus'] = host.number_of_processes(given['gpus'] if 'gpus' in said else None)
@@ -148,6 +148,7 @@ def train(ctx: click.Context, outdir: str, dry_run: bool, new_run: bool, **given
         said.add('gpus')
     run, options = find_run(outdir, new_run, normalise(given), said)
     opts.check(options)
+    outputs.check_output('--outdir', outdir, folder=True)
     if options.keep_memory:
         process_options.keep_memory()
 
