@@ -138,8 +138,7 @@ def _winograd_pays(out: Size, w: torch.Tensor, geometry: _Geometry, kept: bool =
     """Whether `winograd_conv` is ahead of the others, as benchmarks/convolutions.py measures it.
 
     out: the result's images, height and width. kept: whether the transformed weights are there already; else there must
-    be enough tiles for it. gradient: of the weight. Where there is AMX, that is as fast for weights, and ahead of
-    all others where PyTorch's precision asks for fewer products.
+    be enough tiles for it. gradient: of the weight. Where PyTorch's precision asks for fewer products, AMX is ahead.
     """
     if (w.dtype != torch.float32 or w.shape[2:] != (3, 3) or geometry.stride != 1
             or max(geometry.padding) > 2 or min(w.shape[:2]) < 64 or not winograd_conv.available()):
@@ -147,7 +146,7 @@ def _winograd_pays(out: Size, w: torch.Tensor, geometry: _Geometry, kept: bool =
     tiles = winograd_conv.tiles(*out)
     if amx_conv.available():
         exact = amx_conv.PARTS[torch.get_float32_matmul_precision()] == 3
-        return exact and not gradient and tiles >= (16 if kept else 64)
+        return exact and tiles >= (16 if kept else 32 if gradient else 64)
     return tiles >= (48 if kept else 64 if gradient else 128)
 
 

@@ -36,7 +36,7 @@ def _library() -> Any:
             weights.argtypes, weights.restype = [_I] + [_P] * 4 + [_I], None
             convolve.argtypes = [_I] + [_P] * 6
         found.winograd_space.argtypes, found.winograd_space.restype = [_I], _P
-        found.winograd_weight_gradient.argtypes = [_I] + [_P] * 6
+        found.winograd_weight_gradient.argtypes = [_I] + [_P] * 6 + [_I]
         _typed.add(id(found))
     return found
 
@@ -117,7 +117,7 @@ def weight_gradient(small: torch.Tensor, big: torch.Tensor, padding: Pair = (0, 
     n, channels, height, width = small.shape
     _check(_must_have().winograd_weight_gradient(
         tile, small.data_ptr(), big.data_ptr(), out.data_ptr(), _numbers(n, height, width, channels),
-        _numbers(big.shape[2], big.shape[3], big.shape[1]), _numbers(*padding)))
+        _numbers(big.shape[2], big.shape[3], big.shape[1]), _numbers(*padding), amx_conv.available()))
     return out
 
 

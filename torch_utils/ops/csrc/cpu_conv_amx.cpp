@@ -26,6 +26,7 @@ namespace {
 using namespace amx;
 
 constexpr int64_t kRun = 8;     // Blocks that are taken through all output channels, so that they stay in cache.
+constexpr int64_t kCache = 640 << 10;  // Bytes of images that are taken through them at a time.
 constexpr int64_t kChunk = 32;  // Blocks that weight gradients are summed over before the next pair of taps.
 
 // Memory that a thread keeps from call to call: fresh pages would cost more than what is written into them.
@@ -50,7 +51,7 @@ class Workspace {
     std::size_t size_ = 0;
 };
 
-thread_local Workspace workspaces[2];
+thread_local Workspace workspaces[2], sums_space;
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Images in planes
@@ -94,7 +95,8 @@ Table source_table(const Planes& planes, int64_t length) {
     return table;
 }
 
-// Fills [part][plane][place][depth]; what the table has no pixel for is 0.
+// Fills [depth / 32][part][plane][place][32]: 16 places from anywhere on are a tile of 1 kB. What the table has no pixel
+// for is 0.
 void fill_planes(const float* x, int64_t channels, const Table& table, int64_t depth, int64_t parts, bfloat16* planes) {
     const auto places = static_cast<int64_t>(table.size());
 #pragma omp parallel for schedule(static)
@@ -107,7 +109,7 @@ void fill_planes(const float* x, int64_t channels, const Table& table, int64_t d
             const Parts halves = split(_mm512_maskz_loadu_ps(first, source),
                                        _mm512_maskz_loadu_ps(second, second ? source + kTile : x));
             for (int64_t p = 0; p < parts; ++p)
-                _mm512_storeu_si512(planes + (p * places + place) * depth + c, halves.part[p]);
+                _mm512_storeu_si512(planes + ((c / kDepth * parts + p) * places + place) * kDepth, halves.part[p]);
         }
     }
 }
@@ -207,8 +209,9 @@ void store_block(const float* block, const Target& out, const int64_t* table, in
     }
 }
 
+// size: elements of all planes' first 32 channels in one part. Returns whether there was memory enough.
 template <int64_t parts>
-void convolve(const bfloat16* x, int64_t part, const bfloat16* packed, const std::vector<Tap>& taps,
+bool convolve(const bfloat16* x, int64_t size, const bfloat16* packed, const std::vector<Tap>& taps,
               const Planes& planes, int64_t depth, const Target& out) {
     Table table(static_cast<std::size_t>(planes.places()), -1);
     enter(planes, out.height, out.width, out.stride, out.y0, out.x0, 0, table);
@@ -218,33 +221,54 @@ void convolve(const bfloat16* x, int64_t part, const bfloat16* packed, const std
     const int64_t depths = depth / kDepth, panel = count * depths * parts * kTileSize;  // Weights of 16 output channels.
     // Where there are few places, threads share output channels.
     const int64_t runs = div_up(blocks, kRun), shares = runs >= 8 ? 1 : div_up(out.channels, kBlock);
-    const int64_t share = shares == 1 ? out.channels : kBlock;
-#pragma omp parallel
+    const int64_t share = shares == 1 ? round_up(out.channels, kBlock) : kBlock, area = kBlock * kBlock;
+    // Steps of 32 input channels at a time, so that all output channels find them in a core's cache: of each phase a run
+    // of blocks and the places around them.
+    const int64_t around = planes.count() * (kRun * kBlock + planes.distance(planes.stride, planes.stride));
+    const int64_t fit = std::max<int64_t>(1, kCache / (around * parts * kDepth * 2)), each = shares > 1 ? depths : fit;
+    constexpr int64_t kProducts = parts * (parts + 1) / 2;
+    int failed = 0;
+#pragma omp parallel reduction(| : failed)
     {
         const TileConfig config;
         _tile_loadconfig(&config);
-        alignas(64) float block[kBlock * kBlock];
+        auto* sums = reinterpret_cast<float*>(sums_space.get(2 * kRun * share * kBlock));
+        failed = sums == nullptr;
 #pragma omp for schedule(dynamic, 1)
         for (int64_t task = 0; task < runs * shares; ++task) {
             const int64_t run = task / shares * kRun, first = task % shares * share;
-            for (int64_t channel = first; channel < std::min(first + share, out.channels); channel += kBlock) {
-                const bfloat16* weights = packed + channel / kTile * panel;
-                for (int64_t b = run; b < std::min(run + kRun, blocks); ++b) {
-                    zero_sums();
-                    for (int64_t t = 0; t < count; ++t) {
-                        const int64_t from = taps[t].offset + starts[b] * depth;
-                        for (int64_t d = 0; d < depths; ++d) {
-                            multiply<parts>({x + from + d * kDepth, part, kTile * depth}, depth * 2,
-                                            {weights + (t * depths + d) * parts * kTileSize, kTileSize, panel});
-                        }
+            const int64_t last = std::min(first + share, out.channels), end = std::min(run + kRun, blocks);
+            const int64_t lines = div_up(parts * kTile, kProducts * (end - run));  // That come nearer, of each half.
+            if (sums == nullptr) continue;
+            for (int64_t begin = 0; begin < depths; begin += each) {
+                const int64_t stop = std::min(begin + each, depths);
+                for (int64_t channel = first; channel < last; channel += kBlock) {
+                    const bfloat16* weights = packed + channel / kTile * panel;
+                    const bfloat16* next = weights + (channel + kBlock < last ? 2 * panel : 0);
+                    for (int64_t b = run; b < end; ++b) {
+                        float* block = sums + ((channel - first) / kBlock * kRun + b - run) * area;
+                        begin == 0 ? zero_sums() : load_sums(block);
+                        for (int64_t t = 0; t < count; ++t)
+                            for (int64_t d = begin; d < stop; ++d) {
+                                const int64_t at = (t * depths + d) * parts * kTileSize;
+                                const bfloat16* line = next + at + (b - run) * lines * kProducts * kDepth;
+                                multiply<parts>({x + d * parts * size + taps[t].offset + starts[b] * kDepth, size, kTileSize},
+                                                64, {weights + at, kTileSize, panel}, [&] {
+                                    for (int64_t i = 0; i < lines; ++i, line += kDepth) {
+                                        _mm_prefetch(reinterpret_cast<const char*>(line), _MM_HINT_T1);
+                                        _mm_prefetch(reinterpret_cast<const char*>(line + panel), _MM_HINT_T1);
+                                    }
+                                });
+                            }
+                        store_sums(block);
+                        if (stop == depths) store_block(block, out, table.data() + starts[b], channel);
                     }
-                    store_sums(block);
-                    store_block(block, out, table.data() + starts[b], channel);
                 }
             }
         }
         _tile_release();
     }
+    return failed == 0;
 }
 
 // Where the caller keeps the tiles of weights that stay as they are, one call of `run` after the other; or nowhere.
@@ -257,8 +281,8 @@ struct Kept {
 class Buffers {
   public:
     bool fill(const float* x, const Table& table, int64_t channels, int64_t depth, int64_t parts) {
-        size_ = static_cast<int64_t>(table.size()) * depth;
-        planes_ = workspaces[0].get(parts * size_);
+        size_ = static_cast<int64_t>(table.size()) * kDepth;
+        planes_ = workspaces[0].get(parts * size_ * (depth / kDepth));
         if (planes_ == nullptr) return false;
         fill_planes(x, channels, table, depth, parts, planes_);
         return true;
@@ -272,14 +296,13 @@ class Buffers {
         if (packed == nullptr) return false;
         if (kept.tiles == nullptr || !kept.there) pack_weights(weights, taps, parts, packed);
         if (kept.tiles != nullptr) kept.tiles += size;
-        (parts == 3 ? convolve<3> : parts == 2 ? convolve<2> : convolve<1>)(planes_, size_, packed, taps, planes, depth,
-                                                                            out);
-        return true;
+        const auto with = parts == 3 ? convolve<3> : parts == 2 ? convolve<2> : convolve<1>;
+        return with(planes_, size_, packed, taps, planes, depth, out);
     }
 
   private:
     bfloat16* planes_ = nullptr;
-    int64_t size_ = 0;  // Of one part.
+    int64_t size_ = 0;  // Of one part of 32 channels.
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -416,7 +439,7 @@ int amx_conv2d(const float* x, const float* w, float* out, const int64_t* n_h_w_
     std::vector<Tap> taps;
     for (int64_t dy = 0; dy < kernel[0]; ++dy)
         for (int64_t dx = 0; dx < kernel[1]; ++dx)
-            taps.push_back({(planes.phase(dy, dx) * length + planes.distance(dy, dx)) * depth, dy, dx});
+            taps.push_back({(planes.phase(dy, dx) * length + planes.distance(dy, dx)) * kDepth, dy, dx});
     const Weights weights{w, w_strides[0], w_strides[1], w_strides[2], w_strides[3], h_w_out[2], channels};
     const Target target{out, h_w_out[0], h_w_out[1], h_w_out[2], 1, 0, 0};
     Buffers buffers;
@@ -445,7 +468,7 @@ int amx_conv_transpose2d(const float* x, const float* w, float* out, const int64
         std::vector<Tap> taps;
         for (int64_t ky = a; ky < kernel[0]; ky += stride)
             for (int64_t kx = b; kx < kernel[1]; kx += stride)
-                taps.push_back({planes.distance(reach_y - ky / stride, reach_x - kx / stride) * depth, ky, kx});
+                taps.push_back({planes.distance(reach_y - ky / stride, reach_x - kx / stride) * kDepth, ky, kx});
         const Target target{out, h_w_out[0], h_w_out[1], h_w_out[2], stride, a - padding[0], b - padding[1]};
         if (!buffers.run(weights, taps, planes, depth, target, parts, kept)) return 1;
     }
