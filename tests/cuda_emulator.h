@@ -220,7 +220,6 @@ template <class T> T __ldg(const T* from) { return *from; }
 using cudaError_t = int;
 struct cudaFuncAttributes {};
 
-inline cudaError_t cudaGetDevice(int* device) { return *device = 0; }
 inline cudaError_t cudaSetDevice(int) { return 0; }
 inline cudaError_t cudaGetLastError() { return 0; }
 inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void*) { return 0; }

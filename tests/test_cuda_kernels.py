@@ -3,6 +3,7 @@
 No GPU is needed: `cuda_emulator.h` runs blocks and threads. What only a GPU can show is in `test_device_ops`.
 """
 
+import contextlib
 import os
 import pathlib
 import subprocess
@@ -49,8 +50,8 @@ def emulated(emulator, monkeypatch) -> object:
     if os.environ.get('LIA_KERNELS') == 'off':
         pytest.skip('kernels are off')
     monkeypatch.setattr(cuda_kernels, 'DEVICE', 'cpu')
-    monkeypatch.setattr(cuda_kernels, 'library', lambda: emulator)
-    monkeypatch.setattr(cuda_kernels, '_place', lambda device: (0, None))
+    monkeypatch.setattr(cuda_kernels, 'library', lambda device=None: emulator)
+    monkeypatch.setattr(cuda_kernels, '_place', lambda device: (0, None, contextlib.nullcontext()))
     monkeypatch.setattr(cpu_kernels, 'usable', lambda x: False)
     return emulator
 
@@ -228,7 +229,8 @@ def test_a_library_that_does_not_run_is_named(emulator, monkeypatch, capfd) -> N
     monkeypatch.setattr(custom_ops, 'load', lambda *args, **kwargs: emulator)
     monkeypatch.setattr(custom_ops, '_said', set())
     monkeypatch.setattr(cuda_kernels, '_ready', {})
-    monkeypatch.setattr(cuda_kernels, '_probe', lambda found: 'the driver is too old')
+    monkeypatch.setattr(cuda_kernels, '_probe', lambda found, index: 'the driver is too old')
+    monkeypatch.setattr(torch.cuda, 'current_device', lambda: 0)
     monkeypatch.setenv('LIA_KERNELS', 'required')
     with pytest.raises(UserError, match='do not run here: the driver is too old'):
         cuda_kernels.library()
@@ -260,3 +262,52 @@ def test_a_tensor_on_another_device_is_refused(emulated) -> None:
         bias_act.bias_act(x, elsewhere, act='lrelu')
     with pytest.raises(ValueError, match='cpu and meta, expected them on one device'):
         upfirdn2d.upfirdn2d(x, elsewhere)
+
+
+def test_scale_and_noise_are_spread_or_refused(emulated) -> None:
+    """A kernel that read beyond them would give anything."""
+    x = rand(2, 3, 4, 4)
+    for scale, noise in ((rand(1, 3), rand(1, 1, 1, 1)), (rand(2, 1), rand(2, 1, 1, 4)), (rand(2, 3), rand(4))):
+        ours = all_orders(lambda x, s, n: bias_act.modulated_bias_act(x, s, n, None, 'lrelu'), [x, scale, noise])
+        exact = all_orders(lambda x, s, n: epilogue(x, s.expand(2, 3), n, None, 'lrelu', 2**0.5, None, 1),
+                           [x.double(), scale.double(), noise.double()])
+        assert_close(ours, exact, 1e-5)
+    for scale, noise in ((rand(3, 3), None), (rand(2, 4), None), (rand(3), None), (None, rand(3, 1, 4, 4)),
+                         (None, rand(2, 3, 4, 4)), (None, rand(2, 1, 5, 4))):
+        with pytest.raises(ValueError, match='got shape'):
+            bias_act.modulated_bias_act(x, scale, noise)
+    with pytest.raises(ValueError, match='scale: got shape'):
+        bias_act.scale_channels(x, rand(3, 3))
+
+
+def test_the_tensors_gpu_is_the_threads_while_a_kernel_is_launched(monkeypatch) -> None:
+    """The library can't tell for certain which one was before, and leaves its own behind."""
+    current = [0]
+
+    @contextlib.contextmanager
+    def device(index: int):
+        before, current[0] = current[0], index
+        yield
+        current[0] = before
+
+    monkeypatch.setattr(torch.cuda, 'current_device', lambda: current[0])
+    monkeypatch.setattr(torch.cuda, 'device', device)
+    monkeypatch.setattr(cuda_kernels, '_raw_stream', lambda index: 100 + index)
+    for index in (0, 1):
+        place, stream, guard = cuda_kernels._place(torch.device('cuda', index))
+        with guard:
+            assert (place, stream, current[0]) == (index, 100 + index, index)
+        assert current[0] == 0
+
+
+def test_each_gpu_is_tried_for_itself(emulator, monkeypatch, capfd) -> None:
+    """One may be too old for the toolkit, and another work."""
+    monkeypatch.setattr(custom_ops, 'load', lambda *args, **kwargs: emulator)
+    monkeypatch.setattr(custom_ops, '_said', set())
+    monkeypatch.setattr(cuda_kernels, '_ready', {})
+    monkeypatch.setattr(cuda_kernels, '_probe', lambda found, index: 'too old (GPU 1)' if index == 1 else None)
+    monkeypatch.setattr(torch.cuda, 'current_device', lambda: 2)
+    for _ in range(2):
+        assert [cuda_kernels.library(torch.device(name)) for name in ('cuda:0', 'cuda:1', 'cuda')] == [
+            emulator, None, emulator]
+    assert capfd.readouterr().err.count('too old (GPU 1)') == 1

@@ -174,3 +174,84 @@ def test_flags_follow_the_cpus_features(monkeypatch) -> None:
     assert custom_ops._cpu_flags() == []
 
 
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# nvcc, of which a script stands here
+
+
+@pytest.fixture
+def nvcc(tmp_path, monkeypatch) -> Callable[..., list[str]]:
+    """Gives the recipe's flags for cards and for what nvcc knows."""
+    home = tmp_path / 'cuda'
+    (home / 'bin').mkdir(parents=True)
+    monkeypatch.setenv('CUDA_HOME', str(home))
+    for name in ('NVCC_CCBIN', 'CUDAHOSTCXX', 'CXX'):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.version, 'cuda', '13.0')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+
+    def flags(cards: list[tuple[int, int]], known: str) -> list[str]:
+        (home / 'bin' / 'nvcc').write_text(f'#!/bin/sh\nprintf "%s\\n" {known}\n')
+        (home / 'bin' / 'nvcc').chmod(0o755)
+        monkeypatch.setattr(torch.cuda, 'device_count', lambda: len(cards))
+        monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda index: cards[index])
+        recipe = custom_ops._cuda_recipe()
+        assert recipe.compiler == str(home / 'bin' / 'nvcc') and set(recipe.link) - {'-shared'} <= set(recipe.flags)
+        return [flag for flag in recipe.flags if flag.startswith('arch=')]
+    return flags
+
+
+@needs_compiler
+def test_code_is_made_for_each_kind_of_card_and_for_cards_newer_than_nvcc(nvcc) -> None:
+    known = 'compute_80 compute_90 compute_100 compute_110 compute_103'
+    assert nvcc([(9, 0)], known) == ['arch=compute_90,code=[sm_90,compute_90]']
+    assert nvcc([(9, 0), (8, 6), (9, 0)], known) == [
+        'arch=compute_80,code=[sm_80,compute_80]', 'arch=compute_90,code=[sm_90,compute_90]']
+    assert nvcc([(12, 0)], known) == ['arch=compute_110,code=[sm_110,compute_110]']
+    assert nvcc([(9, 0), (6, 1)], known) == ['arch=compute_90,code=[sm_90,compute_90]']  # The older one goes without.
+    assert nvcc([(8, 9)], '') == ['arch=compute_89,code=[sm_89,compute_89]']
+    with pytest.raises(custom_ops._Unavailable, match=r'compute capability 8.0 and newer, this card has 7.0'):
+        nvcc([(7, 0)], known)
+
+
+@needs_compiler
+def test_nvccs_host_compiler_is_named(nvcc, monkeypatch, tmp_path) -> None:
+    nvcc([(9, 0)], 'compute_90')
+    flags = custom_ops._cuda_recipe().flags
+    assert '++' in flags[flags.index('-ccbin') + 1]
+    other = tmp_path / 'my-c++'
+    other.write_text('#!/bin/sh\n')
+    other.chmod(0o755)
+    monkeypatch.setenv('CXX', str(other))
+    assert str(other) in custom_ops._cuda_recipe().flags
+    monkeypatch.setenv('CXX', '')
+    monkeypatch.setenv('PATH', str(tmp_path))
+    with pytest.raises(custom_ops._Unavailable, match='no C.. compiler beside nvcc'):
+        custom_ops._cuda_recipe()
+
+
+def test_a_program_keeps_the_name_that_it_goes_by(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv('PATH', str(tmp_path))
+    for name in ('ccache', 'g++-13'):
+        (tmp_path / name).write_text('#!/bin/sh\n')
+        (tmp_path / name).chmod(0o755)
+    for name, real in (('c++', 'ccache'), ('g++', 'g++-13')):
+        (tmp_path / name).symlink_to(tmp_path / real)
+    assert custom_ops._find('c++') == str(tmp_path / 'c++')
+    assert custom_ops._find('no such', None, '', 'g++') == str(tmp_path / 'g++-13')
+
+
+def test_the_line_that_says_why() -> None:
+    assert custom_ops._first_error(
+        'ninja: Entering directory\n[1/3] nvcc -c a.cu\nFAILED: [code=1] 0.o\nnvcc -c a.cu\n'
+        "nvcc fatal   : Unsupported gpu architecture 'sm_70'\nninja: build stopped: subcommand failed.") == (
+        "nvcc fatal   : Unsupported gpu architecture 'sm_70'")
+    assert custom_ops._first_error(
+        'FAILED: library.so\nc++ -shared -o library.so\n/usr/bin/ld: cannot find -lcudart_static: No such file\n'
+        'collect2: error: ld returned 1 exit status\nninja: build stopped: subcommand failed.') == (
+        '/usr/bin/ld: cannot find -lcudart_static: No such file')
+    assert custom_ops._first_error('gcc: not found\nnvcc fatal   : Failed to preprocess\nninja: build stopped: x') == (
+        'gcc: not found')
+    assert custom_ops._first_error('x.cu(3): warning\nx.cu(4): error: no such thing') == 'x.cu(4): error: no such thing'
+    assert custom_ops._first_error('ninja: build stopped: x') == 'the build failed'

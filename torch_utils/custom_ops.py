@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -176,18 +177,38 @@ def _cuda_recipe() -> _Recipe:
     home = os.environ.get('CUDA_HOME') or os.environ.get('CUDA_PATH')
     installed = _installed('bin/nvcc')
     named = os.path.join(home, 'bin', 'nvcc') if home else None
-    compiler = _find(named, 'nvcc', *installed, '/usr/local/cuda/bin/nvcc')
-    if compiler is None:
+    found = _find(named, 'nvcc', *installed, '/usr/local/cuda/bin/nvcc')
+    if found is None:
         raise _Unavailable('no nvcc (in CUDA_HOME, on the path, in the Python package nvidia-cuda-nvcc or in '
                            '/usr/local/cuda)')
+    compiler = os.path.realpath(found)
+    names = [os.environ.get(name) for name in ('NVCC_CCBIN', 'CUDAHOSTCXX', 'CXX')]
+    for_host = _find(*names, 'g++', 'c++', 'clang++')  # nvcc itself would look for gcc alone.
+    if for_host is None:
+        raise _Unavailable('no C++ compiler beside nvcc (g++, or what CXX names)')
     include, link = [], []
     if compiler in map(os.path.realpath, installed):  # Packages lie apart from each other, where nvcc doesn't look.
         include = [f'-I{os.path.dirname(path)}' for path in _installed('include/cuda_runtime.h')]
         include += [f'-I{os.path.dirname(os.path.dirname(path))}' for path in _installed('include/nv/target')]
         link = [f'-L{os.path.dirname(path)}' for path in _installed('lib*/libcudart_static.a')]
-    major, minor = torch.cuda.get_device_capability()
-    arch = f'-arch=sm_{major}{minor}'
-    return _Recipe(compiler, (*CUDA_FLAGS, arch, *include), ('-shared', arch, *link))
+    cards = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
+    common = ('-ccbin', for_host, *_targets(compiler, {10 * major + minor for major, minor in cards}))
+    return _Recipe(compiler, (*CUDA_FLAGS, *common, *include), ('-shared', *common, *link))
+
+
+def _targets(compiler: str, cards: set[int]) -> list[str]:
+    """Options for machine code for each kind of card, by ten times its compute capability.
+
+    A card newer than nvcc gets the code of the newest that nvcc knows, from which the card's driver makes its own.
+    """
+    told = subprocess.run([compiler, '--list-gpu-arch'], capture_output=True, text=True).stdout
+    known = sorted({int(number) for number in re.findall(r'compute_(\d+)\b', told)} or cards)  # nvcc 10 can't tell.
+    nearest = {max((number for number in known if number <= card), default=0) for card in cards} - {0}
+    if not nearest:
+        raise _Unavailable(f'{compiler} makes code for compute capability {known[0] / 10} and newer, this card has '
+                           f'{max(cards) / 10}; an older CUDA toolkit would do')
+    return [word for number in sorted(nearest)
+            for word in ('-gencode', f'arch=compute_{number},code=[sm_{number},compute_{number}]')]
 
 
 def _installed(file: str) -> list[str]:
@@ -197,9 +218,12 @@ def _installed(file: str) -> list[str]:
 
 
 def _find(*commands: str | None) -> str | None:
-    """The first of these programs that there is, by its real path."""
-    found = (shutil.which(command) for command in commands if command)
-    return next((os.path.realpath(path) for path in found if path), None)
+    """The first of these programs that there is, by its real path unless it goes by the name that it is called by."""
+    found = next(filter(None, (shutil.which(command) for command in commands if command)), None)
+    if found is None:
+        return None
+    real = os.path.realpath(found)  # But of ccache, and of a clang++ that is one file with clang.
+    return real if '++' in os.path.basename(real) else os.path.abspath(found)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -290,8 +314,12 @@ def _ninja() -> str:
 
 
 def _first_error(output: str) -> str:
+    """The line of a build's output that says why, not those which say that it failed."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    return next((line for line in lines if 'error' in line.lower()), lines[-1] if lines else 'the build failed')
+    lines = [line for line in lines if not line.startswith(('ninja: build stopped', 'FAILED: ', 'collect2: '))]
+    signs = (r'\berror\b|cannot find|undefined reference', r'not found|no such file', r'\bfatal\b')
+    found = (line for sign in signs for line in lines if re.search(sign, line, re.IGNORECASE))
+    return next(found, lines[-1] if lines else 'the build failed')
 
 
 def _cache_dir() -> str:

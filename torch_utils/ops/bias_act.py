@@ -92,7 +92,7 @@ def modulated_bias_act(x: torch.Tensor, scale: torch.Tensor | None = None, noise
     rectifier = _as_rectifier(act, float(row.def_alpha if alpha is None else alpha),
                               float(row.def_gain if gain is None else gain), clamp)
     if impl == 'cuda' and rectifier is not None and compiled(x) is not None:
-        noise = None if noise is None else noise.reshape([1] * (4 - noise.ndim) + list(noise.shape))
+        scale, noise = _fitting_scale(x, scale), _fitting_noise(x, noise)
         # The gradient of the scale needs x.
         inplace = inplace and compiled(x).is_dense(x) and not (torch.is_grad_enabled() and scale is not None)
         return _Act.apply(x, scale, noise, b, float(factor), rectifier, inplace)
@@ -109,7 +109,7 @@ def modulated_bias_act(x: torch.Tensor, scale: torch.Tensor | None = None, noise
 def scale_channels(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """x [N, C, H, W] times scale [N, C], of x's type; differentiable any number of times."""
     if compiled(x) is not None:
-        return _Scale.apply(x, scale, 1.0)
+        return _Scale.apply(x, _fitting_scale(x, scale), 1.0)
     return x * scale.to(x.dtype)[:, :, None, None]
 
 
@@ -161,6 +161,26 @@ def _checked(x: torch.Tensor, b: torch.Tensor | None, dim: int, act: str, clamp:
     if b is not None and (b.ndim != 1 or b.shape[0] != x.shape[dim]):
         raise ValueError(f'b: got shape {list(b.shape)}, expected [{x.shape[dim]}] (x: {list(x.shape)}, {dim=})')
     return activation_funcs[act]
+
+
+def _fitting_scale(x: torch.Tensor, scale: torch.Tensor | None) -> Any:
+    """[N, C], of which kernels read all."""
+    if scale is None or scale.shape == x.shape[:2]:
+        return scale
+    if scale.ndim != 2 or any(size not in (1, full) for size, full in zip(scale.shape, x.shape)):
+        raise ValueError(f'scale: got shape {list(scale.shape)}, expected {list(x.shape[:2])} (x: {list(x.shape)})')
+    return scale.expand(x.shape[:2])
+
+
+def _fitting_noise(x: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor | None:
+    """[N, 1, H, W] or, for all images, [1, 1, H, W], of which kernels read all."""
+    if noise is None:
+        return None
+    shape = [1] * (4 - noise.ndim) + list(noise.shape)
+    full = [x.shape[0], 1, *x.shape[2:]]
+    if len(shape) > 4 or any(size not in (1, whole) for size, whole in zip(shape, full)):
+        raise ValueError(f'noise: got shape {list(noise.shape)}, expected one like {full} (x: {list(x.shape)})')
+    return noise.reshape(shape).expand(shape[0], *full[1:])
 
 
 def _column(b: torch.Tensor, ndim: int, dim: int) -> torch.Tensor:

@@ -5,6 +5,7 @@ scales, noise, biases, filters and their gradients are float32, beside float64 t
 current stream of the tensors' device; memory is torch's, and nothing waits, so that CUDA graphs can record it.
 """
 
+import contextlib
 import ctypes
 import functools
 from collections.abc import Sequence
@@ -33,7 +34,8 @@ SIGNATURES = {
     'probe': [_I],
 }
 
-_ready: dict[int, Any] = {}  # By id of the library: itself, or None if it doesn't run here.
+_ready: dict[tuple[int, int], Any] = {}  # By id of the library and GPU: itself, or None if it doesn't run there.
+_raw_stream = getattr(torch._C, '_cuda_getCurrentRawStream', None)  # A tenth of the time that a Stream object takes.
 
 
 class Curve(NamedTuple):
@@ -85,14 +87,15 @@ class Filtered(NamedTuple):
         return [axes, taps, *self.separable, *self.flips, self.up, self.down, self.gain]
 
 
-def library() -> Any:
-    """The kernels, or None."""
+def library(device: torch.device | None = None) -> Any:
+    """The kernels, or None if there are none for this GPU; None = the current one."""
     found = custom_ops.load('cuda', SOURCES, cuda=True)
     if found is None:
         return None
-    if id(found) not in _ready:
-        _ready[id(found)] = prepare(found) if custom_ops.works('cuda', lambda: _probe(found)) else None
-    return _ready[id(found)]
+    index = torch.cuda.current_device() if device is None or device.index is None else device.index
+    if (id(found), index) not in _ready:
+        _ready[id(found), index] = prepare(found) if custom_ops.works('cuda', lambda: _probe(found, index)) else None
+    return _ready[id(found), index]
 
 
 def prepare(found: Any) -> Any:
@@ -104,10 +107,11 @@ def prepare(found: Any) -> Any:
     return found
 
 
-def _probe(found: Any) -> str | None:
-    """Why the library does not run on the current device, or None."""
-    code = prepare(found).probe(torch.cuda.current_device())
-    return None if code == 0 else found.error_text(code).decode()
+def _probe(found: Any, index: int) -> str | None:
+    """Why the library does not run on a GPU, or None."""
+    with torch.cuda.device(index):
+        code = prepare(found).probe(index)
+    return None if code == 0 else f'{found.error_text(code).decode()} (GPU {index})'
 
 
 def usable(x: torch.Tensor) -> bool:
@@ -119,7 +123,7 @@ def usable_on_any(x: torch.Tensor) -> bool:
     """Whether `bias_curve` can work on x: a real tensor of TYPES, and no tracer that wants to see operators."""
     return (x.device.type == DEVICE and x.dtype in TYPES and type(x) in (torch.Tensor, torch.nn.Parameter)
             and not torch.jit.is_tracing() and not torch.compiler.is_compiling() and x.numel() > 0
-            and library() is not None)
+            and library(x.device) is not None)
 
 
 def is_dense(x: torch.Tensor) -> bool:
@@ -168,7 +172,8 @@ def act_backward(grad: torch.Tensor, y: torch.Tensor | None, x: torch.Tensor | N
         *(grad.new_empty(shape, dtype=wide) if wanted else None
           for shape, wanted in zip(([n, c], [n, 1, *grad.shape[2:]], [c]), wants[1:], strict=True)),
     ]
-    room = grad.new_empty([library().act_workspace(n, c, pixels, last, code) if any(wants[1:]) else 0], dtype=wide)
+    size = library(grad.device).act_workspace(n, c, pixels, last, code) if any(wants[1:]) else 0
+    room = grad.new_empty([size], dtype=wide)
     _call('act_backward', grad, grad.data_ptr(), pointer(y), pointer(x), pointer(scale), *map(pointer, results),
           room.data_ptr(), n, c, pixels, last, stride, factor, act.alpha, act.gain, limit(act.clamp, grad.dtype), code)
     return results
@@ -230,10 +235,10 @@ FORGET, WRITE, READ, ASK = 0, 1, 2, -1  # What filtered_lrelu does with its mask
 
 
 @functools.cache
-def fits(plan: Filtered, dtype: torch.dtype) -> bool:
+def fits(plan: Filtered, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether a tile of the upsampled image has room in a block's shared memory, on the way back, too."""
     for way in (plan, plan.transposed()):
-        code = library().filtered_lrelu(*[None] * 6, ASK, 1, 1, *way.arguments(), 1.0, 1.0, TYPES[dtype], 0, None)
+        code = library(device).filtered_lrelu(*[None] * 6, ASK, 1, 1, *way.arguments(), 1.0, 1.0, TYPES[dtype], 0, None)
         if code == TWICE:
             return False
     return True
@@ -274,16 +279,23 @@ def squared_norms(weight: torch.Tensor) -> torch.Tensor:
 
 def _call(name: str, on: torch.Tensor, *args: Any) -> int:
     """Launches on `on`'s device and its current stream: 0 or TWICE. Raises RuntimeError if CUDA refuses."""
-    index, stream = _place(on.device)
-    kernels = library()
-    code = getattr(kernels, name)(*args, index, stream)
+    index, stream, guard = _place(on.device)
+    kernels = library(on.device)
+    with guard:
+        code = getattr(kernels, name)(*args, index, stream)
     if code not in (0, TWICE):
         raise RuntimeError(f'CUDA kernel {name} on {list(on.shape)}, {on.dtype}: {kernels.error_text(code).decode()}')
     return code
 
 
-def _place(device: torch.device) -> tuple[int, int]:
-    return device.index or 0, torch.cuda.current_stream(device).cuda_stream
+def _place(device: torch.device) -> tuple[int, int, contextlib.AbstractContextManager[Any]]:
+    """A GPU's number and current stream, and what makes it the thread's own meanwhile, as kernels expect it."""
+    index = device.index or 0
+    stream = torch.cuda.current_stream(device).cuda_stream if _raw_stream is None else _raw_stream(index)
+    return index, stream, _NOTHING if index == torch.cuda.current_device() else torch.cuda.device(index)
+
+
+_NOTHING = contextlib.nullcontext()
 
 
 def _computing_type(x: torch.Tensor) -> torch.dtype:

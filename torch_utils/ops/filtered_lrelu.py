@@ -79,7 +79,7 @@ def _fused(x: torch.Tensor, fu: torch.Tensor | None, fd: torch.Tensor | None, up
         axes.append(FilteredAxis(size, fine, out, before, 0, up_taps, down_taps))
     separable = fu is None or fu.ndim == 1, fd is None or fd.ndim == 1
     plan = Filtered(axes[0], axes[1], up, down, separable, (not flip_filter,) * 2, up**2 * gain)
-    if cuda_kernels.fits(plan, x.dtype):
+    if cuda_kernels.fits(plan, x.dtype, x.device):
         return plan
     custom_ops.say_once('filtered_lrelu: filters too long for the fused CUDA kernel, three slower ones serve')
     return None

@@ -14,4 +14,6 @@ def compiled(x: torch.Tensor) -> Any:
 
 def library_for(device: torch.device) -> Any:
     """The compiled kernels for tensors of this device, or None."""
-    return {'cpu': cpu_kernels.library, 'cuda': cuda_kernels.library}.get(device.type, lambda: None)()
+    if device.type == 'cpu':
+        return cpu_kernels.library()
+    return cuda_kernels.library(device) if device.type == 'cuda' else None

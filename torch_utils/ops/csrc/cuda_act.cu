@@ -380,10 +380,11 @@ extern "C" int squared_norms(const void* x, void* result, int64_t outer, int64_t
 
 // The error that any launch would end in: of a driver that is too old, or of code made for another card.
 extern "C" int probe(int64_t device) {
-    const OnDevice guard(device);
-    if (guard.error) return guard.error;
+    if (const int error = use(device)) return error;
     cudaFuncAttributes attributes;
-    return int(cudaFuncGetAttributes(&attributes, (const void*)add_squares));
+    const int error = int(cudaFuncGetAttributes(&attributes, (const void*)add_squares));
+    cudaGetLastError();
+    return error;
 }
 
 extern "C" const char* error_text(int code) { return cudaGetErrorString(cudaError_t(code)); }

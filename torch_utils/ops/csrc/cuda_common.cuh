@@ -86,29 +86,21 @@ struct Where {
     void* stream;
 };
 
-// The device of the tensors while a launch lasts: this library may have a runtime of its own, with a state of its own.
-class OnDevice {
-    int before = -1, wanted;
-
-public:
-    int error;
-
-    explicit OnDevice(int64_t device) : wanted(int(device)) {
-        error = int(cudaGetDevice(&before));
-        if (!error && before != wanted) error = int(cudaSetDevice(wanted));
-    }
-    ~OnDevice() {
-        if (before >= 0 && before != wanted) cudaSetDevice(before);
-    }
-};
+// Makes the tensors' device the current one of this library, whose runtime may be one of its own with a state of its own.
+// Callers have made it the thread's already: what was before could not be told for certain, so that nothing goes back.
+// Gives a cudaError_t.
+inline int use(int64_t device) {
+    const int error = int(cudaSetDevice(int(device)));
+    if (error) cudaGetLastError();  // Else it would be taken for the next launch's.
+    return error;
+}
 
 // Runs kernel(args) with as many blocks as there are `parts` of work, at least one and at most MAX_BLOCKS.
 // Gives a cudaError_t.
 template <class Args>
 int launch(void (*kernel)(Args), int64_t work, int threads, size_t shared, const Where& where, const Args& args) {
     if (work <= 0) return 0;
-    const OnDevice guard(where.device);
-    if (guard.error) return guard.error;
+    if (const int error = use(where.device)) return error;
     const unsigned blocks = unsigned(smaller(work, MAX_BLOCKS));
 #ifdef LIA_EMULATED
     emulator::run(blocks, threads, shared, [&] { kernel(args); });
