@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ from lia_plugin import (
     sampling,
     spaces,
 )
-from lia_plugin.api_base import Layers, seed_list
+from lia_plugin.api_base import Layers
 from lia_plugin.api_checks import in_python
 from lia_plugin.api_images import Array, Range, give_images, give_latents
 from lia_plugin.api_inversion import Inverting
@@ -61,7 +61,7 @@ def load(
     network: str | os.PathLike[str],
     device: str | None = None,
     *,
-    batch: int = 8,
+    batch: int | Literal['auto'] = 8,
     value_range: Range | None = None,
     noise_mode: str = 'const',
     trust_pickle: bool = False,
@@ -70,7 +70,7 @@ def load(
 
     Args:
         device: 'cpu', 'cuda', 'cuda:1', 'mps'. None = the best there is.
-        batch: Images at once.
+        batch: Images at once; 'auto' = as many as fit into memory.
         value_range: (low, high) of images in floats. None: torch's are in [-1, 1], of NumPy's nothing is assumed.
         noise_mode: Of the layers: 'const', 'random' or 'none'.
         trust_pickle: Run the code inside the pickle; only for files you trust.
@@ -144,7 +144,7 @@ class Lia(Inverting, Learner):
 
         PIL pictures, unless `out` says. `psi` is truncation towards the mean code, in y; 1 = none.
         """
-        if seed_list(seeds) is None:
+        if api_checks.seed_list(seeds) is None:
             raise ValueError(f"seeds: expected whole numbers, as 7, [7, 8] or '7-8', got {seeds!r:.80}")
         found, form, lead = self._read(seeds, c)
         return self._give(self._truncate(found, psi), form, lead, out)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from lia_plugin import api_checks, api_images, codes, engine, inversion, paths, spaces
+from lia_plugin import api_checks, api_images, codes, engine, inversion, memory, paths, spaces
 from lia_plugin.api_images import Array, Form, Given, Range, give_images, give_latents, is_array, read_images
 from lia_plugin.codes import Codes, made_codes, unique_names
 from lia_plugin.networks import base_code
@@ -119,17 +119,25 @@ class Network:
         contents: Mapping[str, Any],
         network: str,
         device: torch.device,
-        batch: int = 8,
+        batch: int | Literal['auto'] = 8,
         value_range: Range | None = None,
         noise_mode: str = 'const',
     ) -> None:
-        if batch < 1 or noise_mode not in ('const', 'random', 'none'):
-            raise ValueError("batch, noise_mode: expected at least 1, and 'const', 'random' or 'none', got "
-                             f'{batch} and {noise_mode!r}')  # fmt: skip
+        if noise_mode not in ('const', 'random', 'none'):
+            raise ValueError(f"noise_mode: expected 'const', 'random' or 'none', got {noise_mode!r}")
         self.contents = contents  # The whole snapshot: D and what else it holds.
         self.G = contents['G_ema']
         self.network, self.device, self.batch, self.noise_mode = network, device, batch, noise_mode
         self.value_range = value_range
+
+    @property
+    def batch(self) -> int | Literal['auto']:
+        """Images at once; 'auto' = as many as fit into memory when they are worked on."""
+        return self._batch
+
+    @batch.setter
+    def batch(self, batch: int | Literal['auto']) -> None:
+        self._batch: int | Literal['auto'] = 'auto' if batch == 'auto' else api_checks.whole('batch', batch)
 
     @property
     def value_range(self) -> Range | None:
@@ -232,7 +240,7 @@ class Network:
             spaces.fit_code(self.G, given.codes.code, plus=True)  # Which refuses those of other networks.
             labels = given.codes.c if c is None else self._labels(c, given.count)
             return dataclasses.replace(given.codes, c=labels), given.form, given.lead
-        seeds = seed_list(given)
+        seeds = api_checks.seed_list(given)
         if seeds is not None:
             labels = self._labels(c, len(seeds), seeds=True)
             found = codes.seed_codes(self.G, seeds, c=labels)
@@ -304,8 +312,16 @@ class Network:
         if not self.has_prior:
             raise ValueError(f'{what}: {self.network} is no LIA network, it has no φ, hence neither z nor a prior')
 
-    def _batches(self, count: int) -> list[slice]:
-        return [slice(start, start + self.batch) for start in range(0, count, self.batch)]
+    def _batches(self, count: int, work: Callable[[], object] | None = None) -> list[slice]:
+        """Which of so many images are worked on at once. `work` does with one what is to be done, where that is more
+        than to encode and draw it."""
+        step = self._at_once(work) if count > 1 else 1
+        return [slice(start, start + step) for start in range(0, count, step)]
+
+    def _at_once(self, work: Callable[[], object] | None = None) -> int:
+        if self.batch != 'auto':
+            return self.batch
+        return memory.picture_batch(self.G, self.device) if work is None else memory.batch_size(self.device, work)
 
     # -----------------------------------------------------------------------------------------------------------------
     # Out
@@ -327,21 +343,3 @@ class Network:
     def _latents(self, found: Codes, form: Form, lead: Sequence[int], **rest: Any) -> Latents:
         z = paths.to_space(self.G, base_code(found.code), found.c, 'z') if self.has_prior else None
         return Latents(found, z, form, tuple(lead), **rest)
-
-
-def seed_list(given: Any) -> list[int] | None:
-    """7, [7, 8], range(7, 9), whole numbers [N] of NumPy or '7-8' -> seeds; None for anything else."""
-    if isinstance(given, bool):
-        return None
-    if isinstance(given, np.ndarray) and given.ndim == 1 and given.dtype.kind in 'iu':
-        given = given.tolist()
-    if isinstance(given, str):
-        return codes.parse_seeds(given)
-    numbers = [given] if isinstance(given, int | np.integer) else given
-    if not isinstance(numbers, list | tuple | range) or not len(numbers):
-        return None
-    if not all(isinstance(number, int | np.integer) and not isinstance(number, bool) for number in numbers):
-        return None
-    if not all(0 <= number < 2**32 for number in numbers):
-        raise ValueError(f'seeds: expected whole numbers from 0 to {2**32 - 1}, got {list(numbers)[:5]}')
-    return [int(number) for number in numbers]

@@ -101,3 +101,21 @@ def places(name: str, given: Any, count: int) -> tuple[int, ...] | None:
     ):
         raise ValueError(f"{name}: expected some of 0 to {count - 1}, as [0, 3] or '0-3', got {given!r:.80}")
     return tuple(int(one) for one in listed)
+
+
+def seed_list(given: Any) -> list[int] | None:
+    """7, [7, 8], range(7, 9), whole numbers [N] of NumPy or '7-8' -> seeds; None for anything else."""
+    if isinstance(given, bool):
+        return None
+    if isinstance(given, np.ndarray) and given.ndim == 1 and given.dtype.kind in 'iu':
+        given = given.tolist()
+    if isinstance(given, str):
+        return codes.parse_seeds(given)
+    numbers = [given] if isinstance(given, int | np.integer) else given
+    if not isinstance(numbers, list | tuple | range) or not len(numbers):
+        return None
+    if not all(isinstance(number, int | np.integer) and not isinstance(number, bool) for number in numbers):
+        return None
+    if not all(0 <= number < 2**32 for number in numbers):
+        raise ValueError(f'seeds: expected whole numbers from 0 to {2**32 - 1}, got {list(numbers)[:5]}')
+    return [int(number) for number in numbers]

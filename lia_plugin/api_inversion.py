@@ -125,7 +125,8 @@ class Inverting(Network):
         names = unique_names(given.names)
         labels = self._labels(c, len(given.img), given)
         parts, figures = [], []
-        groups = self._batches(len(given.img))
+        one = given.img[:1].to(self.device), None if labels is None else labels[:1], names[:1]
+        groups = self._batches(len(given.img), lambda: inverter.rehearse(*one))
         with _bar(len(groups), 0 if inverter.settings is None else inverter.settings.steps) as bar:
             for rows in groups:
                 own = None if labels is None else labels[rows]

@@ -141,7 +141,7 @@ class Learner(Directed):
     def _session(self, seed: int = 0, c: Any = None) -> Session:
         if c is not None and not isinstance(c, int):
             raise ValueError(f'c: files take one class for all, got {c!r}')
-        return Session(self.G, self.network, self.device, class_idx=c, batch=self.batch, seed=seed)
+        return Session(self.G, self.network, self.device, class_idx=c, batch=self._at_once(), seed=seed)
 
     def _learn(
         self, found: Codes, table: dict[str, list[str | None]], asked: SearchOptions, seed: int, source: str

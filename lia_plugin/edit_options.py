@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from lia_plugin.params import FiniteRange
+from lia_plugin.params import Batch, FiniteRange
 from lia_plugin.process_options import precision_option
 
 Command = TypeVar('Command', bound=Callable[..., Any])
@@ -24,8 +24,8 @@ def common_options(command: Command) -> Command:
                      help='Class, for a conditional network  [default: as stored with images and .npz]'),
         click.option('--noise-mode', type=click.Choice(['const', 'random', 'none']), default='const',
                      show_default=True, help="The layers' noise; random is by --seed"),
-        click.option('--batch', type=click.IntRange(min=1), default=8, show_default=True,
-                     help='Images at once; makes no difference to them'),
+        click.option('--batch', type=Batch(), default=8, show_default=True, metavar='N|auto',
+                     help='Images at once; makes no difference to them. auto = as many as fit into memory'),
         click.option('--seed', type=click.IntRange(min=0, max=2**32 - 1), default=0, show_default=True,
                      help='Of everything random'),
         click.option('--device', metavar='NAME', help='cpu, cuda, cuda:1, mps …  [default: the best there is]'),

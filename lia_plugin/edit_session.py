@@ -9,7 +9,7 @@ from typing import Any
 import click
 import torch
 
-from lia_plugin import codes, inversion, sampling, spaces
+from lia_plugin import codes, inversion, memory, sampling, spaces
 from lia_plugin.codes import Codes
 from lia_plugin.host import UserError, load_network_pkl
 from lia_plugin.images import to_uint8
@@ -42,9 +42,13 @@ class Session:
         device: str | None = None,
         trust_pickle: bool = False,
         precision: str | None = None,
+        batch: int | None = 8,
         **settings: Any,
     ) -> Session:
-        """Loads and checks what `edit_options.common_options` say. Raises UserError for what can't be used."""
+        """Loads and checks what `edit_options.common_options` say. Raises UserError for what can't be used.
+
+        batch: None = as many as fit into memory.
+        """
         check_output('--outdir', outdir, folder=True)
         where = inversion.pick_device(device)
         use_precision(precision, where)
@@ -53,7 +57,8 @@ class Session:
         if G is None:
             raise UserError(f'{network}: holds no generator (G_ema)')
         G = G.eval().requires_grad_(False).to(where)
-        session = cls(G, network, where, outdir, **settings, contents=contents)
+        batch = memory.picture_batch(G, where) if batch is None else batch
+        session = cls(G, network, where, outdir, **settings, batch=batch, contents=contents)
         torch.manual_seed(session.seed)
         return session
 

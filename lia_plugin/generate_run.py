@@ -41,7 +41,7 @@ class GenerateOptions:
     captions: bool = False
     kind: str = 'png'
     save_latents: bool = False
-    batch: int = 8
+    batch: int | None = 8  # None = as many as fit into memory.
     device: str | None = None
     precision: str | None = None
     trust_pickle: bool = False
@@ -63,7 +63,7 @@ class Generation:
     def __init__(self, asked: GenerateOptions) -> None:
         self.asked = asked
         self.session = Session.open(
-            asked.network, asked.outdir, asked.device, asked.trust_pickle, asked.precision)
+            asked.network, asked.outdir, asked.device, asked.trust_pickle, asked.precision, batch=asked.batch)
         self.G = self.session.G
         if asked.grid is not None:
             check_grid(asked.grid, self.G.img_resolution, asked.kind)
@@ -114,8 +114,8 @@ class Generation:
 
     def _batches(self) -> Iterator[Drawn]:
         for part in self.parts:
-            for start in range(0, len(part.names), self.asked.batch):
-                yield part.draw(slice(start, start + self.asked.batch), self.trunc)
+            for start in range(0, len(part.names), self.session.batch):
+                yield part.draw(slice(start, start + self.session.batch), self.trunc)
 
     def _render(self, drawn: Drawn) -> torch.Tensor:
         """Pixels uint8 NCHW on the CPU."""

@@ -29,6 +29,20 @@ def batch_size(device: torch.device, work: Callable[[], object], most: int | Non
     return max(1, min(most, int(SHARE.get(device.type, 0.5) * free_bytes(device)) // sharers // max(cost, 1)))
 
 
+def picture_batch(G: Any, device: torch.device) -> int:
+    """How many pictures a generator can draw, and its encoder look at, at once. The random state stays as it was."""
+
+    @torch.no_grad()
+    def work() -> None:
+        G.synthesis(torch.zeros([1, G.num_ws, G.w_dim], device=device))
+        if getattr(G, 'encoder', None) is not None:
+            c = torch.zeros([1, G.c_dim], device=device) if G.c_dim else None
+            G.encode(torch.zeros([1, G.img_channels, G.img_resolution, G.img_resolution], device=device), c)
+
+    with torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []):
+        return batch_size(device, work)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device's memory was not enough."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):

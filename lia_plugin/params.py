@@ -23,6 +23,16 @@ class FiniteRange(click.FloatRange):
         return number
 
 
+class Count(click.IntRange):
+    """A whole number from 1 on that counts what lies in memory: no more than a tensor has rows."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 2**31 - 1)
+
+    def _describe_range(self) -> str:
+        return 'x>=1'
+
+
 class Batch(click.ParamType):
     """A whole number from 1 on, or 'auto' -> None."""
 
@@ -31,8 +41,8 @@ class Batch(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
         if value == 'auto' or isinstance(value, int):
             return None if value == 'auto' else value
-        if not value.isdecimal() or int(value) < 1:
-            self.fail(f"{value!r} is neither 'auto' nor a whole number from 1 on", param, ctx)
+        if not value.isdecimal() or not 1 <= int(value[:20]) < 2**31:
+            self.fail(f"{value!r} is neither 'auto' nor a whole number from 1 on that a memory can hold", param, ctx)
         return int(value)
 
 

@@ -18,7 +18,7 @@ from test_lia_plugin_inversion import RESOLUTION, make_generator, run, save_pick
 from test_lia_plugin_refinement import make_stock
 
 import lia_plugin
-from lia_plugin import codes, images
+from lia_plugin import codes, images, memory
 from lia_plugin.api import Lia
 from lia_plugin.api_images import give_images, read_images
 
@@ -38,6 +38,31 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def lia(network: str) -> Lia:
     return lia_plugin.load(network, device='cpu', batch=2)
+
+
+def test_auto_takes_as_many_as_fit(network: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lia, two = (lia_plugin.load(network, device='cpu', batch=batch) for batch in ('auto', 2))
+    costs: list[int] = []
+
+    def batch_size(device: torch.device, work: Any) -> int:
+        costs.append(memory.peak_bytes(work, device))
+        return 2
+
+    monkeypatch.setattr(memory, 'batch_size', batch_size)
+    one = str(sorted(folder.iterdir())[0])
+    lia.reconstruct(one)
+    assert not costs, 'one image is one image'
+    for method, settings in (('reconstruct', {}), ('refine', dict(steps=2)), ('generate', {})):
+        given = [0, 1, 2] if method == 'generate' else str(folder)
+        found, expected = (getattr(net, method)(given, **settings) for net in (lia, two))
+        one, other = (each.y if method == 'refine' else np.stack(each) for each in (found, expected))
+        np.testing.assert_array_equal(one, other)
+    assert len(costs) >= 3 and max(costs) > 1.5 * min(costs), 'a refinement is measured with its gradients'
+    lia.batch = 1
+    lia.generate([0, 1])
+    for wrong in (0, 'all', 1.5, True):
+        with pytest.raises(ValueError, match='batch: expected'):
+            lia.batch = wrong  # type: ignore[assignment]
 
 
 @pytest.fixture(autouse=True)
@@ -419,7 +444,7 @@ def test_settings_that_cannot_be(lia: Lia, network: str, tmp_path: Path) -> None
         (lambda: lia.refine(np.zeros([R, R, 3], np.uint8), steps=-1), 'steps'),
         (lambda: lia.refine(np.zeros([R, R, 3], np.uint8), space='x'), "space: .* got 'x'"),
         (lambda: lia.refine(np.zeros([R, R, 3], np.uint8), percep='eyes'), 'eyes'),
-        (lambda: lia_plugin.load(network, device='cpu', batch=0), 'at least 1'),
+        (lambda: lia_plugin.load(network, device='cpu', batch=0), 'batch: expected a whole number from 1 on, got 0'),
         (lambda: lia_plugin.load(network, device='cpu', noise_mode='loud'), "'loud'"),
         (lambda: lia_plugin.load(str(tmp_path / 'none.pkl')), 'none.pkl'),
     ):  # fmt: skip

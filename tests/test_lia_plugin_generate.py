@@ -14,7 +14,7 @@ from test_lia_plugin_refinement import make_stock
 from test_lia_plugin_sampling import make_deep, noisy
 from test_networks_stylegan3 import make_generator as make_stylegan3
 
-from lia_plugin import cli, codes, noise_maps, prior, spaces
+from lia_plugin import cli, codes, memory, noise_maps, prior, sampling, spaces
 from lia_plugin.generate_run import GenerateOptions
 from lia_plugin.images import to_uint8
 
@@ -106,6 +106,25 @@ def test_batches_make_no_difference(nets: Networks, tmp_path: Path, mode: str) -
     for seed in range(5):
         one, many = (pixels(tmp_path / batch / f'seed000{seed}.png') for batch in '14')
         assert (one - many).abs().max() <= 1
+
+
+def test_auto_draws_as_many_as_fit(nets: Networks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The random state is not moved on by what is tried: codes and noise of seeds stay theirs."""
+    measured: list[int] = []
+
+    def batch_size(device: torch.device, work: Any) -> int:
+        measured.append(memory.peak_bytes(work, device))
+        return 3
+
+    monkeypatch.setattr(memory, 'batch_size', batch_size)
+    sizes: list[int] = []
+    render = sampling.render
+    monkeypatch.setattr(sampling, 'render', lambda G, ws, *rest: sizes.append(len(ws)) or render(G, ws, *rest))
+    for batch in ('3', 'auto'):
+        generate(nets.path['stock'], tmp_path / batch, '--seeds=0-4', f'--batch={batch}', '--noise-mode=random')
+    assert sizes == [3, 2, 3, 2] and len(measured) == 1 and measured[0] > 0
+    for seed in range(5):
+        assert torch.equal(*(pixels(tmp_path / batch / f'seed000{seed}.png') for batch in ('3', 'auto')))
 
 
 def test_noise_modes_differ_and_random_is_the_seeds(nets: Networks, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from lia_plugin.params import NumberSet, compact
     (params.Numbers('all'), '1,2', (1, 2)), (params.Pair(), '4x3', (4, 3)), (params.Pair(), '4,3', (4, 3)),
     (params.Point(), '0.3,-1', (0.3, -1.0)), (params.Memory(), 'auto', 'auto'), (params.Memory(), '8GB', 8 * 10**9),
     (params.Memory(), '1.5g', 1500 * 10**6), (params.Memory(), '500 MB', 5 * 10**8), (params.Memory(), '2GiB', 2**31),
-    (params.Memory(), '0', 'off'), (params.Memory(), '0GB', 'off'),
+    (params.Memory(), '0', 'off'), (params.Memory(), '0GB', 'off'), (params.Batch(), '8', 8),
+    (params.Count(), f'{2**31 - 1}', 2**31 - 1),
 ])
 def test_texts(kind: click.ParamType, text: str, value: Any) -> None:
     assert kind.convert(text, None, None) == value
@@ -30,7 +31,9 @@ def test_texts(kind: click.ParamType, text: str, value: Any) -> None:
     (params.Pair(), '4', "'4x3'"), (params.Pair(), '0x3', "'4x3'"), (params.Point(), '1', 'no pair'),
     (params.Memory(), '8', 'with its unit'), (params.Memory(), 'ram', "neither 'auto'"),
     (params.Memory(), '-1GB', "neither 'auto'"), (params.Point(), '1,2,3', 'no pair'),
-    (params.Point(), 'nan,0', 'not finite'),
+    (params.Point(), 'nan,0', 'not finite'), (params.Count(), '0', 'not in the range x>=1'),
+    (params.Count(), f'{2**31}', 'not in the range'), (params.Count(), '9' * 50, 'not in the range'),
+    *((params.Batch(), text, 'a whole number from 1 on') for text in ('0', '-1', '', '1.5', 'AUTO', '²', '9' * 5000)),
 ])
 def test_what_is_refused(kind: click.ParamType, text: str, reason: str) -> None:
     with pytest.raises(click.UsageError, match=reason):

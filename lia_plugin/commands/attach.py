@@ -6,9 +6,9 @@ import os
 
 import click
 
-from lia_plugin.params import FiniteRange
+from lia_plugin.params import Count, FiniteRange
 
-POSITIVE = click.IntRange(min=1)
+POSITIVE = Count()
 
 
 @click.command(context_settings={'show_default': True})

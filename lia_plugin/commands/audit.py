@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lia_plugin.params import FiniteRange
+from lia_plugin.params import Count, FiniteRange
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +53,7 @@ class Job:
               help='Class of all images, for a conditional network  [default: by dataset.json]')
 @click.option('--gpus', type=click.IntRange(min=1), metavar='INT',
               help='Number of GPUs, or of processes on a CPU  [default: 1, or those that torchrun started]')
-@click.option('--batch', type=click.IntRange(min=1), default=32, help='Images at once')
+@click.option('--batch', type=Count(), default=32, help='Images at once')
 @click.option('--device', default='auto', metavar='NAME', help='cpu, cuda, cuda:1, mps …; auto = the best there is')
 @click.option('--trust-pickle', is_flag=True, help='Run the code inside the network pickle; only for files you trust')
 def audit(

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from lia_plugin.params import Count
 from lia_plugin.process_options import precision_option
 
 DATASET_CLASS = 'training.dataset.ImageFolderDataset'
@@ -60,7 +61,7 @@ def parse_metrics(ctx: click.Context, param: click.Parameter, value: str) -> lis
               help="Attributes for ls: CSV, file names first, then a column each  [default: the data set's labels]")
 @click.option('--space', type=click.Choice(['y', 'y+', 'z']),
               help="Code to reconstruct from; y: a y+ encoder's base code alone  [default: what the encoder gives]")
-@click.option('--batch', type=click.IntRange(min=1), metavar='INT', help='Images at once  [default: by resolution]')
+@click.option('--batch', type=Count(), metavar='INT', help='Images at once  [default: by resolution]')
 @click.option('--device', default='auto', metavar='NAME', help='cpu, cuda, cuda:1, mps …; auto = the best there is')
 @precision_option
 @click.option('--seed', type=click.IntRange(0, 2**31 - 1), default=0, help='Of latents, noise and subsets')

@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from lia_plugin.commands.train import normalise, train
+from lia_plugin.params import Count
 
-POSITIVE = click.IntRange(min=1)
+POSITIVE = Count()
 # Options of train.py that a comparison decides by itself, or that mean something else in it.
 OWN = ('outdir', 'cfg', 'stage', 'dry_run', 'new_run', 'resume', 'seed', 'desc', 'metrics', 'detector', 'enc_space',
        'map_depth', 'freezed')

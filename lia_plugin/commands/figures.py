@@ -6,7 +6,9 @@ from typing import Any
 
 import click
 
-POSITIVE = click.IntRange(min=1)
+from lia_plugin.params import Count
+
+POSITIVE = Count()
 
 
 @click.command(context_settings={'show_default': True})

@@ -32,7 +32,8 @@ from lia_plugin import params, process_options
 @click.option('--format', 'kind', type=click.Choice(['png', 'jpg', 'webp']), default='png',
               help='Of pictures; webp without loss, jpg at quality 95')
 @click.option('--save-latents', is_flag=True, help='Write latents.npz too, with keys w, y, z and names')
-@click.option('--batch', type=click.IntRange(min=1), default=8, help='Pictures at once; makes no difference to them')
+@click.option('--batch', type=params.Batch(), default=8, metavar='N|auto',
+              help='Pictures at once; makes no difference to them. auto = as many as fit into memory')
 @click.option('--device', metavar='NAME', help='cpu, cuda, cuda:1, mps …  [default: the best there is]')
 @process_options.precision_option
 @click.option('--trust-pickle', is_flag=True, help='Run the code inside the network pickle; only for files you trust')

@@ -15,13 +15,13 @@ import click
 from lia_plugin import config, process_options
 from lia_plugin import options as opts
 from lia_plugin.options import Options
-from lia_plugin.params import FiniteRange, Memory
+from lia_plugin.params import Count, FiniteRange, Memory
 from lia_plugin.process_options import KEEP_MEMORY_HELP, PRECISIONS
 
 if TYPE_CHECKING:
     from lia_plugin.run_dir import Run
 
-POSITIVE = click.IntRange(min=1)
+POSITIVE = Count()
 AMOUNT = FiniteRange(min=0, min_open=True)
 WEIGHT = FiniteRange(min=0)
 SHARE = FiniteRange(min=0, max=1)

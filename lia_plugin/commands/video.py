@@ -30,14 +30,16 @@ GIF_FPS = 50  # The most that browsers show.
               help=f'Frames a second  [default: {FPS}; {GIF_FPS} for gif]')
 @click.option('--class', 'class_idx', type=int, metavar='N', help='Class, for a conditional network')
 @click.option('--noise-mode', type=click.Choice(['const', 'random', 'none']), default='const', help="The layers' noise")
-@click.option('--batch', type=click.IntRange(min=1), default=8, help='Pictures at once; makes no difference to them')
+@click.option('--batch', type=params.Batch(), default=8, metavar='N|auto',
+              help='Pictures at once; makes no difference to them. auto = as many as fit into memory')
 @click.option('--device', metavar='NAME', help='cpu, cuda, cuda:1, mps …  [default: the best there is]')
 @process_options.precision_option
 @click.option('--trust-pickle', is_flag=True, help='Run the code inside the network pickle; only for files you trust')
 def video(
     network: str, seeds: tuple[int, ...], output: str, shuffle_seed: int | None, grid: tuple[int, int],
     num_keyframes: int | None, w_frames: int, trunc: float, space: str, kind: str | None, fps: int | None,
-    class_idx: int | None, noise_mode: str, batch: int, device: str | None, precision: str | None, trust_pickle: bool,
+    class_idx: int | None, noise_mode: str, batch: int | None, device: str | None, precision: str | None,
+    trust_pickle: bool,
 ) -> None:  # fmt: skip
     """Film a walk from seed to seed; its end leads on to its beginning, so that it can play for ever.
 
@@ -60,11 +62,11 @@ def video(
     check_output('--output', output, folder=False)
     kind_of_file = video_files.check_name(output, fps)
     placed = place_seeds(seeds, grid[0] * grid[1], num_keyframes, shuffle_seed)
-    session = Session.open(network, os.path.dirname(output) or os.curdir, device, trust_pickle, precision)
+    session = Session.open(network, os.path.dirname(output) or os.curdir, device, trust_pickle, precision, batch=batch)
     check_grid(grid, session.G.img_resolution, kind_of_file)
     c = inversion.class_labels(session.G, class_idx, 1, session.device)
     film = Film(session.G, placed, c, trunc, space, w_frames, kind or ('linear' if space == 'z' else 'cubic'))
-    frames = film.frames(grid[0], batch, noise_mode)
+    frames = film.frames(grid[0], session.batch, noise_mode)
     with tqdm(frames, total=len(film.walk), desc='Filming', unit='frame', disable=None) as bar:
         video_files.save_video(output, bar, fps)
     print(f'{len(film.walk)} frames, {len(film.walk) / fps:.1f} seconds, written to {click.format_filename(output)}')
