@@ -26,7 +26,7 @@ namespace {
 using namespace amx;
 
 constexpr int64_t kRun = 8;     // Blocks that are taken through all output channels, so that they stay in cache.
-constexpr int64_t kCache = 640 << 10;  // Bytes of images that are taken through them at a time.
+constexpr int64_t kCache = 1280 << 10;  // Bytes of images that are taken through them at a time.
 constexpr int64_t kChunk = 32;  // Blocks that weight gradients are summed over before the next pair of taps.
 
 // Memory that a thread keeps from call to call: fresh pages would cost more than what is written into them.
@@ -95,21 +95,23 @@ Table source_table(const Planes& planes, int64_t length) {
     return table;
 }
 
-// Fills [depth / 32][part][plane][place][32]: 16 places from anywhere on are a tile of 1 kB. What the table has no pixel
-// for is 0.
-void fill_planes(const float* x, int64_t channels, const Table& table, int64_t depth, int64_t parts, bfloat16* planes) {
-    const auto places = static_cast<int64_t>(table.size());
-#pragma omp parallel for schedule(static)
-    for (int64_t place = 0; place < places; ++place) {
-        const int64_t pixel = table[place];
-        for (int64_t c = 0; c < depth; c += kDepth) {
-            const __mmask16 first = pixel < 0 ? 0 : lanes(channels - c);
-            const __mmask16 second = pixel < 0 ? 0 : lanes(channels - c - kTile);
-            const float* source = first ? x + pixel * channels + c : x;
-            const Parts halves = split(_mm512_maskz_loadu_ps(first, source),
-                                       _mm512_maskz_loadu_ps(second, second ? source + kTile : x));
+// Places `first` to `first + count` of all planes, channels from `begin` to `end`, as [32 channels][part][plane][place][32]:
+// 16 places from anywhere on are a tile of 1 kB. What the table has no pixel for is 0.
+template <int64_t parts>
+void fill_planes(const float* x, const Planes& planes, const Table& table, int64_t first, int64_t count, int64_t begin,
+                 int64_t end, bfloat16* filled) {
+    const int64_t length = static_cast<int64_t>(table.size()) / planes.count(), size = planes.count() * count;
+    for (int64_t i = 0; i < size; ++i, filled += kDepth) {
+        const int64_t place = first + i % count;
+        const int64_t pixel = place < length ? table[i / count * length + place] : -1;
+        for (int64_t c = begin; c < end; c += kDepth) {
+            const __mmask16 low = pixel < 0 ? 0 : lanes(planes.channels - c);
+            const __mmask16 high = pixel < 0 ? 0 : lanes(planes.channels - c - kTile);
+            const float* source = low ? x + pixel * planes.channels + c : x;
+            const __m512 a = _mm512_maskz_loadu_ps(low, source), b = _mm512_maskz_loadu_ps(high, high ? source + kTile : x);
+            const Parts halves = parts == kParts ? cut(a, b) : split(a, b);  // Fewer have to be rounded.
             for (int64_t p = 0; p < parts; ++p)
-                _mm512_storeu_si512(planes + ((c / kDepth * parts + p) * places + place) * kDepth, halves.part[p]);
+                _mm512_store_si512(filled + ((c - begin) / kDepth * parts + p) * size * kDepth, halves.part[p]);
         }
     }
 }
@@ -118,7 +120,7 @@ void fill_planes(const float* x, int64_t channels, const Table& table, int64_t d
 // Convolution
 
 struct Tap {
-    int64_t offset;  // From an output's place to the pixel's, in elements of the planes.
+    int64_t plane, distance;  // Of the pixel, and from an output's place to its.
     int64_t ky, kx;
 };
 
@@ -209,59 +211,108 @@ void store_block(const float* block, const Target& out, const int64_t* table, in
     }
 }
 
-// size: elements of all planes' first 32 channels in one part. Returns whether there was memory enough.
+// What is computed of the planes: an output, or a phase of one that has more places than they.
+struct Job {
+    std::vector<Tap> taps;
+    Target target;
+    const bfloat16* packed = nullptr;
+    Table table;  // The pixels of the output at each place, and kBlock times none.
+};
+
+// The first places of blocks that cover what any of the jobs computes.
+std::vector<int64_t> cover(const std::vector<Job>& jobs) {
+    Table together = jobs[0].table;
+    for (const Job& job : jobs)
+        for (std::size_t i = 0; i < together.size(); ++i) together[i] = std::max(together[i], job.table[i]);
+    return cover(together, 1);
+}
+
+// How the work is cut: runs of blocks, each taken through `share` output channels, `each` steps of 32 input channels at a
+// time, of which it reads `range` places of all planes.
+struct Plan {
+    int64_t runs, shares, share, range = 0, each;
+
+    Plan(const Planes& planes, const std::vector<Job>& jobs, const std::vector<int64_t>& starts, int64_t depths,
+         int64_t channels, int64_t parts) {
+        const auto blocks = static_cast<int64_t>(starts.size());
+        const int64_t panels = div_up(channels, kBlock);
+        runs = div_up(blocks, kRun);
+        // Where there are few places, threads share output channels, and fill planes for themselves.
+        shares = 1;
+        while (shares < panels && runs * shares < 4 * omp_get_max_threads()) shares *= 2;
+        share = div_up(panels, shares) * kBlock;
+        shares = div_up(channels, share);
+        int64_t reach = 0;
+        for (const Job& job : jobs)
+            for (const Tap& tap : job.taps) reach = std::max(reach, tap.distance);
+        for (int64_t run = 0; run < blocks; run += kRun)
+            range = std::max(range, starts[std::min(run + kRun, blocks) - 1] + kBlock + reach - starts[run]);
+        const int64_t fit = std::max<int64_t>(1, kCache / (planes.count() * range * parts * kDepth * 2));
+        each = div_up(depths, div_up(depths, fit));
+    }
+};
+
+// 32 x 32 results of a job, or the share of them that `steps` input channels have, from planes that are `size` long.
 template <int64_t parts>
-bool convolve(const bfloat16* x, int64_t size, const bfloat16* packed, const std::vector<Tap>& taps,
-              const Planes& planes, int64_t depth, const Target& out) {
-    Table table(static_cast<std::size_t>(planes.places()), -1);
-    enter(planes, out.height, out.width, out.stride, out.y0, out.x0, 0, table);
-    const std::vector<int64_t> starts = cover(table, 1);
-    table.resize(table.size() + kBlock, -1);
-    const auto count = static_cast<int64_t>(taps.size()), blocks = static_cast<int64_t>(starts.size());
-    const int64_t depths = depth / kDepth, panel = count * depths * parts * kTileSize;  // Weights of 16 output channels.
-    // Where there are few places, threads share output channels.
-    const int64_t runs = div_up(blocks, kRun), shares = runs >= 8 ? 1 : div_up(out.channels, kBlock);
-    const int64_t share = shares == 1 ? round_up(out.channels, kBlock) : kBlock, area = kBlock * kBlock;
-    // Steps of 32 input channels at a time, so that all output channels find them in a core's cache: of each phase a run
-    // of blocks and the places around them.
-    const int64_t around = planes.count() * (kRun * kBlock + planes.distance(planes.stride, planes.stride));
-    const int64_t fit = std::max<int64_t>(1, kCache / (around * parts * kDepth * 2)), each = shares > 1 ? depths : fit;
-    constexpr int64_t kProducts = parts * (parts + 1) / 2;
+inline void multiply_block(const bfloat16* planes, int64_t size, int64_t range, const Job& job, const bfloat16* weights,
+                           int64_t panel, int64_t depths, int64_t steps, const bfloat16* next, int64_t lines) {
+    const auto count = static_cast<int64_t>(job.taps.size());
+    for (int64_t t = 0; t < count; ++t) {
+        const bfloat16* left = planes + (job.taps[t].plane * range + job.taps[t].distance) * kDepth;
+        for (int64_t d = 0; d < steps; ++d) {
+            const int64_t at = (t * depths + d) * parts * kTileSize;
+            const bfloat16* line = next + at;  // Of weights that the next blocks will want, in both halves.
+            multiply<parts>({left + d * parts * size, size, kTileSize}, 64, {weights + at, kTileSize, panel}, [&] {
+                for (int64_t i = 0; i < lines; ++i, line += kDepth) {
+                    _mm_prefetch(reinterpret_cast<const char*>(line), _MM_HINT_T1);
+                    _mm_prefetch(reinterpret_cast<const char*>(line + panel), _MM_HINT_T1);
+                }
+            });
+        }
+    }
+}
+
+// Returns whether there was memory enough.
+template <int64_t parts>
+bool convolve(const float* x, const Planes& planes, const Table& source, const std::vector<Job>& jobs, int64_t depth) {
+    const std::vector<int64_t> starts = cover(jobs);
+    const auto blocks = static_cast<int64_t>(starts.size()), many = static_cast<int64_t>(jobs.size());
+    const int64_t depths = depth / kDepth, channels = jobs[0].target.channels, area = kBlock * kBlock;
+    const Plan plan(planes, jobs, starts, depths, channels, parts);
+    const int64_t size = planes.count() * plan.range * kDepth;  // Of the planes' 32 channels in one part.
+    constexpr int64_t products = parts * (parts + 1) / 2;
     int failed = 0;
 #pragma omp parallel reduction(| : failed)
     {
         const TileConfig config;
         _tile_loadconfig(&config);
-        auto* sums = reinterpret_cast<float*>(sums_space.get(2 * kRun * share * kBlock));
-        failed = sums == nullptr;
+        bfloat16* filled = workspaces[0].get(size * parts * plan.each);
+        auto* sums = reinterpret_cast<float*>(sums_space.get(2 * many * kRun * plan.share * kBlock));
+        failed = filled == nullptr || sums == nullptr;
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t task = 0; task < runs * shares; ++task) {
-            const int64_t run = task / shares * kRun, first = task % shares * share;
-            const int64_t last = std::min(first + share, out.channels), end = std::min(run + kRun, blocks);
-            const int64_t lines = div_up(parts * kTile, kProducts * (end - run));  // That come nearer, of each half.
-            if (sums == nullptr) continue;
-            for (int64_t begin = 0; begin < depths; begin += each) {
-                const int64_t stop = std::min(begin + each, depths);
-                for (int64_t channel = first; channel < last; channel += kBlock) {
-                    const bfloat16* weights = packed + channel / kTile * panel;
-                    const bfloat16* next = weights + (channel + kBlock < last ? 2 * panel : 0);
-                    for (int64_t b = run; b < end; ++b) {
-                        float* block = sums + ((channel - first) / kBlock * kRun + b - run) * area;
-                        begin == 0 ? zero_sums() : load_sums(block);
-                        for (int64_t t = 0; t < count; ++t)
-                            for (int64_t d = begin; d < stop; ++d) {
-                                const int64_t at = (t * depths + d) * parts * kTileSize;
-                                const bfloat16* line = next + at + (b - run) * lines * kProducts * kDepth;
-                                multiply<parts>({x + d * parts * size + taps[t].offset + starts[b] * kDepth, size, kTileSize},
-                                                64, {weights + at, kTileSize, panel}, [&] {
-                                    for (int64_t i = 0; i < lines; ++i, line += kDepth) {
-                                        _mm_prefetch(reinterpret_cast<const char*>(line), _MM_HINT_T1);
-                                        _mm_prefetch(reinterpret_cast<const char*>(line + panel), _MM_HINT_T1);
-                                    }
-                                });
-                            }
-                        store_sums(block);
-                        if (stop == depths) store_block(block, out, table.data() + starts[b], channel);
+        for (int64_t task = 0; task < plan.runs * plan.shares; ++task) {
+            if (filled == nullptr || sums == nullptr) continue;
+            const int64_t run = task / plan.shares * kRun, end = std::min(run + kRun, blocks);
+            const int64_t first = task % plan.shares * plan.share, last = std::min(first + plan.share, channels);
+            const int64_t lines = div_up(parts * kTile, products * (end - run));
+            for (int64_t begin = 0; begin < depths; begin += plan.each) {
+                const int64_t steps = std::min(plan.each, depths - begin);
+                fill_planes<parts>(x, planes, source, starts[run], plan.range, begin * kDepth, (begin + steps) * kDepth,
+                                   filled);
+                float* block = sums;
+                for (const Job& job : jobs) {
+                    const int64_t panel = static_cast<int64_t>(job.taps.size()) * depths * parts * kTileSize;
+                    for (int64_t channel = first; channel < last; channel += kBlock) {
+                        const bfloat16* weights = job.packed + channel / kTile * panel + begin * parts * kTileSize;
+                        const bfloat16* next = weights + (channel + kBlock < last ? 2 * panel : 0);
+                        for (int64_t b = run; b < end; ++b, block += area) {
+                            begin == 0 ? zero_sums() : load_sums(block);
+                            multiply_block<parts>(filled + (starts[b] - starts[run]) * kDepth, size, plan.range, job,
+                                                  weights, panel, depths, steps,
+                                                  next + (b - run) * lines * products * kDepth, lines);
+                            store_sums(block);
+                            if (begin + steps == depths) store_block(block, job.target, job.table.data() + starts[b], channel);
+                        }
                     }
                 }
             }
@@ -271,39 +322,31 @@ bool convolve(const bfloat16* x, int64_t size, const bfloat16* packed, const std
     return failed == 0;
 }
 
-// Where the caller keeps the tiles of weights that stay as they are, one call of `run` after the other; or nowhere.
-struct Kept {
-    bfloat16* tiles;
-    bool there;  // From an earlier call.
-};
-
-// An image batch in planes, to be convolved once or, for each phase of a larger output, several times.
-class Buffers {
-  public:
-    bool fill(const float* x, const Table& table, int64_t channels, int64_t depth, int64_t parts) {
-        size_ = static_cast<int64_t>(table.size()) * kDepth;
-        planes_ = workspaces[0].get(parts * size_ * (depth / kDepth));
-        if (planes_ == nullptr) return false;
-        fill_planes(x, channels, table, depth, parts, planes_);
-        return true;
+// A convolution of an image batch: `tiles` is where the caller keeps the packed weight, or null; `there`: whether it is
+// there already. Returns whether there was memory enough.
+bool run(const float* x, const Planes& planes, const Weights& weights, std::vector<Job>& jobs, int64_t parts,
+         bfloat16* tiles, bool there) {
+    const int64_t depth = round_up(planes.channels, kDepth);
+    const auto size = [&](const Job& job) {
+        return parts * round_up(weights.out_channels, kBlock) * static_cast<int64_t>(job.taps.size()) * depth;
+    };
+    int64_t total = 0, reach = 0;
+    for (const Job& job : jobs) total += size(job);
+    bfloat16* packed = tiles != nullptr ? tiles : workspaces[1].get(total);
+    if (packed == nullptr) return false;
+    for (Job& job : jobs) {
+        if (tiles == nullptr || !there) pack_weights(weights, job.taps, parts, packed);
+        job.packed = packed;
+        packed += size(job);
+        const Target& out = job.target;
+        job.table.assign(static_cast<std::size_t>(planes.places()), -1);
+        enter(planes, out.height, out.width, out.stride, out.y0, out.x0, 0, job.table);
+        job.table.resize(job.table.size() + kBlock, -1);
+        for (const Tap& tap : job.taps) reach = std::max(reach, tap.distance);
     }
-
-    bool run(const Weights& weights, const std::vector<Tap>& taps, const Planes& planes, int64_t depth,
-             const Target& out, int64_t parts, Kept& kept) const {
-        const auto count = static_cast<int64_t>(taps.size());
-        const int64_t size = parts * round_up(out.channels, kBlock) * count * depth;
-        bfloat16* packed = kept.tiles != nullptr ? kept.tiles : workspaces[1].get(size);
-        if (packed == nullptr) return false;
-        if (kept.tiles == nullptr || !kept.there) pack_weights(weights, taps, parts, packed);
-        if (kept.tiles != nullptr) kept.tiles += size;
-        const auto with = parts == 3 ? convolve<3> : parts == 2 ? convolve<2> : convolve<1>;
-        return with(planes_, size_, packed, taps, planes, depth, out);
-    }
-
-  private:
-    bfloat16* planes_ = nullptr;
-    int64_t size_ = 0;  // Of one part of 32 channels.
-};
+    const Table source = source_table(planes, planes.places() + kBlock + reach);
+    return (parts == 3 ? convolve<3> : parts == 2 ? convolve<2> : convolve<1>)(x, planes, source, jobs, depth);
+}
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Weight gradients
@@ -431,48 +474,39 @@ int amx_available() {
 int amx_conv2d(const float* x, const float* w, float* out, const int64_t* n_h_w_in, const int64_t* h_w_out,
                const int64_t* w_strides, const int64_t* kernel, int64_t stride, const int64_t* padding,
                int64_t parts, void* tiles, int64_t there) {
-    const int64_t n = n_h_w_in[0], channels = n_h_w_in[3], depth = round_up(channels, kDepth);
-    Planes planes{n, n_h_w_in[1], n_h_w_in[2], channels, padding[0], padding[1], stride, 0, 0, n};
+    const int64_t n = n_h_w_in[0];
+    Planes planes{n, n_h_w_in[1], n_h_w_in[2], n_h_w_in[3], padding[0], padding[1], stride, 0, 0, n};
     planes.rows = div_up((h_w_out[0] - 1) * stride + kernel[0], stride);
     planes.pitch = div_up((h_w_out[1] - 1) * stride + kernel[1], stride);
-    const int64_t length = planes.places() + kBlock + planes.distance(kernel[0] - 1, kernel[1] - 1);
-    std::vector<Tap> taps;
+    std::vector<Job> jobs(1);
     for (int64_t dy = 0; dy < kernel[0]; ++dy)
         for (int64_t dx = 0; dx < kernel[1]; ++dx)
-            taps.push_back({(planes.phase(dy, dx) * length + planes.distance(dy, dx)) * kDepth, dy, dx});
-    const Weights weights{w, w_strides[0], w_strides[1], w_strides[2], w_strides[3], h_w_out[2], channels};
-    const Target target{out, h_w_out[0], h_w_out[1], h_w_out[2], 1, 0, 0};
-    Buffers buffers;
-    if (!buffers.fill(x, source_table(planes, length), channels, depth, parts)) return 1;
-    Kept kept{static_cast<bfloat16*>(tiles), there != 0};
-    return buffers.run(weights, taps, planes, depth, target, parts, kept) ? 0 : 1;
+            jobs[0].taps.push_back({planes.phase(dy, dx), planes.distance(dy, dx), dy, dx});
+    jobs[0].target = {out, h_w_out[0], h_w_out[1], h_w_out[2], 1, 0, 0};
+    const Weights weights{w, w_strides[0], w_strides[1], w_strides[2], w_strides[3], h_w_out[2], planes.channels};
+    return run(x, planes, weights, jobs, parts, static_cast<bfloat16*>(tiles), there != 0) ? 0 : 1;
 }
 
 // PyTorch's conv_transpose2d: x [n, height, width, in], w's strides in the order out, in, y, x.
 int amx_conv_transpose2d(const float* x, const float* w, float* out, const int64_t* n_h_w_in, const int64_t* h_w_out,
                          const int64_t* w_strides, const int64_t* kernel, int64_t stride, const int64_t* padding,
                          int64_t parts, void* tiles, int64_t there) {
-    const int64_t n = n_h_w_in[0], channels = n_h_w_in[3], depth = round_up(channels, kDepth);
+    const int64_t n = n_h_w_in[0];
     // Output row y = t * stride + phase - padding sums the input's rows t - j with the kernel's rows phase + j * stride.
     const int64_t reach_y = (kernel[0] - 1) / stride, reach_x = (kernel[1] - 1) / stride;
-    Planes planes{n, n_h_w_in[1], n_h_w_in[2], channels, reach_y, reach_x, 1, 0, 0, n};
+    Planes planes{n, n_h_w_in[1], n_h_w_in[2], n_h_w_in[3], reach_y, reach_x, 1, 0, 0, n};
     planes.rows = (h_w_out[0] - 1 + padding[0]) / stride + 1 + reach_y;
     planes.pitch = (h_w_out[1] - 1 + padding[1]) / stride + 1 + reach_x;
-    const int64_t length = planes.places() + kBlock + planes.distance(reach_y, reach_x);
-    const Weights weights{w, w_strides[0], w_strides[1], w_strides[2], w_strides[3], h_w_out[2], channels};
-    Buffers buffers;
-    if (!buffers.fill(x, source_table(planes, length), channels, depth, parts)) return 1;
-    Kept kept{static_cast<bfloat16*>(tiles), there != 0};
+    std::vector<Job> jobs(static_cast<std::size_t>(stride * stride));
     for (int64_t phase = 0; phase < stride * stride; ++phase) {
         const int64_t a = phase / stride, b = phase % stride;
-        std::vector<Tap> taps;
         for (int64_t ky = a; ky < kernel[0]; ky += stride)
             for (int64_t kx = b; kx < kernel[1]; kx += stride)
-                taps.push_back({planes.distance(reach_y - ky / stride, reach_x - kx / stride) * kDepth, ky, kx});
-        const Target target{out, h_w_out[0], h_w_out[1], h_w_out[2], stride, a - padding[0], b - padding[1]};
-        if (!buffers.run(weights, taps, planes, depth, target, parts, kept)) return 1;
+                jobs[phase].taps.push_back({0, planes.distance(reach_y - ky / stride, reach_x - kx / stride), ky, kx});
+        jobs[phase].target = {out, h_w_out[0], h_w_out[1], h_w_out[2], stride, a - padding[0], b - padding[1]};
     }
-    return 0;
+    const Weights weights{w, w_strides[0], w_strides[1], w_strides[2], w_strides[3], h_w_out[2], planes.channels};
+    return run(x, planes, weights, jobs, parts, static_cast<bfloat16*>(tiles), there != 0) ? 0 : 1;
 }
 
 // out [left, right, kernel] = the sum over n, y, x of small[n, y, x, left] * big[n, y * stride + ky - padding, ..., right]:
