@@ -2,7 +2,7 @@
 
 Numbers are cut into sums of bfloat16, as many as `torch.set_float32_matmul_precision` asks for: 'highest', PyTorch's
 default, takes three and is as exact as float32; 'high' takes two (PyTorch's bf16x3, off by 4e-6 of the outputs' root
-mean square); 'medium' is bfloat16 with float32 sums. `csrc/cpu_conv_amx.cpp` says how.
+mean square); 'medium' is bfloat16 with float32 sums. `csrc/cpu_amx.h` says how.
 
 These are the bare operators, without gradients: `conv2d_gradfix` makes differentiable ones of them.
 """
@@ -18,13 +18,14 @@ import torch
 from torch_utils import custom_ops
 from torch_utils.ops import kept
 
+SOURCES = ('cpu_conv_amx.cpp', 'cpu_conv_amx_gradient.cpp')
 PARTS = {'highest': 3, 'high': 2, 'medium': 1}  # By PyTorch's precision of float32 products.
 
 Pair = tuple[int, int]
 
 
 def _library() -> ctypes.CDLL | None:
-    library = custom_ops.load('cpu_conv_amx', ['cpu_conv_amx.cpp'])  # Asked each time: LIA_KERNELS may change.
+    library = custom_ops.load('cpu_conv_amx', SOURCES)  # Asked each time: LIA_KERNELS may change.
     return library if library is not None and _prepared(library) else None
 
 

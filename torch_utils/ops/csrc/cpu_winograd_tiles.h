@@ -3,13 +3,10 @@
 #pragma once
 
 #include "cpu_winograd.h"
-
-#include <cstdlib>
-#include <new>
+#include "cpu_workspace.h"
 
 #include <omp.h>
 #if defined(__linux__)
-#include <sys/mman.h>
 #include <unistd.h>
 #endif
 
@@ -17,33 +14,7 @@ namespace winograd {
 
 constexpr int64_t kGap = 16;  // Elements between what would else lie a power of two apart, and share a cache's lines.
 
-// Memory that a thread keeps from call to call: fresh pages would cost more than what is written into them.
-class Workspace {
-  public:
-    ~Workspace() { std::free(memory_); }
-
-    float* get(int64_t elements) {
-        constexpr std::size_t page = 1 << 21;
-        const std::size_t bytes = (static_cast<std::size_t>(elements) * 4 + page - 1) / page * page;
-        if (bytes > size_) {
-            std::free(memory_);
-            size_ = 0;
-            memory_ = std::aligned_alloc(page, bytes);
-            if (memory_ == nullptr) return nullptr;
-            size_ = bytes;
-#if defined(MADV_HUGEPAGE)
-            madvise(memory_, bytes, MADV_HUGEPAGE);
-#endif
-        }
-        return static_cast<float*>(memory_);
-    }
-
-  private:
-    void* memory_ = nullptr;
-    std::size_t size_ = 0;
-};
-
-inline thread_local Workspace shared_space, own_space, weights_space;
+inline thread_local lia::Workspace shared_space, own_space, weights_space;
 
 // Of a core, in bytes.
 inline int64_t cache_size() {

@@ -1,0 +1,41 @@
+// Memory that a thread keeps from call to call: fresh pages would cost more than what is written into them.
+
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace lia {
+
+class Workspace {
+  public:
+    ~Workspace() { std::free(memory_); }
+
+    // Room for so many numbers, aligned to a cache line, with whatever is in it; null for want of memory.
+    template <class T = float> T* get(std::int64_t count) {
+        constexpr std::size_t line = 64, page = 1 << 21;  // Large pages are asked for.
+        const std::size_t wanted = static_cast<std::size_t>(count) * sizeof(T), unit = wanted < page / 2 ? line : page;
+        const std::size_t bytes = (wanted + unit - 1) / unit * unit;
+        if (bytes > size_) {
+            std::free(memory_);
+            size_ = 0;
+            memory_ = std::aligned_alloc(unit, bytes);
+            if (memory_ == nullptr) return nullptr;
+            size_ = bytes;
+#if defined(MADV_HUGEPAGE)
+            if (unit == page) madvise(memory_, bytes, MADV_HUGEPAGE);
+#endif
+        }
+        return static_cast<T*>(memory_);
+    }
+
+  private:
+    void* memory_ = nullptr;
+    std::size_t size_ = 0;
+};
+
+}  // namespace lia
