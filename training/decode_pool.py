@@ -23,6 +23,9 @@ from training.image_memory import ImageMemory, Rows
 from training.image_reader import ImageReader
 
 _START = 'import sys; sys.path[:] = {path!r}; from training.decode_worker import main; main()'
+# glibc's: it keeps the few megabytes of a picture for the next one, instead of giving them back to the system, which
+# hands them out again page by page. Twice as many images of 1024² a second.
+_MEMORY = {'MALLOC_MMAP_THRESHOLD_': str(2**26), 'MALLOC_TRIM_THRESHOLD_': str(2**28)}
 _PATIENCE = 2.0  # Seconds that a worker gets to finish its last image.
 
 
@@ -107,8 +110,8 @@ def _start() -> subprocess.Popen[bytes]:
     single = {'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1', 'MKL_NUM_THREADS': '1'}
     command = [sys.executable, '-c', _START.format(path=sys.path)]
     # A session of its own: Ctrl-C is for the loop, which ends its workers when it has done with them.
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **single},
-                            start_new_session=True)
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+                            env={**_MEMORY, **os.environ, **single})
 
 
 def _death(process: subprocess.Popen[bytes]) -> str:
