@@ -1,7 +1,8 @@
-"""All CPU benchmarks in one call of at most 25 minutes, into one dated file of tables.
+"""All CPU benchmarks in one call, into one dated file of tables. Half an hour on two idle cores.
 
     python benchmarks/run.py --host=stylegan2-ada-pytorch
-    OUT=results HOST=stylegan2-ada-pytorch python benchmarks/run.py --only=iteration,ops --minutes=10
+    OUT=results HOST=stylegan2-ada-pytorch python benchmarks/run.py --only=iteration-A,ops --minutes=10
+    python benchmarks/run.py --smoke --out=smoke --host=stylegan2-ada-pytorch      # all in miniature, a few minutes
 
 Leave the machine alone meanwhile. Each step has a limit of its own and what it printed before that is kept; a failed
 one doesn't stop the others. The exit code is 0 only if all steps succeeded.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import glob
+import itertools
 import os
 import platform
 import re
@@ -26,47 +28,60 @@ import click
 import common
 from common import FOLDER, PROJECT
 
+MARGIN = 3  # A step's limit, in times of what it usually takes: other machines, other work.
+
 
 class Step(NamedTuple):
     name: str
     title: str
-    limit: int  # Seconds.
-    command: str  # Script and its options; {host} and {network} are filled in.
+    usual: int  # Seconds on two idle cores.
+    command: str  # Script and its options; {host}, {network} and {work} are filled in.
+    small: str | None  # Options that make it a miniature; of two the last one counts. None = left out there.
+
+    @property
+    def limit(self) -> int:
+        return MARGIN * self.usual
 
 
+TINY = '--size=S --rounds=1 --seconds=1'
 STEPS = [
-    *(Step(f'iteration-{size}', f'Iteration {size}, in one process', limit,
-           f'iteration.py --one-process --size={size} --rounds=9 --seconds={seconds} --gradients --limits --memory '
-           '{host}')
-      for size, seconds, limit in [('A', 40, 150), ('B', 50, 230), ('C', 130, 420)]),
-    Step('ops', 'Operators', 100, 'ops.py --rounds=7 --seconds=40 {host}'),
-    Step('convolutions', 'Convolutions', 120, 'convolutions.py --rounds=5'),
-    Step('processes', 'Iteration, a process each, and with kernels off', 130,
-         'iteration.py --size=A,B --kernels-off --rounds=5 --seconds=25 {host}'),
-    Step('keep-memory', 'Iteration, freed memory kept', 60,
-         'iteration.py --size=A --keep-memory --rounds=7 --seconds=25 {host}'),
-    Step('profile', 'Profile', 60, 'iteration.py --size=A --rounds=1 --profile {host}'),
-    Step('network', 'A network for what follows', 130,
+    *(Step(f'iteration-{size}', f'Iteration {size}, in one process', usual,
+           f'iteration.py --one-process --size={size} --rounds=9 --seconds={seconds} --limits {more}{{host}}', small)
+      for size, seconds, usual, more, small in [('A', 40, 100, '--gradients ', TINY),
+                                                ('B', 50, 160, '--gradients ', None), ('C', 90, 270, '', None)]),
+    Step('ops', 'Operators', 60, 'ops.py --rounds=7 --seconds=40 {host}',
+         '--batch=2 --channels=4 --resolution=8 --rounds=1 --seconds=1'),
+    Step('convolutions', 'Convolutions', 70, 'convolutions.py --rounds=5', '--size=S --rounds=1'),
+    Step('processes', 'Iteration, a process each, and with kernels off', 75,
+         'iteration.py --size=A --kernels-off --rounds=5 --seconds=25 {host}', TINY),
+    Step('keep-memory', 'Iteration, freed memory kept', 50,
+         'iteration.py --size=A --keep-memory --rounds=7 --seconds=25 {host}', TINY),
+    Step('memory', 'Memory', 100, 'iteration.py --size=A --rounds=1 --seconds=1 --memory {host}', TINY),
+    Step('profile', 'Profile', 30, 'iteration.py --size=A --rounds=1 --profile {host}', TINY),
+    Step('network', 'A network for what follows', 110,
          '../train.py --data=demo/people64.zip --val=demo/people64_val.zip --cbase=2048 --cmax=64 --latent-dim=64 '
          '--batch=16 --kimg=2.4 --enc-kimg=1.6 --gamma=0.1 --glr=0.0025 --dlr=0.0025 --metrics=none --mirror=true '
-         '--device=cpu --outdir={work}'),
-    Step('inversion', 'Inversion', 150, 'inversion.py --network={network} --num=3 {host}'),
-    Step('data-path', 'Data path', 240,
-         'data_path.py --kinds=png,jpg --workers=0,3 --rounds=1 --seconds=0.5 {host}'),
-    Step('scaling', 'Over processes', 240, 'scaling.py --size=A --rounds=3 --images=128'),
-    Step('inference', 'Inference', 150, 'inference.py --size=B,C --seconds=5 --folder=96 {host}'),
-    Step('growth', 'Growth', 240,
-         'growth.py --rounds=1 --seconds=5 --resolutions=32,64,128,256 --batches=2,8,32 --channels=32,64,128 {host}'),
+         '--device=cpu --outdir={work}', '--cbase=512 --cmax=16 --latent-dim=16 --kimg=0.032 --enc-kimg=0.032'),
+    Step('inversion', 'Inversion', 80, 'inversion.py --network={network} --num=3 {host}',
+         '--num=1 --steps=3 --refine=1,2'),
+    Step('data-path', 'Data path', 120, 'data_path.py --workers=0,1 --rounds=2 --seconds=0.3 {host}',
+         '--resolutions=16 --workers=0 --rounds=1 --seconds=0.05 --step-ms=5'),
+    Step('scaling', 'Over processes', 170, 'scaling.py --size=A --rounds=1 --images=128',
+         '--size=S --processes=1,2 --images=16'),
+    Step('inference', 'Inference', 110, 'inference.py --size=B,C --seconds=5 --folder=96 {host}',
+         '--size=S --seconds=0.2 --folder=8'),
+    Step('growth', 'Growth', 170,
+         'growth.py --rounds=1 --seconds=5 --resolutions=32,64,128,256 --batches=2,8,32 --channels=32,64,128 {host}',
+         '--resolutions=8,16 --batches=2,4 --channels=4,8 --width=4 --latent=8'),
 ]
 ONLY_WORK = ('network',)  # Their output is no result.
 
 
-def run_step(step: Step, words: dict[str, str], limit: float, log: str) -> tuple[str, str]:
+def run_step(name: str, words: list[str], limit: float, log: str) -> tuple[str, str]:
     """Stdout, and 'ok' or what went wrong. All that the step has started ends with it."""
-    command = [sys.executable] + [os.path.join(FOLDER, word) if i == 0 else word
-                                  for i, word in enumerate(step.command.format(**words).split())]
+    command = [sys.executable, os.path.join(FOLDER, words[0]), *words[1:]]
     with tempfile.TemporaryFile('w+') as out, open(log, 'a', encoding='utf-8') as errors:
-        errors.write(f'== {step.name}\n')
+        errors.write(f'== {name}\n')
         errors.flush()
         process = subprocess.Popen(command, cwd=PROJECT, stdout=out, stderr=errors, start_new_session=True,
                                    env=common.environment())
@@ -105,9 +120,33 @@ def facts() -> list[str]:
             f'{os.getloadavg()[0]:.1f} at the start']
 
 
-def ending(ends: list[list[str]]) -> list[str]:
-    rows = [[name, end, seconds] for name, seconds, end in ends]
-    return ['', '## Steps', '', *common.markdown(['step', 'result', 'seconds'], rows, text_columns=2)]
+class Outcome(NamedTuple):
+    step: Step
+    seconds: float
+    end: str  # 'ok', or what went wrong.
+
+
+def ending(outcomes: list[Outcome]) -> list[str]:
+    rows = [[one.step.name, one.end, f'{one.seconds:.0f}', str(one.step.usual)] for one in outcomes]
+    head = ['step', 'result', 'seconds', 'usual on two idle cores']
+    return ['', '## Steps', '', *common.markdown(head, rows, text_columns=2)]
+
+
+def outlook(outcomes: list[Outcome], rest: list[Step]) -> str:
+    """When all will be done, if this machine goes on as it has begun."""
+    usual = sum(one.step.usual for one in outcomes if one.end == 'ok')
+    pace = sum(one.seconds for one in outcomes if one.end == 'ok') / usual if usual else 1.0
+    left = pace * sum(step.usual for step in rest)
+    return f'all done in about {max(left / 60, 1):.0f} min, at {datetime.datetime.now() + _seconds(left):%H:%M}'
+
+
+def _seconds(count: float) -> datetime.timedelta:
+    return datetime.timedelta(seconds=count)
+
+
+def summary(outcomes: list[Outcome]) -> str:
+    failed = [f'{one.step.name} {one.end}' for one in outcomes if one.end != 'ok']
+    return f'{len(failed)} of {len(outcomes)} steps failed: {"; ".join(failed)}' if failed else 'All steps succeeded'
 
 
 def newest_network(folder: str) -> str:
@@ -124,6 +163,19 @@ def report(parts: list[str], path: str, hide: dict[str, str]) -> None:
         f.write(re.sub(r'\n{3,}', '\n\n', text))
 
 
+def free_stem(out: str, name: str) -> str:
+    """Path without extension of files that aren't there yet."""
+    stem = os.path.join(os.path.abspath(out), f'{datetime.date.today()}-{name}')
+    paths = (stem + (f'-{i}' if i > 1 else '') for i in itertools.count(1))
+    return next(path for path in paths if not os.path.exists(f'{path}.md'))
+
+
+def fill(step: Step, words: dict[str, str], smoke: bool) -> list[str]:
+    """Script and options, some of which hold paths."""
+    whole = f'{step.command} {step.small}' if smoke else step.command
+    return [word for part in whole.split() if (word := part.format(**words))]
+
+
 @click.command(context_settings={'show_default': True})
 @common.host_option(envvar='HOST')
 @click.option('--out', type=click.Path(file_okay=False), envvar='OUT', default=os.path.join(FOLDER, 'results'),
@@ -131,46 +183,61 @@ def report(parts: list[str], path: str, hide: dict[str, str]) -> None:
 @click.option('--network', type=click.Path(exists=True, dir_okay=False),
               help='With an encoder; none = train a small one')
 @click.option('--only', default='', help=f'Steps, with commas, of {", ".join(step.name for step in STEPS)}')
-@click.option('--minutes', type=click.FloatRange(min=0), default=25.0,
+@click.option('--minutes', type=click.FloatRange(min=0), default=60.0,
               help='For everything; what comes last may fall out')
-def main(host: str | None, out: str, network: str | None, only: str, minutes: float) -> None:
+@click.option('--smoke', is_flag=True, help='All in miniature, to see that it runs')
+def main(host: str | None, out: str, network: str | None, only: str, minutes: float, smoke: bool) -> None:
     """Run all CPU benchmarks."""
     chosen = set(filter(None, only.split(',')))
     if unknown := chosen - {step.name for step in STEPS}:
         raise click.UsageError(f'--only: {unknown.pop()!r} is no step')
     common.stop_on_sigterm()
     os.makedirs(out, exist_ok=True)
-    stem = os.path.join(os.path.abspath(out), f'{datetime.date.today()}-cpu-speed')
+    stem = free_stem(out, 'smoke-cpu-speed' if smoke else 'cpu-speed')
     open(f'{stem}.log', 'w').close()
-    head = [f'# Measured on a CPU, {datetime.date.today()}', '', 'Written by `benchmarks/run.py`; what the tables mean '
-            'is in `benchmarks/README.md`.', '', '```', *facts(), '```']
-    body: list[str] = []
-    ends: list[list[str]] = []
-    began = time.monotonic()
+    steps = [step for step in STEPS if (not chosen or step.name in chosen) and not (smoke and step.small is None)
+             and not (step.name == 'network' and network)]
     with tempfile.TemporaryDirectory() as work:
-        hide = {work: '.', **({host: 'stylegan2-ada-pytorch'} if host else {}), PROJECT + os.sep: '', PROJECT: '.'}
-        for step in STEPS:
-            if (chosen and step.name not in chosen) or (step.name == 'network' and network):
-                continue
-            trained = newest_network(work) if ['network', 'ok'] in [[end[0], end[-1]] for end in ends] else ''
-            words = dict(host=f'--host={host}' if host else '', work=work, network=network or trained)
-            limit = min(step.limit, minutes * 60 - (time.monotonic() - began))
-            if limit < 5 or ('{network}' in step.command and not words['network']):
-                ends.append([step.name, '0', 'no time left' if limit < 5 else 'no network'])
-                continue
-            print(f'== {step.name}, at most {limit:.0f} s', file=sys.stderr, flush=True)
-            start = time.monotonic()
-            text, end = run_step(step, words, limit, f'{stem}.log')
-            ends.append([step.name, f'{time.monotonic() - start:.0f}', end])
-            print(f'== {step.name}: {end} after {ends[-1][1]} s', file=sys.stderr, flush=True)
-            if step.name not in ONLY_WORK:
-                line = step.command.replace('{host}', '--host=stylegan2-ada-pytorch' if host else '')
-                line = line.replace('{network}', 'network-snapshot.pkl')
-                body += ['', f'## {step.title}', '', f'`python benchmarks/{line.strip()}`', '', text.strip()]
-            report([*head, *body, *ending(ends)], f'{stem}.md', hide)  # Kept, come what may.
-        report([*head, *body, *ending(ends)], f'{stem}.md', hide)
+        outcomes = run_all(steps, host, network, work, stem, time.monotonic() + 60 * minutes, smoke)
+    print(f'{summary(outcomes)}. Tables: {stem}.md', file=sys.stderr)
     print(f'{stem}.md')
-    sys.exit(0 if all(end[-1] == 'ok' for end in ends) else 1)
+    sys.exit(0 if all(one.end == 'ok' for one in outcomes) else 1)
+
+
+def say(line: str) -> None:
+    print(f'== {line}', file=sys.stderr, flush=True)
+
+
+def run_all(
+    steps: list[Step], host: str | None, network: str | None, work: str, stem: str, deadline: float, smoke: bool
+) -> list[Outcome]:
+    """One step after the other; the file of tables is whole after each."""
+    miniature = ' (in miniature: no results)' if smoke else ''
+    head = [f'# Measured on a CPU, {datetime.date.today()}{miniature}', '', 'Written by `benchmarks/run.py`; what the '
+            'tables mean is in `benchmarks/README.md`.', '', '```', *facts(), '```']
+    hide = {work: '.', **({host: 'stylegan2-ada-pytorch'} if host else {}), PROJECT + os.sep: '', PROJECT: '.'}
+    shown = dict(host='--host=stylegan2-ada-pytorch' if host else '', work='.', network='network-snapshot.pkl')
+    body: list[str] = []
+    outcomes: list[Outcome] = []
+    for number, step in enumerate(steps):
+        trained = newest_network(work) if 'network' in [one.step.name for one in outcomes if one.end == 'ok'] else ''
+        words = dict(host=f'--host={host}' if host else '', work=work, network=network or trained)
+        limit = min(step.limit, deadline - time.monotonic())
+        if limit < 5 or ('{network}' in step.command and not words['network']):
+            outcomes.append(Outcome(step, 0, 'had no time left' if limit < 5 else 'had no network'))
+            continue
+        when = '' if smoke else f'; {outlook(outcomes, steps[number:])}'
+        say(f'{step.name} ({number + 1} of {len(steps)}), at most {limit:.0f} s{when}')
+        start = time.monotonic()
+        text, end = run_step(step.name, fill(step, words, smoke), limit, f'{stem}.log')
+        outcomes.append(Outcome(step, time.monotonic() - start, end))
+        say(f'{step.name}: {end} after {outcomes[-1].seconds:.0f} s')
+        if step.name not in ONLY_WORK:
+            command = ' '.join(fill(step, shown, smoke))
+            body += ['', f'## {step.title}', '', f'`python benchmarks/{command}`', '', text.strip()]
+        report([*head, *body, *ending(outcomes)], f'{stem}.md', hide)  # Kept, come what may.
+    report([*head, *body, *ending(outcomes), '', summary(outcomes) + '.'], f'{stem}.md', hide)
+    return outcomes
 
 
 if __name__ == '__main__':

@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ import common  # noqa: E402
 import gradients  # noqa: E402
 import growth  # noqa: E402
 import inversion  # noqa: E402
+import run as benchmarks_run  # noqa: E402
 import scaling  # noqa: E402
 from namespaces import CodeBase  # noqa: E402
 from peaks import CountFlops  # noqa: E402
@@ -99,11 +101,19 @@ def test_inversion_tells_when_the_other_gets_as_near() -> None:
 
 
 def test_scaling_takes_ratios_within_rounds() -> None:
-    found = {('invert', 1): [scaling.Measured(10, 1.0, 0.0), scaling.Measured(10, 4.0, 0.0)],
-             ('invert', 2): [scaling.Measured(10, 0.5, 0.1), scaling.Measured(10, 2.5, 0.5)]}  # fmt: skip
-    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in scaling.table(found, [1, 2])[2:]]
-    assert rows[0][:6] == ['invert a folder', '1', '6.25', '1.00', '1.00–1.00', '100%']
-    assert rows[1][3] == '1.80' and rows[1][5:] == ['90%', '20%']
+    alone, single, two = scaling.settings_of([1, 2], cores=2)
+    assert (alone, single, two) == ((1, 2), (1, 1), (2, 1))
+    seconds = {alone: (0.8, 4.0), single: (1.0, 4.0), two: (0.5, 2.5)}
+    found = {('training', setting): [scaling.Measured(10, one, 0.2 * one) for one in times]
+             for setting, times in seconds.items()}  # fmt: skip
+    found['weak', two] = [scaling.Measured(20, 1.0, 0.0), scaling.Measured(20, 5.0, 0.0)]
+    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in scaling.table(found, 2)[2:]]
+    assert rows[1] == ['training', '1 × 1', '6.25', '0.90', '1.00', '100%', '20%']
+    assert rows[2] == ['training', '2 × 1', '12.0', '1.60', '1.80', '90%', '20%']
+    assert rows[3][2:6] == ['12.0', '1.60', '1.80', '90%'], 'images a second, whatever the batch'
+    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in scaling.table(
+        {('invert', scaling.Setting(n)): [scaling.Measured(10, 1 / n**0.5, 0.0)] for n in (1, 4)}, None)[2:]]
+    assert rows[1][3:5] == ['2.00', '50%'], 'a GPU each'
 
 
 def test_operators_are_timed_and_agree_with_kernels_off() -> None:
@@ -136,8 +146,24 @@ def test_the_data_path_is_measured_where_both_sides_agree() -> None:
     assert out.count('| png 8², batch 32 | 0 |') == 2 and out.count('| jpg 8²') == 2 and 'nan' not in out
 
 
-def test_a_failed_step_does_not_stop_the_others(tmp_path: pathlib.Path) -> None:
-    out = run('run.py', f'--out={tmp_path}', '--only=inversion,ops', '--minutes=0', code=1).strip()
-    text = pathlib.Path(out).read_text()
-    assert '| ops | no time left | 0 |' in text and '| inversion | no time left | 0 |' in text
+def test_steps_without_time_are_named_and_results_are_kept(tmp_path: pathlib.Path) -> None:
+    args = f'--out={tmp_path}', '--only=inversion,ops', '--minutes=0'
+    path = run('run.py', *args, code=1).strip()
+    text = pathlib.Path(path).read_text()
+    assert '| ops | had no time left | 0 |' in text and '| inversion | had no time left | 0 |' in text
+    assert '2 of 2 steps failed: ops had no time left; inversion had no time left.' in text
     assert str(FOLDER.parent) not in text
+    assert benchmarks_run.free_stem(str(tmp_path), 'cpu-speed') == path.removesuffix('.md') + '-2'
+
+
+def test_a_failed_step_does_not_stop_the_others(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / 'step.py'
+    monkeypatch.setattr(benchmarks_run, 'facts', list)
+    script.write_text('import sys\nprint("a table")\nsys.exit(int(sys.argv[-1]))\n')
+    steps = [benchmarks_run.Step(f'step{code}', 'Title', 10, f'{script} {{host}} 0', str(code)) for code in (3, 0)]
+    outcomes = benchmarks_run.run_all(steps, None, None, str(tmp_path), str(tmp_path / 'all'), time.monotonic() + 60,
+                                      smoke=True)
+    assert [one.end for one in outcomes] == ['failed (3)', 'ok']
+    assert benchmarks_run.summary(outcomes) == '1 of 2 steps failed: step3 failed (3)'
+    assert (tmp_path / 'all.md').read_text().count('a table') == 2
+    assert 'about 3 min' in benchmarks_run.outlook([benchmarks_run.Outcome(steps[0], 40.0, 'ok')], steps * 2)
