@@ -10,7 +10,7 @@ import torch
 from test_training_loop import assert_equal, encoder, faces, gan, stage1, statistics, stop_after, weights  # noqa: F401
 
 from dnnlib.util import EasyDict, UserError
-from torch_utils import training_stats
+from torch_utils import misc, training_stats
 from training import augment, checkpoint, cuda_graphs, iteration, networks
 from training.loss import StyleGAN2Loss
 
@@ -236,6 +236,17 @@ def test_all_margin_there_can_be_gives_what_measured_margins_give(monkeypatch: p
         torch.testing.assert_close(pipe(img), img, rtol=0, atol=1e-4)
         pipe.p.fill_(1)
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-4)
+
+
+def test_a_recording_of_augmentation_copies_no_number_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The passes before it measure margins of images above a size, and so meet other numbers."""
+    pipe = augment.AugmentPipe(**augment.augpipe_specs['bgcfnc'])
+    misc._cached_constant.cache_clear()
+    for asks in (True, False):
+        monkeypatch.setattr(augment, '_asks_device', lambda device, size, asks=asks: asks)
+        before = misc._cached_constant.cache_info().misses
+        pipe(torch.zeros(4, 3, 20, 20))
+    assert misc._cached_constant.cache_info().misses == before
 
 
 def test_a_loss_is_looked_at_one_iteration_later_and_before_anything_is_saved() -> None:

@@ -342,6 +342,12 @@ def _margins(pixel_map: _PixelMap, width: int, height: int, border: int, device:
     return [x0, x1, y0, y1]
 
 
+def _filled(values: Sequence[int], device: torch.device) -> torch.Tensor:
+    """A few numbers that are others each time, written by the device itself: copying them there would wait for it, and
+    while a graph is being recorded it can't be done at all."""
+    return torch.cat([torch.full([1], float(value), device=device) for value in values])
+
+
 def _sampling_grid(pixel_map: _PixelMap, imbalance: Sequence[int], out_size: Sequence[int],
                    source: torch.Tensor) -> torch.Tensor:
     """Where in the doubled `source` each pixel of the doubled result lies, in [-1, 1]: [N, 2 * out_y, 2 * out_x, 2].
@@ -350,11 +356,11 @@ def _sampling_grid(pixel_map: _PixelMap, imbalance: Sequence[int], out_size: Seq
     filter leaves pixels half a (doubled) pixel off: the map is carried out between these shifted lattices.
     """
     device = source.device
-    shift = pixel_map.shift * 2 + misc.constant(imbalance, device=device)
+    shift = pixel_map.shift * 2 + _filled(imbalance, device)
     half_pixel = torch.full([2], 0.5, device=device)
     shift = shift + _transform(pixel_map.linear, half_pixel) - half_pixel
-    in_size = misc.constant([source.shape[3], source.shape[2]], device=device)
-    scale = misc.constant(out_size, device=device) * 2
+    in_size = _filled([source.shape[3], source.shape[2]], device)
+    scale = _filled(out_size, device) * 2
     linear = pixel_map.linear * (scale / in_size[:, None])
     theta = torch.cat([linear, (shift * 2 / in_size).unsqueeze(-1)], dim=2)
     shape = [len(source), source.shape[1], 2 * out_size[1], 2 * out_size[0]]
