@@ -75,6 +75,9 @@ if [[ $WHEELS ]]; then
   export PYTHONPATH=$WORK/site${PYTHONPATH:+:$PYTHONPATH} PATH=$WORK/site/bin:$PATH
 fi
 
+# PyTorch takes the folder above the first nvcc for the toolkit, which it is not where that is a link or a script.
+[[ -z ${CUDA_HOME:-} && -x /usr/local/cuda/bin/nvcc ]] && export CUDA_HOME=/usr/local/cuda
+
 step machine 30 bash -c '
   nvidia-smi --query-gpu=name,memory.total,driver_version,clocks.max.sm,temperature.gpu --format=csv 2>&1
   nvcc --version 2>&1 | tail -n 1
@@ -116,7 +119,7 @@ fi
 # This project alone in other precisions, if there is time. The row above has float16 layers.
 for size in $EXTRAS; do
   ((SECONDS < 380)) || break
-  for extra in precision=fp32 tf32; do
+  for extra in nhwc precision=fp32 tf32; do
     [[ $SMOKE && $extra != precision=fp32 ]] && continue
     [[ $extra == tf32 ]] && more=--precision=fp32 || more=
     step "$extra-$size" $(at_most 25 170) "$PYTHON" benchmarks/iteration.py --size=$size --device=$DEVICE --rounds=3 --seconds=5 --$extra $more
@@ -170,7 +173,7 @@ done
   echo -e '\n## Iteration'
   for size in $ALONE; do echo; cat "$WORK/alone-$size.out"; done
   [[ $HOST ]] && for size in $COMPARED; do echo; cat "$WORK/compared-$size.out"; done
-  for file in "$WORK"/{precision,tf32,graphs}*.out; do [[ -f $file ]] && { echo; cat "$file"; }; done
+  for file in "$WORK"/{nhwc,precision,tf32,graphs}*.out; do [[ -f $file ]] && { echo; cat "$file"; }; done
   echo -e "\n## Training\n\n\`train.py\` on the demo set, $WIDTHS, batch $BATCH; the last lines of both stages.\n\n\`\`\`"
   for stage in stage1 stage2; do grep '^tick' "$WORK/$stage.out" | tail -n 2; done
   echo -e '```\n\n## Metrics\n\nSmall sets and a random detector: only comparable with each other.\n\n```'

@@ -160,6 +160,7 @@ def headline(size: str, config: dict[str, Any], keep_memory: bool, one_process: 
              rounds: int) -> str:
     names = {'fp32': 'float32', 'fp16': 'float16 layers', 'bf16': 'bfloat16 layers here'}
     precision = names[config['precision']] + ', TF32 here' * config['tf32'] + ', CUDA graphs here' * config['graphs']
+    precision += ', channels_last here' * config['nhwc']
     extra = ', freed memory kept' * keep_memory + ', one process' * one_process
     what = ('Size {}: {resolution}×{resolution}, channel_base {channel_base}, channel_max {channel_max}, '
             'latents {latent}, batch {batch}, {}; {} rounds. ').format(size, precision, rounds, **config)
@@ -226,6 +227,7 @@ def check_sizes(ctx: Any, param: Any, value: str) -> list[str]:
                    'no bf16: fp32, on CUDA float16 layers unless fp32 is asked for')
 @click.option('--tf32', is_flag=True, help='Let this project round to TF32; on a CPU: take half the products')
 @click.option('--graphs', is_flag=True, help='Replay recorded phases of this project (CUDA graphs)')
+@click.option('--nhwc', is_flag=True, help="This project's half-precision layers in channels_last, as train.py --nhwc")
 @click.option('--keep-memory', is_flag=True, help="Let glibc's allocator keep freed memory, on all sides")
 @click.option('--one-process', is_flag=True, help='All in one process instead of one each')
 @click.option('--kernels-off', is_flag=True, help='This project with LIA_KERNELS=off as one more side')
@@ -238,21 +240,22 @@ def check_sizes(ctx: Any, param: Any, value: str) -> list[str]:
 @click.option('--seconds', type=click.FloatRange(min=0), default=120.0,
               help='Begin no round that may end after so long; of each size')
 def main(host: str | None, sizes: list[str], device: str, precision: str, tf32: bool, batch: int | None,
-         graphs: bool, **options: Any) -> None:
+         graphs: bool, nhwc: bool, **options: Any) -> None:
     """Time G, D, the phases of training, the amortised iteration and a step of the encoder."""
     if options['one_process'] and (options['kernels_off'] or tf32):
         raise click.UsageError('--one-process: not with --kernels-off or --tf32, which are for a whole process')
     if options['one_process']:
         common.settle(options['keep_memory'])
     device = common.pick_device(device)
-    if graphs and not device.startswith('cuda'):
-        raise click.UsageError('--graphs: for CUDA only')
+    if (graphs or nhwc) and not device.startswith('cuda'):
+        raise click.UsageError('--graphs, --nhwc: for CUDA only')
     if precision == 'auto':
         precision = 'fp16' if device.startswith('cuda') else 'fp32'
     if precision == 'fp16' and not device.startswith('cuda'):
         raise click.UsageError('--precision=fp16: for CUDA only')
     for size in sizes:
-        config = dict(zip(DIMENSIONS, SIZES[size]), device=device, precision=precision, tf32=tf32, graphs=graphs)
+        config = dict(zip(DIMENSIONS, SIZES[size]), device=device, precision=precision, tf32=tf32, graphs=graphs,
+                      nhwc=nhwc)
         config['batch'] = batch or config['batch']
         for lines in compare(size, config, host, options):
             print('\n'.join(lines) + '\n', flush=True)

@@ -52,7 +52,7 @@ def rows(results: Any, moved: dict[str, float], flops: dict[str, float], apart: 
 @click.command(context_settings={'show_default': True})
 @common.host_option()
 @common.device_option()
-@click.option('--batch', type=click.IntRange(min=1), help='Images  [default: 8; 32 on CUDA]')
+@click.option('--batch', type=click.IntRange(min=1), help='Images  [default: 8; 16 on CUDA]')
 @click.option('--channels', type=click.IntRange(min=1), default=128, help='In and out')
 @click.option('--resolution', type=click.IntRange(min=4), help="Of the inputs  [default: 32; 128 on CUDA]")
 @click.option('--dtype', type=click.Choice(['float32', 'float16', 'bfloat16']), default='float32')
@@ -68,7 +68,7 @@ def main(host: str | None, device: str, batch: int | None, channels: int, resolu
     half = dtype != 'float32'
     last = {'own': {OURS: half or not cuda, THEIRS: half}, 'nchw': {OURS: False, THEIRS: False},
             'nhwc': {OURS: True, THEIRS: True}}[layout]
-    config = dict(device=device, batch=batch or (32 if cuda else 8), channels=channels, dtype=dtype, last=last,
+    config = dict(device=device, batch=batch or (16 if cuda else 8), channels=channels, dtype=dtype, last=last,
                   resolution=resolution or (128 if cuda else 32))
     with start(config, host, plain=True, script='ops_worker.py') as sides, tempfile.TemporaryDirectory() as folder:
         facts = [side.ask('facts') for side in sides]

@@ -38,11 +38,12 @@ class Worker:
             the original hasn't: it takes fp16 on CUDA, else fp32.
         first: whether to write the weights.
         graphs: whether this project replays recorded phases, on CUDA.
+        nhwc: whether this project's float16 layers are in channels_last.
         tf32: whether this project may round the factors of float32 products. The original may not.
     """
 
     def __init__(self, root: str, weights: str, device: str, precision: str = 'fp32', first: bool = True,
-                 tf32: bool = False, graphs: bool = False, **size: int) -> None:
+                 tf32: bool = False, graphs: bool = False, nhwc: bool = False, **size: int) -> None:
         import torch
 
         self.root, self.is_host, self.first = root, root != PROJECT, first
@@ -50,6 +51,7 @@ class Worker:
         half = self.device.type == 'cuda' and precision != 'fp32'
         self.graphs = self._make_graphs() if graphs and root == PROJECT else None
         self.precision = dict(num_fp16_res=4, conv_clamp=256) if half else dict(num_fp16_res=0, conv_clamp=None)
+        self.last = dict(fp16_channels_last=True) if half and nhwc and root == PROJECT else {}
         self.missing: dict[str, str] = {}  # Work that this code base can't do, and why.
         self._set_up_torch(precision)
         torch.manual_seed(0)
@@ -95,15 +97,15 @@ class Worker:
         image = dict(c_dim=0, img_resolution=size.resolution, img_channels=3)
         widths = dict(channel_base=size.channel_base, channel_max=size.channel_max, **self.precision)
         G = networks.Generator(z_dim=size.latent, w_dim=size.latent, mapping_kwargs=dict(num_layers=2),
-                               synthesis_kwargs=widths, **image)
-        D = networks.Discriminator(epilogue_kwargs=dict(mbstd_group_size=4), **widths, **image)
+                               synthesis_kwargs=dict(widths, **self.last), **image)
+        D = networks.Discriminator(block_kwargs=self.last, epilogue_kwargs=dict(mbstd_group_size=4), **widths, **image)
         nets = {'G': G, 'D': D}
         try:
             from lia_plugin import networks as lia_networks
             from lia_plugin.loss import EncoderLoss  # noqa: F401  To know now whether this host lets it in.
 
             nets['E'] = lia_networks.Generator(
-                z_dim=size.latent, w_dim=size.latent, synthesis_kwargs=widths, **image,
+                z_dim=size.latent, w_dim=size.latent, synthesis_kwargs=dict(widths, **self.last), **image,
                 encoder_kwargs=dict(channel_base=size.channel_base, channel_max=size.channel_max, **self.precision),
             )
         except ImportError as error:

@@ -62,7 +62,8 @@ class Replay:
                 graphs[len(result)] = graph
                 return
         except RuntimeError as error:
-            reason = ' '.join(str(error).split())[:200]
+            first = error.__context__ or error  # A capture that has failed only says so in the end.
+            reason = ' '.join(str(first).split())[:200]
         self.works = False
         click.echo(f'{self.name}: no CUDA graph ({reason}); going on without', err=True)
 
@@ -85,7 +86,8 @@ class Recorded:
     """One graph: `tensors` are examples of full size."""
 
     def __init__(self, function: Function, tensors: tuple[torch.Tensor, ...]) -> None:
-        self.inputs = [t.detach().clone() for t in tensors]
+        with torch.inference_mode(False):  # What was made in it could not be written to outside of it.
+            self.inputs = [t.detach().clone() for t in tensors]
         device = self.inputs[0].device
         # Libraries set themselves up in a stream that is not recorded; graphs demand that it is none of the default.
         stream = torch.cuda.Stream(device)

@@ -24,6 +24,7 @@ from torch_utils import training_stats
 
 MODES = ('off', 'auto', 'on')
 WARM_UP = 3  # Passes before the capture: libraries choose their algorithms, and constants are made.
+ALIGNMENT = 64  # Numbers.
 LARGEST = 256  # Pixels at which `auto` captures: above, kernels last longer than their launches.
 
 Inputs = dict[str, torch.Tensor]
@@ -78,6 +79,14 @@ def _forget_capture(pool: Any) -> None:
         generator.graphsafe_set_state(generator.clone_state())
 
 
+def _first_reason(error: BaseException) -> str:
+    """In a line. The end of a capture that had failed fails, too, and knows no more than that."""
+    while error.__context__ is not None:
+        error = error.__context__
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 class StaticGradients:
     """Gradients of a module that stay where they are in memory, in one buffer."""
 
@@ -86,9 +95,11 @@ class StaticGradients:
         sizes = [parameter.numel() for parameter in self.parameters]
         kinds = {(parameter.dtype, parameter.device) for parameter in self.parameters}
         assert len(kinds) == 1, 'networks are float32, on one device'
-        self.buffer = self.parameters[0].new_zeros(sum(sizes))
+        # From multiples of 256 bytes on, as an allocator would have it: optimisers read several numbers at once.
+        room = [-(-size // ALIGNMENT) * ALIGNMENT for size in sizes]
+        self.buffer = self.parameters[0].new_zeros(sum(room))
         self.views = [part.as_strided(parameter.shape, _dense_strides(parameter))
-                      for part, parameter in zip(self.buffer.split(sizes), self.parameters)]
+                      for part, parameter in zip(self.buffer.split(room), self.parameters)]
 
     def attach(self) -> None:
         """All zero, and in their places."""
@@ -184,7 +195,7 @@ class Graphs:
         try:
             graph.capture(recorded)
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            reason = _first_reason(error)
             if self.required:
                 raise UserError(f'--cuda-graphs=on: this training can\'t be captured ({reason}); '
                                 '--cuda-graphs=off does without') from error
