@@ -10,7 +10,6 @@ piece, so that both meet the same drift of a busy machine: each in a process of 
 
 from __future__ import annotations
 
-import os
 import statistics
 import tempfile
 from collections.abc import Iterator
@@ -80,21 +79,12 @@ def kimg_row(results: Rounds, batch: int) -> str:
 # Further tables
 
 
-def gradient_table(config: dict[str, Any], host: str, keep_memory: bool) -> list[str]:
-    """How far outputs and gradients are from the original's, beside its own distance between memory formats."""
+def gradient_tables(config: dict[str, Any], host: str, keep_memory: bool, batches: int, seconds: float) -> list[str]:
+    """How far outputs and gradients are from the original's and from float64, beside how far the original's are."""
     import gradients
 
     with tempfile.TemporaryDirectory() as folder, start(config, host, keep_memory=keep_memory) as sides:
-        paths = {name: os.path.join(folder, name) for name in ('ours', 'theirs', 'theirs in NHWC')}
-        sides[0].ask('gradients', paths['ours'], False)
-        sides[1].ask('gradients', paths['theirs'], False)
-        # A phase's moving averages have changed these networks: NHWC gets fresh ones.
-        with start(config, host, keep_memory=keep_memory) as again:
-            again[1].ask('gradients', paths['theirs in NHWC'], True)
-        ours = gradients.differences(paths['ours'], paths['theirs'])
-        noise = gradients.differences(paths['theirs in NHWC'], paths['theirs'])
-    head = ['relative difference to the original', OURS, 'worst parameter', 'original in NHWC', 'worst parameter']
-    return common.markdown(head, [[name, *(f'{v:.1e}' for v in ours[name] + noise[name])] for name in ours])
+        return gradients.tables(gradients.measure(sides, folder, batches, seconds))
 
 
 def memory_table(config: dict[str, Any], host: str | None, keep_memory: bool) -> list[str]:
@@ -205,7 +195,7 @@ def compare(size: str, config: dict[str, Any], host: str | None, options: dict[s
     if options['limits']:
         yield limits_table(config, results, names)
     if options['gradients']:
-        yield gradient_table(config, host or common.PROJECT, keep_memory)
+        yield gradient_tables(config, host or common.PROJECT, keep_memory, options['batches'], options['seconds'])
     if options['memory']:
         yield memory_table(config, host, keep_memory)
 
@@ -231,7 +221,8 @@ def check_sizes(ctx: Any, param: Any, value: str) -> list[str]:
 @click.option('--keep-memory', is_flag=True, help="Let glibc's allocator keep freed memory, on all sides")
 @click.option('--one-process', is_flag=True, help='All in one process instead of one each')
 @click.option('--kernels-off', is_flag=True, help='This project with LIA_KERNELS=off as one more side')
-@click.option('--gradients', is_flag=True, help="Also compare gradients, beside the original's between memory formats")
+@click.option('--gradients', is_flag=True, help="Also compare gradients with the original's and with float64's")
+@click.option('--batches', type=click.IntRange(min=1), default=3, help='Of --gradients: as many, if --seconds allow it')
 @click.option('--memory', is_flag=True, help='Also take memory peaks, in processes of their own')
 @click.option('--limits', is_flag=True, help="Also compare with the machine's peaks")
 @click.option('--profile', is_flag=True, help='Also list the costliest operators')

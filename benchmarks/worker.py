@@ -127,13 +127,18 @@ class Worker:
     def _draw_inputs(self) -> None:
         import torch
 
-        side, stream = self.size.resolution, torch.Generator().manual_seed(1)
+        self.img, self.z = (x.to(self.device) for x in self.draw(0))
+        self.c = torch.empty([self.size.batch, 0], device=self.device)
+
+    def draw(self, seed: int) -> tuple[Any, Any]:
+        """Images [batch, 3, resolution, resolution] in [-1, 1], and latents [batch, latent], on the CPU."""
+        import torch
+
+        side, stream = self.size.resolution, torch.Generator().manual_seed(1 + seed)
         # Smooth, as pictures are: of white noise D's statistics are unlike those of any training.
         coarse = torch.randn([self.size.batch, 3, side // 4, side // 4], generator=stream)
         img = torch.nn.functional.interpolate(coarse, scale_factor=4, mode='bilinear').clamp(-1, 1)
-        z = torch.randn([self.size.batch, self.size.latent], generator=stream)
-        self.img, self.z = img.to(self.device), z.to(self.device)
-        self.c = torch.empty([self.size.batch, 0], device=self.device)
+        return img, torch.randn([self.size.batch, self.size.latent], generator=stream)
 
     # -----------------------------------------------------------------------------------------------------------------
     # The work
@@ -293,11 +298,11 @@ class Worker:
             counts[name] = counter.flops
         return counts
 
-    def gradients(self, path: str, channels_last: bool) -> None:
-        """Writes outputs and the gradients of all phases, optionally with all networks in channels_last. Once only."""
+    def gradients(self, path: str, options: dict[str, Any]) -> None:
+        """Writes outputs and the gradients of all phases to a file, see `gradients.write`."""
         import gradients
 
-        gradients.write(self, path, channels_last)
+        gradients.write(self, path, **options)
 
     def profile(self, names: list[str], top: int) -> list[tuple[str, float, int]]:
         """(operator, milliseconds of its own, calls) of the costliest in one call of each named piece."""
