@@ -1,9 +1,10 @@
 // The matrix tiles of newer Intel CPUs (AMX): float32 as sums of bfloat16, and products of 32 x 32 blocks.
 //
-// A float32 is the sum of three bfloat16 of 8 bits each: x = x0 + x1 + x2. Of the nine products of two such sums the six
-// largest are taken, x0 y0, x0 y1, x1 y0, x0 y2, x1 y1 and x2 y0; what is left out is as small as float32's rounding.
-// They cost less than half of what float32's own units need for one. With `parts` 2, x0 + x1 and three products, sums
-// are off by 4e-6 of their root mean square, and with 1 the operator is one of bfloat16 with float32 sums.
+// A float32 is the sum of three bfloat16 of 8 bits each: x = x0 + x1 + x2. Of the nine products of two such sums the
+// six largest are taken, x0 y0, x0 y1, x1 y0, x0 y2, x1 y1 and x2 y0; what is left out is as small as float32's
+// rounding. They cost less than half of what float32's own units need for one. With `parts` 2, x0 + x1 and three
+// products, sums are off by 4e-6 of their root mean square, and with 1 the operator is one of bfloat16 with float32
+// sums.
 
 #pragma once
 
@@ -37,8 +38,9 @@ inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multi
 
 inline int64_t div_up(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
 
-// Two times 16 float32 as 32 bfloat16: rounded, what is then left of them rounded, and what is left of that. The order is
-// that of memory, or in pairs: first[0], second[0], first[1], ... Of infinity NaN is left, and so sums of it are NaN.
+// Two times 16 float32 as 32 bfloat16: rounded, what is then left of them rounded, and what is left of that. The order
+// is that of memory, or in pairs: first[0], second[0], first[1], ... Of infinity NaN is left, and so sums of it are
+// NaN.
 struct Parts {
     __m512i part[kParts];
 };
@@ -56,8 +58,9 @@ inline Parts split(__m512 first, __m512 second) {
 }
 
 inline Parts split_pairs(__m512 first, __m512 second) {
-    alignas(64) static constexpr std::uint16_t order[32] = {0,  16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                                           8,  24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    alignas(64) static constexpr std::uint16_t order[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                            21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                            11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
     const __m512i pairs = _mm512_load_si512(order), upper = _mm512_set1_epi32(static_cast<int>(0xffff0000));
     Parts parts;
     for (int64_t p = 0; p < kParts; ++p) {
@@ -68,8 +71,8 @@ inline Parts split_pairs(__m512 first, __m512 second) {
     return parts;
 }
 
-// The same, cut off instead of rounded: less than half the work, and exact, too, for float32 has 24 bits. What six products
-// leave out is up to four times as much, a rounding of float32.
+// The same, cut off instead of rounded: less than half the work, and exact, too, for float32 has 24 bits. What six
+// products leave out is up to four times as much, a rounding of float32.
 inline Parts cut(__m512 first, __m512 second, __m512i order) {
     const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000));
     Parts parts;
@@ -83,14 +86,16 @@ inline Parts cut(__m512 first, __m512 second, __m512i order) {
 }
 
 inline Parts cut(__m512 first, __m512 second) {
-    alignas(64) static constexpr std::uint16_t order[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
-                                                           33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+    alignas(64) static constexpr std::uint16_t order[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21,
+                                                            23, 25, 27, 29, 31, 33, 35, 37, 39, 41, 43,
+                                                            45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
     return cut(first, second, _mm512_load_si512(order));
 }
 
 inline Parts cut_pairs(__m512 first, __m512 second) {
-    alignas(64) static constexpr std::uint16_t order[32] = {1,  33, 3,  35, 5,  37, 7,  39, 9,  41, 11, 43, 13, 45, 15, 47,
-                                                           17, 49, 19, 51, 21, 53, 23, 55, 25, 57, 27, 59, 29, 61, 31, 63};
+    alignas(64) static constexpr std::uint16_t order[32] = {1,  33, 3,  35, 5,  37, 7,  39, 9,  41, 11,
+                                                            43, 13, 45, 15, 47, 17, 49, 19, 51, 21, 53,
+                                                            23, 55, 25, 57, 27, 59, 29, 61, 31, 63};
     return cut(first, second, _mm512_load_si512(order));
 }
 

@@ -10,7 +10,7 @@ using std::int64_t;
 extern "C" std::uint64_t checksum(const float* data, int64_t count) {
     constexpr int64_t chunk = 1 << 14, lanes = 32;
     std::uint64_t total = 0;
-    #pragma omp parallel for schedule(static) reduction(+ : total)
+#pragma omp parallel for schedule(static) reduction(+ : total)
     for (int64_t first = 0; first < count; first += chunk) {
         std::uint32_t hash[lanes], part[lanes];
         for (int64_t i = 0; i < lanes; ++i) hash[i] = static_cast<std::uint32_t>(first * 2654435761u + i);

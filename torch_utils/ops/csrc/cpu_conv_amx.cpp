@@ -17,7 +17,7 @@ namespace {
 
 using namespace amx;
 
-constexpr int64_t kRun = 8;              // Blocks that are taken through all output channels, so that they stay in cache.
+constexpr int64_t kRun = 8;  // Blocks that are taken through all output channels, so that they stay in cache.
 constexpr int64_t kCache = 1280 << 10;  // Bytes of images that are taken through them at a time.
 
 thread_local lia::Workspace filled_space, packed_space, sums_space;
@@ -25,8 +25,8 @@ thread_local lia::Workspace filled_space, packed_space, sums_space;
 // ---------------------------------------------------------------------------------------------------------------------
 // Planes
 
-// Places `first` to `first + count` of all planes, channels from `begin` to `end`, as [32 channels][part][plane][place][32]:
-// 16 places from anywhere on are a tile of 1 kB. What the table has no pixel for is 0.
+// Places `first` to `first + count` of all planes, channels from `begin` to `end`, as [32 channels][part][plane][place]
+// [32]: 16 places from anywhere on are a tile of 1 kB. What the table has no pixel for is 0.
 template <int64_t parts>
 void fill_planes(const float* x, const Planes& planes, const Table& table, int64_t first, int64_t count, int64_t begin,
                  int64_t end, bfloat16* filled) {
@@ -38,7 +38,8 @@ void fill_planes(const float* x, const Planes& planes, const Table& table, int64
             const __mmask16 low = pixel < 0 ? 0 : lanes(planes.channels - c);
             const __mmask16 high = pixel < 0 ? 0 : lanes(planes.channels - c - kTile);
             const float* source = low ? x + pixel * planes.channels + c : x;
-            const __m512 a = _mm512_maskz_loadu_ps(low, source), b = _mm512_maskz_loadu_ps(high, high ? source + kTile : x);
+            const __m512 a = _mm512_maskz_loadu_ps(low, source),
+                         b = _mm512_maskz_loadu_ps(high, high ? source + kTile : x);
             const Parts halves = parts == kParts ? cut(a, b) : split(a, b);  // Fewer have to be rounded.
             for (int64_t p = 0; p < parts; ++p)
                 _mm512_store_si512(filled + ((c - begin) / kDepth * parts + p) * size * kDepth, halves.part[p]);
@@ -60,7 +61,8 @@ struct Weights {
     int64_t out_channels, in_channels;
 };
 
-// One tile of 32 input by 16 output channels, as pairs of input channels for each output channel; one part after the other.
+// One tile of 32 input by 16 output channels, as pairs of input channels for each output channel; one part after the
+// other.
 void pack_tile(const Weights& w, const float* base, int64_t out, int64_t in, int64_t parts, bfloat16* tile) {
     const int64_t outs = std::min(kTile, w.out_channels - out), ins = std::min(kDepth, w.in_channels - in);
     const float* corner = base + out * w.out_stride + in * w.in_stride;
@@ -68,7 +70,8 @@ void pack_tile(const Weights& w, const float* base, int64_t out, int64_t in, int
     if (w.out_stride == 1) {
         const __mmask16 mask = lanes(outs);
         for (int64_t i = 0; i < kTile; ++i) {
-            const __m512 first = 2 * i < ins ? _mm512_maskz_loadu_ps(mask, corner + 2 * i * w.in_stride) : _mm512_setzero_ps();
+            const __m512 first =
+                2 * i < ins ? _mm512_maskz_loadu_ps(mask, corner + 2 * i * w.in_stride) : _mm512_setzero_ps();
             const __m512 second =
                 2 * i + 1 < ins ? _mm512_maskz_loadu_ps(mask, corner + (2 * i + 1) * w.in_stride) : _mm512_setzero_ps();
             const Parts halves = split_pairs(first, second);
@@ -145,8 +148,8 @@ std::vector<int64_t> cover_all(const std::vector<Job>& jobs) {
     return cover(together, 1);
 }
 
-// How the work is cut: runs of blocks, each taken through `share` output channels, `each` steps of 32 input channels at a
-// time, of which it reads `range` places of all planes.
+// How the work is cut: runs of blocks, each taken through `share` output channels, `each` steps of 32 input channels at
+// a time, of which it reads `range` places of all planes.
 struct Plan {
     int64_t runs, shares, share, range = 0, each;
 
@@ -229,7 +232,8 @@ bool convolve(const float* x, const Planes& planes, const Table& source, const s
                                                   weights, panel, depths, steps,
                                                   next + (b - run) * lines * products * kDepth, lines);
                             store_sums(block);
-                            if (begin + steps == depths) store_block(block, job.target, job.table.data() + starts[b], channel);
+                            if (begin + steps == depths)
+                                store_block(block, job.target, job.table.data() + starts[b], channel);
                         }
                     }
                 }
@@ -269,8 +273,9 @@ bool run(const float* x, const Planes& planes, const Weights& weights, std::vect
 }  // namespace
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Entry points. They return 0; 1 for want of memory. `parts` is 1 to 3, see above. `tiles`: where the packed weight is to
-// be kept, parts * out * in * kernel numbers, both channels rounded up to 32, or null; `there`: whether it is already.
+// Entry points. They return 0; 1 for want of memory. `parts` is 1 to 3, see above. `tiles`: where the packed weight is
+// to be kept, parts * out * in * kernel numbers, both channels rounded up to 32, or null; `there`: whether it is
+// already.
 
 extern "C" {
 
@@ -282,8 +287,8 @@ int amx_available() {
 
 // A correlation, PyTorch's conv2d: x [n, height, width, in], w with the strides given, out [n, out_h, out_w, out].
 int amx_conv2d(const float* x, const float* w, float* out, const int64_t* n_h_w_in, const int64_t* h_w_out,
-               const int64_t* w_strides, const int64_t* kernel, int64_t stride, const int64_t* padding,
-               int64_t parts, void* tiles, int64_t there) {
+               const int64_t* w_strides, const int64_t* kernel, int64_t stride, const int64_t* padding, int64_t parts,
+               void* tiles, int64_t there) {
     const int64_t n = n_h_w_in[0];
     Planes planes{n, n_h_w_in[1], n_h_w_in[2], n_h_w_in[3], padding[0], padding[1], stride, 0, 0, n};
     planes.rows = div_up((h_w_out[0] - 1) * stride + kernel[0], stride);
@@ -302,7 +307,8 @@ int amx_conv_transpose2d(const float* x, const float* w, float* out, const int64
                          const int64_t* w_strides, const int64_t* kernel, int64_t stride, const int64_t* padding,
                          int64_t parts, void* tiles, int64_t there) {
     const int64_t n = n_h_w_in[0];
-    // Output row y = t * stride + phase - padding sums the input's rows t - j with the kernel's rows phase + j * stride.
+    // Output row y = t * stride + phase - padding sums the input's rows t - j with the kernel's rows phase + j *
+    // stride.
     const int64_t reach_y = (kernel[0] - 1) / stride, reach_x = (kernel[1] - 1) / stride;
     Planes planes{n, n_h_w_in[1], n_h_w_in[2], n_h_w_in[3], reach_y, reach_x, 1, 0, 0, n};
     planes.rows = (h_w_out[0] - 1 + padding[0]) / stride + 1 + reach_y;

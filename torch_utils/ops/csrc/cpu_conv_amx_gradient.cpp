@@ -125,12 +125,12 @@ void correlate(const Operand& a, const Operand& b, const std::vector<Shift>& shi
 
 }  // namespace
 
-// out [left, right, kernel] = the sum over n, y, x of small[n, y, x, left] * big[n, y * stride + ky - padding, ..., right]:
-// the weight's gradient of conv2d (small is the output's gradient) and of conv_transpose2d (big is). `parts` is 1 to 3, see
-// cpu_amx.h. Returns 0; 1 for want of memory.
+// out [left, right, kernel] = the sum over n, y, x of small[n, y, x, left] * big[n, y * stride + ky - padding, ...,
+// right]: the weight's gradient of conv2d (small is the output's gradient) and of conv_transpose2d (big is). `parts` is
+// 1 to 3, see cpu_amx.h. Returns 0; 1 for want of memory.
 extern "C" int amx_weight_gradient(const float* small, const float* big, float* out, const int64_t* n_h_w_left,
-                        const int64_t* h_w_right, const int64_t* kernel, int64_t stride, const int64_t* padding,
-                        int64_t parts) {
+                                   const int64_t* h_w_right, const int64_t* kernel, int64_t stride,
+                                   const int64_t* padding, int64_t parts) {
     const int64_t n = n_h_w_left[0], left = n_h_w_left[3], right = h_w_right[2];
     // Room for an even number of images: then all distances are whole pairs.
     Planes wide{n, h_w_right[0], h_w_right[1], right, padding[0], padding[1], stride, 0, 0, round_up(n, 2)};
@@ -151,7 +151,9 @@ extern "C" int amx_weight_gradient(const float* small, const float* big, float* 
         for (int64_t dx = 0; dx < kernel[1]; ++dx) shifts.push_back({wide.phase(dy, dx), wide.distance(dy, dx) / 2});
     const Gradient gradient{out, left, right, kernel[0] * kernel[1]};
     const Operand first{a, left_size}, second{b, right_size};
-    (parts == 3 ? correlate<3> : parts == 2 ? correlate<2> : correlate<1>)(first, second, shifts, starts, pairs, gradient);
+    (parts == 3   ? correlate<3>
+     : parts == 2 ? correlate<2>
+                  : correlate<1>)(first, second, shifts, starts, pairs, gradient);
     return 0;
 }
 

@@ -1,8 +1,9 @@
 // Image batches in planes, so that a tap of a convolution's kernel is a distance between places.
 //
 // Images are copied into planes with their padding (one plane for each of the stride's phases), in which places are
-// numbered through: rows, columns, and fastest the images of the batch. A tap of the kernel is then a constant distance,
-// 16 places in a row are a tile's 16 rows, and what lies between two rows of the output is long enough to be left out.
+// numbered through: rows, columns, and fastest the images of the batch. A tap of the kernel is then a constant
+// distance, 16 places in a row are a tile's 16 rows, and what lies between two rows of the output is long enough to be
+// left out.
 
 #pragma once
 
@@ -14,7 +15,8 @@
 
 namespace amx {
 
-// An image batch with its padding, cut into stride * stride phases; plane (a, b) holds the padded rows a, a + stride, ...
+// An image batch with its padding, cut into stride * stride phases; plane (a, b) holds the padded rows a, a + stride,
+// ...
 struct Planes {
     int64_t images, height, width, channels;  // Of the dense NHWC input.
     int64_t pad_y, pad_x;                     // Zeros before its first row and column.
@@ -32,8 +34,8 @@ struct Planes {
 using Table = std::vector<int64_t>;
 
 // Enters at the places from `first` on of a plane the pixels (row * stride + y0, column * stride + x0) that there are.
-inline void enter(const Planes& planes, int64_t height, int64_t width, int64_t stride, int64_t y0, int64_t x0, int64_t first,
-           Table& table) {
+inline void enter(const Planes& planes, int64_t height, int64_t width, int64_t stride, int64_t y0, int64_t x0,
+                  int64_t first, Table& table) {
     for (int64_t row = 0; row < planes.rows; ++row) {
         for (int64_t column = 0; column < planes.pitch; ++column) {
             const int64_t y = row * stride + y0, x = column * stride + x0;

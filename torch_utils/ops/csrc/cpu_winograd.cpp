@@ -17,14 +17,15 @@ struct Weights {
     const float* data;
     int64_t out, in;
     int64_t out_stride, in_stride, y_stride, x_stride;  // In elements.
-    bool flip;  // Whether the kernel is turned by half a circle.
+    bool flip;                                          // Whether the kernel is turned by half a circle.
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Weights
 
 // [panel][place][in][kPanel]
-template <class F> void transform_weights(const Weights& w, float* packed) {
+template <class F>
+void transform_weights(const Weights& w, float* packed) {
     constexpr int places = F::kIn * F::kIn;
     const int64_t panels = div_up(w.out, kPanel), steps = div_up(w.in, 64);
 #pragma omp parallel for schedule(static)
@@ -56,10 +57,10 @@ template <class F> void transform_weights(const Weights& w, float* packed) {
 
 // How the work is cut.
 struct Plan {
-    int64_t row;        // Elements of a transformed tile's channels.
-    int64_t tiles;      // That a thread takes at a time.
-    int64_t panels;     // Of output channels that it takes at a time.
-    int64_t together;   // Tiles that all threads transform together, or 0 if each transforms its own.
+    int64_t row;       // Elements of a transformed tile's channels.
+    int64_t tiles;     // That a thread takes at a time.
+    int64_t panels;    // Of output channels that it takes at a time.
+    int64_t together;  // Tiles that all threads transform together, or 0 if each transforms its own.
 
     Plan(int64_t places, int64_t in, int64_t out, int64_t count, int64_t threads) {
         row = round_up(in, kLanes);
@@ -71,7 +72,8 @@ struct Plan {
         const int64_t share = div_up(div_up(count, threads), kMostRows) * kMostRows;  // No thread is to be idle.
         if (tiles >= least && div_up(count, least) >= threads) {
             tiles = std::max(least, std::min(tiles, share));
-            if (div_up(count, tiles) < 4 * threads && tiles > 2 * least) tiles = std::max(least, tiles / 2 / kMostRows * kMostRows);
+            if (div_up(count, tiles) < 4 * threads && tiles > 2 * least)
+                tiles = std::max(least, tiles / 2 / kMostRows * kMostRows);
         } else {
             tiles = std::min(4 * kMostRows, round_up(count, kMostRows));
             together = std::max(tiles, (int64_t{6} << 20) / (places * row) / tiles * tiles);  // 24 MB.
@@ -113,7 +115,7 @@ int convolve(const Images& x, const float* packed, const Result& out) {
     {
         float* own = own_space.get(places * out_place + (plan.together ? 0 : places * in_place));
         failed = own == nullptr;
-        float *inputs = plan.together ? shared + plan.row : own + places * out_place;
+        float* inputs = plan.together ? shared + plan.row : own + places * out_place;
         const int64_t step = plan.together ? plan.together : tiling.count;
         for (int64_t chunk = 0; chunk < tiling.count; chunk += step) {
             const int64_t end = std::min(chunk + step, tiling.count), blocks = div_up(end - chunk, plan.tiles);
@@ -126,8 +128,8 @@ int convolve(const Images& x, const float* packed, const Result& out) {
                 for (int64_t task = 0; task < blocks * groups; ++task) {
                     const int64_t first = task % blocks * plan.tiles, group = task / blocks;
                     if (own != nullptr)
-                        finish(inputs + first * plan.row, chunk + first,
-                               std::min(chunk + first + plan.tiles, end), group, own);
+                        finish(inputs + first * plan.row, chunk + first, std::min(chunk + first + plan.tiles, end),
+                               group, own);
                 }
             } else {
 #pragma omp for schedule(dynamic, 1)
@@ -165,7 +167,8 @@ void winograd_weights(int64_t tile, const float* w, void* packed, const int64_t*
 // Memory of the calling thread for packed weights that nobody keeps, until it asks again; null for want of memory.
 void* winograd_space(int64_t bytes) { return weights_space.get(div_up(bytes, 4)); }
 
-// A correlation, PyTorch's conv2d: x [n, height, width, in], out [n, out_h, out_w, out]. Returns 0; 1 for want of memory.
+// A correlation, PyTorch's conv2d: x [n, height, width, in], out [n, out_h, out_w, out]. Returns 0; 1 for want of
+// memory.
 int winograd_conv2d(int64_t tile, const float* x, const void* packed, float* y, const int64_t* n_h_w_in,
                     const int64_t* h_w_out, const int64_t* padding) {
     const Images images{x, n_h_w_in[0], n_h_w_in[1], n_h_w_in[2], n_h_w_in[3], padding[0], padding[1]};

@@ -59,7 +59,8 @@ struct F4 {
     static constexpr float a = 0.625f, b = 1.5f, a2 = a * a, b2 = b * b;
 
     // B'
-    template <class T> static inline void input(const T* x, int64_t step, T* v, int64_t to) {
+    template <class T>
+    static inline void input(const T* x, int64_t step, T* v, int64_t to) {
         const T x0 = x[0], x1 = x[step], x2 = x[2 * step], x3 = x[3 * step], x4 = x[4 * step], x5 = x[5 * step];
         const T even_a = x4 - b2 * x2, odd_a = a * x3 - (a * b2) * x1;
         const T even_b = x4 - a2 * x2, odd_b = b * x3 - (b * a2) * x1;
@@ -72,7 +73,8 @@ struct F4 {
     }
 
     // A'
-    template <class T> static inline void output(const T* m, int64_t step, T* y, int64_t to) {
+    template <class T>
+    static inline void output(const T* m, int64_t step, T* y, int64_t to) {
         const T sum_a = m[step] + m[2 * step], less_a = m[step] - m[2 * step];
         const T sum_b = m[3 * step] + m[4 * step], less_b = m[3 * step] - m[4 * step];
         y[0] = m[0] + sum_a + sum_b;
@@ -82,7 +84,8 @@ struct F4 {
     }
 
     // A, which takes an output's gradient to the products'.
-    template <class T> static inline void spread(const T* y, int64_t step, T* m, int64_t to) {
+    template <class T>
+    static inline void spread(const T* y, int64_t step, T* m, int64_t to) {
         const T y0 = y[0], y1 = y[step], y2 = y[2 * step], y3 = y[3 * step];
         const T even_a = y0 + a2 * y2, odd_a = a * y1 + (a2 * a) * y3;
         const T even_b = y0 + b2 * y2, odd_b = b * y1 + (b2 * b) * y3;
@@ -97,7 +100,8 @@ struct F4 {
     static constexpr float g0 = 1 / (a2 * b2), ga = 1 / (2 * a2 * (a2 - b2)), gb = 1 / (2 * b2 * (b2 - a2));
 
     // G
-    template <class T> static inline void weight(const T* w, int64_t step, T* u, int64_t to) {
+    template <class T>
+    static inline void weight(const T* w, int64_t step, T* u, int64_t to) {
         const T w0 = w[0], w1 = w[step], w2 = w[2 * step];
         const T even_a = ga * w0 + (ga * a2) * w2, odd_a = (ga * a) * w1;
         const T even_b = gb * w0 + (gb * b2) * w2, odd_b = (gb * b) * w1;
@@ -110,7 +114,8 @@ struct F4 {
     }
 
     // G'
-    template <class T> static inline void gather(const T* u, int64_t step, T* w, int64_t to) {
+    template <class T>
+    static inline void gather(const T* u, int64_t step, T* w, int64_t to) {
         const T sum_a = u[step] + u[2 * step], less_a = u[step] - u[2 * step];
         const T sum_b = u[3 * step] + u[4 * step], less_b = u[3 * step] - u[4 * step];
         w[0] = g0 * u[0] + ga * sum_a + gb * sum_b;
@@ -123,7 +128,8 @@ struct F4 {
 struct F2 {
     static constexpr int kOut = 2, kIn = 4;
 
-    template <class T> static inline void input(const T* x, int64_t step, T* v, int64_t to) {
+    template <class T>
+    static inline void input(const T* x, int64_t step, T* v, int64_t to) {
         const T x0 = x[0], x1 = x[step], x2 = x[2 * step], x3 = x[3 * step];
         v[0] = x0 - x2;
         v[to] = x1 + x2;
@@ -131,12 +137,14 @@ struct F2 {
         v[3 * to] = x3 - x1;
     }
 
-    template <class T> static inline void output(const T* m, int64_t step, T* y, int64_t to) {
+    template <class T>
+    static inline void output(const T* m, int64_t step, T* y, int64_t to) {
         y[0] = m[0] + m[step] + m[2 * step];
         y[to] = m[step] - m[2 * step] + m[3 * step];
     }
 
-    template <class T> static inline void spread(const T* y, int64_t step, T* m, int64_t to) {
+    template <class T>
+    static inline void spread(const T* y, int64_t step, T* m, int64_t to) {
         const T y0 = y[0], y1 = y[step];
         m[0] = y0;
         m[to] = y0 + y1;
@@ -144,7 +152,8 @@ struct F2 {
         m[3 * to] = y1;
     }
 
-    template <class T> static inline void weight(const T* w, int64_t step, T* u, int64_t to) {
+    template <class T>
+    static inline void weight(const T* w, int64_t step, T* u, int64_t to) {
         const T w0 = w[0], w1 = w[step], w2 = w[2 * step], even = 0.5f * (w0 + w2), odd = 0.5f * w1;
         u[0] = w0;
         u[to] = even + odd;
@@ -152,7 +161,8 @@ struct F2 {
         u[3 * to] = w2;
     }
 
-    template <class T> static inline void gather(const T* u, int64_t step, T* w, int64_t to) {
+    template <class T>
+    static inline void gather(const T* u, int64_t step, T* w, int64_t to) {
         const T u1 = u[step], u2 = u[2 * step], half = 0.5f * (u1 + u2);
         w[0] = u[0] + half;
         w[to] = 0.5f * (u1 - u2);
@@ -191,11 +201,13 @@ void multiply(const float* left, int64_t row, int64_t step, const float* right, 
 
 using Multiply = void (*)(const float*, int64_t, int64_t, const float*, int64_t, float*, int64_t, bool);
 
-template <int rows> struct Multiplies : Multiplies<rows - 1> {
+template <int rows>
+struct Multiplies : Multiplies<rows - 1> {
     Multiplies() { this->of[rows] = multiply<rows>; }
 };
 
-template <> struct Multiplies<0> {
+template <>
+struct Multiplies<0> {
     Multiply of[kMostRows + 1] = {};
 };
 

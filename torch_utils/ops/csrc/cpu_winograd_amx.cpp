@@ -16,7 +16,7 @@ using amx::bfloat16;
 using amx::kBlock;
 
 constexpr int64_t kCell = amx::kParts * amx::kTileSize;  // Elements of 16 rows of 32 numbers.
-constexpr int64_t kPlaceGap = 32;                          // As kGap, a cache line.
+constexpr int64_t kPlaceGap = 32;                        // As kGap, a cache line.
 
 // A panel of 32 output channels has for each place and each 32 input channels two cells, part by part.
 inline int64_t panel_place(int64_t steps) { return steps * 2 * kCell; }
@@ -25,7 +25,7 @@ struct Weights {
     const float* data;
     int64_t out, in;
     int64_t out_stride, in_stride, y_stride, x_stride;  // In elements.
-    bool flip;  // Whether the kernel is turned by half a circle.
+    bool flip;                                          // Whether the kernel is turned by half a circle.
 
     // Of one input channel, [tap][32 outputs], with zeros for the outputs that there are not.
     void gather(int64_t first_out, int64_t i, float* taps) const {
@@ -40,7 +40,8 @@ struct Weights {
     }
 };
 
-template <class F> inline void transform_weight(const float* taps, Vec* u) {
+template <class F>
+inline void transform_weight(const float* taps, Vec* u) {
     Vec kernel[9], half[F::kIn * 3];
     for (int t = 0; t < 9; ++t) kernel[t] = load(taps + t * kBlock);
     for (int j = 0; j < 3; ++j) F::weight(kernel + j, 3, half + j, 3);
@@ -48,7 +49,8 @@ template <class F> inline void transform_weight(const float* taps, Vec* u) {
 }
 
 // [panel][place][in / 32][part][2][16 pairs of inputs][16 outputs][2]
-template <class F> void transform_weights(const Weights& w, bfloat16* packed) {
+template <class F>
+void transform_weights(const Weights& w, bfloat16* packed) {
     constexpr int places = F::kIn * F::kIn;
     const int64_t panels = div_up(w.out, kBlock), steps = div_up(w.in, amx::kDepth);
 #pragma omp parallel for schedule(static)
@@ -75,8 +77,8 @@ template <class F> void transform_weights(const Weights& w, bfloat16* packed) {
 
 // Tiles `first` to `last` as rows of [place][row / 16][in / 32][part][16][32], beginning with `row`.
 template <class F>
-void transform_rows(const Images& x, const Tiling& tiling, int64_t first, int64_t last, const float* zeros,
-                    bfloat16* v, int64_t row, int64_t place) {
+void transform_rows(const Images& x, const Tiling& tiling, int64_t first, int64_t last, const float* zeros, bfloat16* v,
+                    int64_t row, int64_t place) {
     constexpr int places = F::kIn * F::kIn;
     const int64_t steps = div_up(x.channels, amx::kDepth);
     for (int64_t tile = first; tile < last; ++tile, ++row) {
@@ -105,8 +107,8 @@ struct Plan {
     int64_t panels;    // Of output channels that it takes at a time.
     int64_t together;  // Tiles that all threads transform together, or 0 if each transforms its own.
 
-    // A core's second cache, 2 MB where there are such tiles, is to hold some of the inputs and a panel of weights of one
-    // place; weights are read anew for each `tiles`, so these had better be many.
+    // A core's second cache, 2 MB where there are such tiles, is to hold some of the inputs and a panel of weights of
+    // one place; weights are read anew for each `tiles`, so these had better be many.
     Plan(int64_t places, int64_t steps, int64_t all, int64_t count, int64_t threads) {
         tiles = std::min<int64_t>(round_up(div_up(count, threads), kBlock), steps > 4 ? 64 : 128);
         panels = std::min<int64_t>(all, 4);
@@ -118,8 +120,8 @@ struct Plan {
     }
 };
 
-// `count` rows, a multiple of kBlock, times a panel's weights of one place. Meanwhile the weights at `next` come nearer:
-// the tiles' loads, which go on when data is there, would wait for what lies beyond the second cache.
+// `count` rows, a multiple of kBlock, times a panel's weights of one place. Meanwhile the weights at `next` come
+// nearer: the tiles' loads, which go on when data is there, would wait for what lies beyond the second cache.
 inline void multiply_panel(const bfloat16* rows, int64_t group, const bfloat16* u, int64_t steps, int64_t count,
                            const bfloat16* next, float* m, int64_t m_row) {
     const auto* line = reinterpret_cast<const char*>(next);
@@ -129,13 +131,15 @@ inline void multiply_panel(const bfloat16* rows, int64_t group, const bfloat16* 
         for (int64_t step = 0; step < steps; ++step)
             amx::multiply<amx::kParts>({rows + step * kCell, amx::kTileSize, group}, 64,
                                        {u + step * 2 * kCell, 2 * amx::kTileSize, amx::kTileSize}, [&] {
-                                           for (int64_t i = 0; i < lines; ++i, line += 64) _mm_prefetch(line, _MM_HINT_T1);
+                                           for (int64_t i = 0; i < lines; ++i, line += 64)
+                                               _mm_prefetch(line, _MM_HINT_T1);
                                        });
         amx::store_sums(m + row * m_row, m_row);
     }
 }
 
-template <class F> int convolve(const Images& x, const bfloat16* packed, const Result& out) {
+template <class F>
+int convolve(const Images& x, const bfloat16* packed, const Result& out) {
     constexpr int64_t places = F::kIn * F::kIn;
     const Tiling tiling(x.count, out.height, out.width, F::kOut);
     const int64_t steps = div_up(x.channels, amx::kDepth), all = div_up(out.channels, kBlock);

@@ -15,7 +15,8 @@ using namespace winograd;
 constexpr int64_t kMostFloats = 6 << 20;  // Of transformed tiles.
 
 // Where a tile's gradients are: its pixels' channels, or zeros beyond the image.
-template <class F> struct Outputs {
+template <class F>
+struct Outputs {
     const float* at[F::kOut * F::kOut];
 
     Outputs(const Images& g, const Tiling& tiling, int64_t tile, const float* zeros) {
@@ -32,7 +33,8 @@ template <class F> struct Outputs {
 };
 
 // kLanes channels from `channel` on, of which there are `count`, at all places.
-template <class F> inline void transform_gradient(const Outputs<F>& pixels, int64_t channel, int64_t count, Vec* v) {
+template <class F>
+inline void transform_gradient(const Outputs<F>& pixels, int64_t channel, int64_t count, Vec* v) {
     constexpr int size = F::kOut, wide = F::kIn;
     Vec d[size * size], half[wide * size];
     for (int p = 0; p < size * size; ++p) d[p] = load(pixels.at[p] + channel, count);
@@ -57,7 +59,8 @@ void transform_gradients(const Images& g, const Tiling& tiling, int64_t first, i
 }
 
 // Sums [place][panel][in][kPanel], of which `rows` lie between two panels, to the gradient [out][in][3][3].
-template <class F> void gather_weights(const float* sums, int64_t rows, int64_t out, int64_t in, float* w) {
+template <class F>
+void gather_weights(const float* sums, int64_t rows, int64_t out, int64_t in, float* w) {
     constexpr int size = F::kIn;
     const int64_t panels = div_up(out, kPanel), place = panels * rows * kPanel;
 #pragma omp for schedule(static)
@@ -77,7 +80,8 @@ template <class F> void gather_weights(const float* sums, int64_t rows, int64_t 
     }
 }
 
-template <class F> int correlate(const Images& x, const Images& g, float* w) {
+template <class F>
+int correlate(const Images& x, const Images& g, float* w) {
     constexpr int64_t places = F::kIn * F::kIn;
     const Tiling tiling(x.count, g.height, g.width, F::kOut);
     const int64_t in = x.channels, row = round_up(in, kLanes) + kGap, panels = div_up(g.channels, kPanel);
@@ -114,12 +118,13 @@ template <class F> int correlate(const Images& x, const Images& g, float* w) {
 #if defined(LIA_HAS_AMX)
 
 // ---------------------------------------------------------------------------------------------------------------------
-// On matrix tiles: as in cpu_winograd_amx.cpp products of sums of three bfloat16. Sums go over tiles of the image, 32 at
-// a time. Both factors lie as [place][channel / 16][tile / 32][part] in cells of 1 kB.
+// On matrix tiles: as in cpu_winograd_amx.cpp products of sums of three bfloat16. Sums go over tiles of the image, 32
+// at a time. Both factors lie as [place][channel / 16][tile / 32][part] in cells of 1 kB.
 
 static_assert(kPanel == amx::kBlock);
 constexpr int64_t kCell = amx::kParts * amx::kTileSize;
-constexpr int64_t kNumbers = 1 << 15;  // Of one place that are multiplied at a time: all of them are to stay in a cache.
+constexpr int64_t kNumbers =
+    1 << 15;  // Of one place that are multiplied at a time: all of them are to stay in a cache.
 
 // 32 tiles of 16 channels from [place][tile][16]: of each pair of tiles a row, or of each channel.
 template <bool by_channel>
@@ -161,7 +166,8 @@ void transform_cells(const Pixels* pixels, int64_t count, int64_t channels, cons
     }
 }
 
-template <class F> int correlate_tiles(const Images& x, const Images& g, float* w) {
+template <class F>
+int correlate_tiles(const Images& x, const Images& g, float* w) {
     constexpr int64_t places = F::kIn * F::kIn;
     const Tiling tiling(x.count, g.height, g.width, F::kOut);
     const int64_t rows = round_up(x.channels, amx::kBlock), columns = round_up(g.channels, amx::kBlock);
@@ -185,11 +191,13 @@ template <class F> int correlate_tiles(const Images& x, const Images& g, float* 
                 const int64_t step = task / 2, first = chunk + step * amx::kDepth;
                 const int64_t count = std::min(amx::kDepth, tiling.count - first);
                 if (task % 2 == 0)
-                    transform_cells<true, places>(all<Pixels<F>>(x, tiling, first, count, memory).data(), count, rows,
+                    transform_cells<true, places>(
+                        all<Pixels<F>>(x, tiling, first, count, memory).data(), count, rows,
                         [&](const Pixels<F>& at, int64_t c, Vec* v) { transform_input(at, c, x.channels - c, v); },
                         inputs + step * kCell, group, x_place);
                 else
-                    transform_cells<false, places>(all<Outputs<F>>(g, tiling, first, count, memory).data(), count, columns,
+                    transform_cells<false, places>(
+                        all<Outputs<F>>(g, tiling, first, count, memory).data(), count, columns,
                         [&](const Outputs<F>& at, int64_t c, Vec* v) { transform_gradient(at, c, g.channels - c, v); },
                         gradients + step * kCell, group, g_place);
             }

@@ -48,12 +48,14 @@ struct Corner {
     int64_t image, y, x;
 
     Corner(const Tiling& tiling, int64_t tile, int64_t size)
-        : image(tile / (tiling.rows * tiling.columns)), y(tile / tiling.columns % tiling.rows * size),
+        : image(tile / (tiling.rows * tiling.columns)),
+          y(tile / tiling.columns % tiling.rows * size),
           x(tile % tiling.columns * size) {}
 };
 
 // Where a tile's inputs are: its pixels' channels, or zeros around the image.
-template <class F> struct Pixels {
+template <class F>
+struct Pixels {
     const float* at[F::kIn * F::kIn];
 
     Pixels(const Images& x, const Tiling& tiling, int64_t tile, const float* zeros) {
@@ -70,7 +72,8 @@ template <class F> struct Pixels {
 };
 
 // kLanes channels from `channel` on, of which there are `count`, at all places.
-template <class F> inline void transform_input(const Pixels<F>& pixels, int64_t channel, int64_t count, Vec* v) {
+template <class F>
+inline void transform_input(const Pixels<F>& pixels, int64_t channel, int64_t count, Vec* v) {
     constexpr int size = F::kIn;
     Vec d[size * size], half[size * size];
     for (int p = 0; p < size * size; ++p) d[p] = load(pixels.at[p] + channel, count);

@@ -16,7 +16,8 @@ class Workspace {
     ~Workspace() { std::free(memory_); }
 
     // Room for so many numbers, aligned to a cache line, with whatever is in it; null for want of memory.
-    template <class T = float> T* get(std::int64_t count) {
+    template <class T = float>
+    T* get(std::int64_t count) {
         constexpr std::size_t line = 64, page = 1 << 21;  // Large pages are asked for.
         const std::size_t wanted = static_cast<std::size_t>(count) * sizeof(T), unit = wanted < page / 2 ? line : page;
         const std::size_t bytes = (wanted + unit - 1) / unit * unit;
