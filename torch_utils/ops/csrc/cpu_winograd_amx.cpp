@@ -87,9 +87,9 @@ void transform_rows(const Images& x, const Tiling& tiling, int64_t first, int64_
         for (int64_t step = 0; step < steps; ++step, to += kCell) {
             Vec low[places], high[places];
             const int64_t c = step * amx::kDepth;
-            transform_input(pixels, c, x.channels - c, low);
+            transform_input(pixels, c, x.channels - c, [&](int p, Vec v) { low[p] = v; });
             if (x.channels - c > kLanes)
-                transform_input(pixels, c + kLanes, x.channels - c - kLanes, high);
+                transform_input(pixels, c + kLanes, x.channels - c - kLanes, [&](int p, Vec v) { high[p] = v; });
             else
                 std::memset(high, 0, sizeof high);
             for (int64_t p = 0; p < places; ++p) {

@@ -32,28 +32,29 @@ struct Outputs {
     }
 };
 
-// kLanes channels from `channel` on, of which there are `count`, at all places.
-template <class F>
-inline void transform_gradient(const Outputs<F>& pixels, int64_t channel, int64_t count, Vec* v) {
+// kLanes channels from `channel` on, of which there are `count`: calls take(place, numbers) at all places.
+template <class F, class Take>
+inline void transform_gradient(const Outputs<F>& pixels, int64_t channel, int64_t count, const Take& take) {
     constexpr int size = F::kOut, wide = F::kIn;
     Vec d[size * size], half[wide * size];
     for (int p = 0; p < size * size; ++p) d[p] = load(pixels.at[p] + channel, count);
     for (int j = 0; j < size; ++j) F::spread(d + j, size, half + j, size);
-    for (int i = 0; i < wide; ++i) F::spread(half + i * size, 1, v + i * wide, 1);
+    for (int i = 0; i < wide; ++i) {
+        Vec line[wide];
+        F::spread(half + i * size, 1, line, 1);
+        for (int j = 0; j < wide; ++j) take(i * wide + j, line[j]);
+    }
 }
 
 // Gradients of a result's tiles `first` to `last` as [place][panel][tile][kPanel].
 template <class F>
 void transform_gradients(const Images& g, const Tiling& tiling, int64_t first, int64_t last, const float* zeros,
                          float* v, int64_t panel, int64_t place) {
-    constexpr int places = F::kIn * F::kIn;
     for (int64_t tile = first; tile < last; ++tile) {
         const Outputs<F> pixels(g, tiling, tile, zeros);
         for (int64_t c = 0; c < g.channels; c += kLanes) {
-            Vec lanes[places];
-            transform_gradient(pixels, c, g.channels - c, lanes);
             float* to = v + c / kPanel * panel + (tile - first) * kPanel + c % kPanel;
-            for (int p = 0; p < places; ++p) store(to + p * place, lanes[p]);
+            transform_gradient(pixels, c, g.channels - c, [&](int p, Vec lanes) { store(to + p * place, lanes); });
         }
     }
 }
@@ -151,16 +152,18 @@ std::vector<At> all(const Images& images, const Tiling& tiling, int64_t first, i
     return found;
 }
 
-// At most 32 tiles, of which kLanes channels are transformed by `transform(pixels, channel, v)`.
+// At most 32 tiles, of which kLanes channels are transformed by `transform(pixels, channel, take)`.
 template <bool by_channel, int64_t places, class Pixels, class Transform>
 void transform_cells(const Pixels* pixels, int64_t count, int64_t channels, const Transform& transform,
                      amx::bfloat16* cells, int64_t group, int64_t place) {
     Vec v[places * amx::kDepth];
     for (int64_t c = 0; c < channels; c += kLanes) {
         for (int64_t tile = 0; tile < amx::kDepth; ++tile) {
-            Vec lanes[places] = {};
-            if (tile < count) transform(pixels[tile], c, lanes);
-            for (int64_t p = 0; p < places; ++p) v[p * amx::kDepth + tile] = lanes[p];
+            Vec* to = v + tile;
+            if (tile < count)
+                transform(pixels[tile], c, [&](int p, Vec lanes) { to[p * amx::kDepth] = lanes; });
+            else
+                for (int64_t p = 0; p < places; ++p) to[p * amx::kDepth] = Vec{};
         }
         pack_cells<by_channel>(v, places, cells + c / kLanes * group, place);
     }
@@ -193,12 +196,16 @@ int correlate_tiles(const Images& x, const Images& g, float* w) {
                 if (task % 2 == 0)
                     transform_cells<true, places>(
                         all<Pixels<F>>(x, tiling, first, count, memory).data(), count, rows,
-                        [&](const Pixels<F>& at, int64_t c, Vec* v) { transform_input(at, c, x.channels - c, v); },
+                        [&](const Pixels<F>& at, int64_t c, const auto& take) {
+                            transform_input(at, c, x.channels - c, take);
+                        },
                         inputs + step * kCell, group, x_place);
                 else
                     transform_cells<false, places>(
                         all<Outputs<F>>(g, tiling, first, count, memory).data(), count, columns,
-                        [&](const Outputs<F>& at, int64_t c, Vec* v) { transform_gradient(at, c, g.channels - c, v); },
+                        [&](const Outputs<F>& at, int64_t c, const auto& take) {
+                            transform_gradient(at, c, g.channels - c, take);
+                        },
                         gradients + step * kCell, group, g_place);
             }
 #pragma omp for schedule(static)

@@ -71,28 +71,29 @@ struct Pixels {
     }
 };
 
-// kLanes channels from `channel` on, of which there are `count`, at all places.
-template <class F>
-inline void transform_input(const Pixels<F>& pixels, int64_t channel, int64_t count, Vec* v) {
+// kLanes channels from `channel` on, of which there are `count`: calls take(place, numbers) at all places.
+template <class F, class Take>
+inline void transform_input(const Pixels<F>& pixels, int64_t channel, int64_t count, const Take& take) {
     constexpr int size = F::kIn;
     Vec d[size * size], half[size * size];
     for (int p = 0; p < size * size; ++p) d[p] = load(pixels.at[p] + channel, count);
     for (int j = 0; j < size; ++j) F::input(d + j, size, half + j, size);
-    for (int i = 0; i < size; ++i) F::input(half + i * size, 1, v + i * size, 1);
+    for (int i = 0; i < size; ++i) {
+        Vec line[size];
+        F::input(half + i * size, 1, line, 1);
+        for (int j = 0; j < size; ++j) take(i * size + j, line[j]);
+    }
 }
 
 // Tiles `first` to `last` as [place][tile][channel], of which rows and places lie `row` and `place` elements apart.
 template <class F>
 void transform_inputs(const Images& x, const Tiling& tiling, int64_t first, int64_t last, const float* zeros, float* v,
                       int64_t row, int64_t place) {
-    constexpr int places = F::kIn * F::kIn;
     for (int64_t tile = first; tile < last; ++tile) {
         const Pixels<F> pixels(x, tiling, tile, zeros);
         float* to = v + (tile - first) * row;
         for (int64_t c = 0; c < x.channels; c += kLanes) {
-            Vec lanes[places];
-            transform_input(pixels, c, x.channels - c, lanes);
-            for (int p = 0; p < places; ++p) store(to + p * place + c, lanes[p]);
+            transform_input(pixels, c, x.channels - c, [&](int p, Vec v) { store(to + p * place + c, v); });
         }
     }
 }
