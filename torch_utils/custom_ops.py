@@ -146,10 +146,15 @@ def cpu_has(feature: str) -> bool:
     return feature in _cpu_features()
 
 
-def _cpu_features() -> set[str]:
+def _cpu_features() -> frozenset[str]:
+    return _cpu_features_but(os.environ.get('LIA_CPU_FEATURES', ''))
+
+
+@functools.cache  # Asked by each convolution.
+def _cpu_features_but(taken: str) -> frozenset[str]:
     """Less what LIA_CPU_FEATURES takes away."""
-    removed = tuple(word.strip()[1:] for word in os.environ.get('LIA_CPU_FEATURES', '').split(',') if word.strip())
-    return {feature for feature in _own_cpu_features() if not removed or not feature.startswith(removed)}
+    removed = tuple(word.strip()[1:] for word in taken.split(',') if word.strip())
+    return frozenset(feature for feature in _own_cpu_features() if not removed or not feature.startswith(removed))
 
 
 @functools.cache
