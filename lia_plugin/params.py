@@ -32,6 +32,11 @@ class Count(click.IntRange):
     def _describe_range(self) -> str:
         return 'x>=1'
 
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if click.INT.convert(value, param, ctx) >= 2**31:
+            self.fail(f'{str(value)[:40]} is more than any memory can hold', param, ctx)
+        return int(super().convert(value, param, ctx))
+
 
 class Batch(click.ParamType):
     """A whole number from 1 on, or 'auto' -> None."""

@@ -30,7 +30,8 @@ ATTACHED_FILE = 'attached.pkl'  # What --resume named, with φ attached.
 
 # Options that may differ when a run goes on: they change how long it runs, by how many processes and what it reports,
 # not what it computes.
-MAY_CHANGE = ('kimg', 'enc_kimg', 'snap', 'tick', 'metrics', 'workers', 'cache', 'gpus', 'batch_gpu', 'keep_memory')
+MAY_CHANGE = ('kimg', 'enc_kimg', 'snap', 'tick', 'metrics', 'workers', 'cache', 'gpus', 'batch_gpu', 'keep_memory',
+              'cuda_graphs')
 
 
 @dataclasses.dataclass(frozen=True)
