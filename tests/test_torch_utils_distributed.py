@@ -1,7 +1,10 @@
 """Two gloo processes do what one would; failures stop everybody with one error."""
 
+import io
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import tqdm
 
 from dnnlib.util import UserError
 from torch_utils import distributed, misc, training_stats
@@ -102,6 +106,23 @@ def interrupt_all(rank: int, world_size: int, folder: str) -> None:
 
 
 @pytest.mark.skipif(os.name == 'nt', reason='signals')
+def stop_with_a_bar(rank: int, _world_size: int) -> None:
+    with tqdm.tqdm(total=1, disable=False, file=io.StringIO()):
+        if rank == 0:
+            raise UserError('no')
+        time.sleep(60)
+
+
+def test_stopped_progress_bars_leave_nothing() -> None:
+    code = ('import test_torch_utils_distributed as t\n'
+            'try: t.distributed.spawn(t.stop_with_a_bar, 2, (), device=None)\n'
+            'except t.UserError as error: print(error)\n')
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120,
+                          env={**os.environ, 'PYTHONPATH': path})
+    assert done.stdout == 'no\n' and 'leaked' not in done.stderr, done.stderr
+
+
 def test_ctrl_c_lets_all_processes_finish(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         distributed.spawn(interrupt_all, 2, (str(tmp_path),))

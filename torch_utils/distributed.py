@@ -9,12 +9,14 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import psutil
 import torch
+import tqdm
 
 from dnnlib.util import UserError, atomic_write, usable_cpus
 
@@ -253,6 +255,8 @@ def spawn(
 def _run_rank(
     rank: int, fn: Callable[..., Any], world_size: int, args: tuple[Any, ...], device: Any, folder: str
 ) -> None:
+    # tqdm's own lock is a semaphore, of which Python would complain where a process with a bar is stopped.
+    tqdm.tqdm.set_lock(threading.RLock())
     try:
         if device is not None:
             init(rank, world_size, own_device(device, rank), os.path.join(folder, 'group'))
