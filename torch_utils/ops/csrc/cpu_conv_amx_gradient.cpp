@@ -16,7 +16,7 @@ using namespace amx;
 
 constexpr int64_t kChunk = 32;  // Blocks that are summed over before the next pair of taps.
 
-thread_local lia::Workspace left_space, right_space;
+thread_local lia::Workspace left_space, right_space, sums_space;
 
 // 16 channels of two neighbouring places, side by side for each channel.
 inline Parts load_pair(const float* x, int64_t channels, const int64_t* table, int64_t channel) {
@@ -84,43 +84,65 @@ struct Shift {
     int64_t plane, pairs;
 };
 
-// Sums over all places left x right, at the distance of each tap; 32 x 32 channels a task.
+// How the work is cut: a task takes 32 right channels, `rows` times 32 left ones and `taps` of the kernel. The sums are
+// the same whatever these are.
+struct Plan {
+    int64_t columns, rows, taps, shares;  // `shares` tasks have the same right channels.
+
+    explicit Plan(const Gradient& out)
+        : columns(div_up(out.right, kBlock)), rows(div_up(out.left, kBlock)), taps(out.taps) {
+        const int64_t all = rows, wanted = 2 * omp_get_max_threads();
+        while (rows > 1 && columns * div_up(all, rows) < wanted) rows = div_up(rows, 2);
+        if (columns * div_up(all, rows) < omp_get_max_threads()) taps = 1;
+        shares = div_up(all, rows) * (out.taps / taps);
+    }
+};
+
+// Sums over all places left x right, at the distance of each tap.
 template <int64_t parts>
-void correlate(const Operand& a, const Operand& b, const std::vector<Shift>& shifts, const std::vector<int64_t>& starts,
+bool correlate(const Operand& a, const Operand& b, const std::vector<Shift>& shifts, const std::vector<int64_t>& starts,
                int64_t pairs, const Gradient& out) {
-    const int64_t columns = div_up(out.right, kBlock), tasks = div_up(out.left, kBlock) * columns;
+    const Plan plan(out);
     const int64_t groups = round_up(out.right, kBlock) / kTile, blocks = static_cast<int64_t>(starts.size());
-    // Few channels are few tasks: then each takes one tap. The sums are the same either way.
-    const int64_t each = tasks >= omp_get_max_threads() ? out.taps : 1, shares = out.taps / each;
-#pragma omp parallel
+    constexpr int64_t area = kBlock * kBlock;
+    int failed = 0;
+#pragma omp parallel reduction(| : failed)
     {
         const TileConfig config;
         _tile_loadconfig(&config);
-        std::vector<float> storage(static_cast<std::size_t>(each * kBlock * kBlock + 16));
-        float* sums = reinterpret_cast<float*>(round_up(reinterpret_cast<int64_t>(storage.data()), 64));
+        float* sums = sums_space.get(plan.rows * plan.taps * area);
+        failed = sums == nullptr;
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t task = 0; task < tasks * shares; ++task) {
-            const int64_t left = task / shares / columns * kBlock, right = task / shares % columns * kBlock;
-            const int64_t first = task % shares * each;
-            std::memset(sums, 0, static_cast<std::size_t>(each * kBlock * kBlock) * 4);
+        for (int64_t task = 0; task < plan.columns * plan.shares; ++task) {
+            if (sums == nullptr) continue;
+            const int64_t right = task / plan.shares * kBlock, share = task % plan.shares;
+            const int64_t tap = share % (out.taps / plan.taps) * plan.taps;
+            const int64_t begin = share / (out.taps / plan.taps) * plan.rows * kBlock;
+            const int64_t end = std::min(begin + plan.rows * kBlock, round_up(out.left, kBlock));
+            // The right channels' places of a chunk stay in a core's cache, for all left channels and taps.
             for (int64_t chunk = 0; chunk < blocks; chunk += kChunk) {
-                for (int64_t t = first; t < first + each; ++t) {
-                    const int64_t rows = (shifts[t].plane * groups + right / kTile) * pairs + shifts[t].pairs;
-                    load_sums(sums + (t - first) * kBlock * kBlock);
-                    for (int64_t block = chunk; block < std::min(chunk + kChunk, blocks); ++block) {
-                        const int64_t from = (left / kTile * blocks + block) * kTileSize;
-                        const int64_t pair = (rows + starts[block] / 2) * kDepth;
-                        multiply<parts>({a.data + from, a.part, blocks * kTileSize}, 64,
-                                        {b.data + pair, b.part, pairs * kDepth});
+                float* sum = sums;
+                for (int64_t left = begin; left < end; left += kBlock) {
+                    for (int64_t t = tap; t < tap + plan.taps; ++t, sum += area) {
+                        const int64_t rows = (shifts[t].plane * groups + right / kTile) * pairs + shifts[t].pairs;
+                        chunk == 0 ? zero_sums() : load_sums(sum);
+                        for (int64_t block = chunk; block < std::min(chunk + kChunk, blocks); ++block) {
+                            const int64_t from = (left / kTile * blocks + block) * kTileSize;
+                            const int64_t pair = (rows + starts[block] / 2) * kDepth;
+                            multiply<parts>({a.data + from, a.part, blocks * kTileSize}, 64,
+                                            {b.data + pair, b.part, pairs * kDepth});
+                        }
+                        store_sums(sum);
                     }
-                    store_sums(sums + (t - first) * kBlock * kBlock);
                 }
             }
-            for (int64_t t = first; t < first + each; ++t)
-                store_gradient(sums + (t - first) * kBlock * kBlock, out, left, right, t);
+            const float* sum = sums;
+            for (int64_t left = begin; left < end; left += kBlock)
+                for (int64_t t = tap; t < tap + plan.taps; ++t, sum += area) store_gradient(sum, out, left, right, t);
         }
         _tile_release();
     }
+    return failed == 0;
 }
 
 }  // namespace
@@ -151,10 +173,8 @@ extern "C" int amx_weight_gradient(const float* small, const float* big, float* 
         for (int64_t dx = 0; dx < kernel[1]; ++dx) shifts.push_back({wide.phase(dy, dx), wide.distance(dy, dx) / 2});
     const Gradient gradient{out, left, right, kernel[0] * kernel[1]};
     const Operand first{a, left_size}, second{b, right_size};
-    (parts == 3   ? correlate<3>
-     : parts == 2 ? correlate<2>
-                  : correlate<1>)(first, second, shifts, starts, pairs, gradient);
-    return 0;
+    const auto with = parts == 3 ? correlate<3> : parts == 2 ? correlate<2> : correlate<1>;
+    return with(first, second, shifts, starts, pairs, gradient) ? 0 : 1;
 }
 
 #endif
