@@ -19,6 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -186,6 +187,7 @@ def main(host: str | None, resolutions: list[int], kinds: str, workers: list[int
     """Measure the way of images from a zip to the training loop."""
     common.stop_on_sigterm()
     torch.set_num_threads(1)
+    warnings.filterwarnings('ignore', 'This DataLoader will create')  # More workers than cores are asked for.
     module = host_dataset(host) if host else None
     names = list(sides(module, '', 1, 0))
     head = ['images', 'workers'] + [cell for name in names for cell in

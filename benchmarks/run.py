@@ -64,7 +64,7 @@ STEPS = [
          '--device=cpu --outdir={work}', '--cbase=512 --cmax=16 --latent-dim=16 --kimg=0.032 --enc-kimg=0.032'),
     Step('inversion', 'Inversion', 80, 'inversion.py --network={network} --num=3 {host}',
          '--num=1 --steps=3 --refine=1,2'),
-    Step('data-path', 'Data path', 120, 'data_path.py --workers=0,1 --rounds=2 --seconds=0.3 {host}',
+    Step('data-path', 'Data path', 150, 'data_path.py --workers=0,1 --rounds=2 --seconds=0.3 --step-ms=40 {host}',
          '--resolutions=16 --workers=0 --rounds=1 --seconds=0.05 --step-ms=5'),
     Step('scaling', 'Over processes', 170, 'scaling.py --size=A --rounds=1 --images=128',
          '--size=S --processes=1,2 --images=16'),
