@@ -75,16 +75,18 @@ STEPS = [
          '--resolutions=8,16 --batches=2,4 --channels=4,8 --width=4 --latent=8'),
 ]
 ONLY_WORK = ('network',)  # Their output is no result.
+UNBOUND = ('data-path', 'scaling')  # OpenMP binds a process to a core, and processes that it starts with it.
 
 
 def run_step(name: str, words: list[str], limit: float, log: str) -> tuple[str, str]:
     """Stdout, and 'ok' or what went wrong. All that the step has started ends with it."""
     command = [sys.executable, os.path.join(FOLDER, words[0]), *words[1:]]
+    env = {key: value for key, value in common.environment().items()
+           if name not in UNBOUND or key not in common.THREADING}
     with tempfile.TemporaryFile('w+') as out, open(log, 'a', encoding='utf-8') as errors:
         errors.write(f'== {name}\n')
         errors.flush()
-        process = subprocess.Popen(command, cwd=PROJECT, stdout=out, stderr=errors, start_new_session=True,
-                                   env=common.environment())
+        process = subprocess.Popen(command, cwd=PROJECT, stdout=out, stderr=errors, start_new_session=True, env=env)
         try:
             code: int | None = process.wait(limit)
         except subprocess.TimeoutExpired:
