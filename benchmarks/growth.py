@@ -5,7 +5,7 @@
 
 Prints a Markdown table for each of the three, with exponents fitted to it: cost ∝ (what changes)^exponent. Every point
 is measured in fresh processes, this project and the original in turns; `peak` is the most memory that the work took on
-top of what the networks and libraries take.
+top of what networks and libraries take before it; below a few MB chance decides.
 """
 
 from __future__ import annotations

@@ -78,11 +78,17 @@ ONLY_WORK = ('network',)  # Their output is no result.
 UNBOUND = ('data-path', 'scaling')  # OpenMP binds a process to a core, and processes that it starts with it.
 
 
-def run_step(name: str, words: list[str], limit: float, log: str) -> tuple[str, str]:
+def settings(name: str, smoke: bool) -> dict[str, str]:
+    """A step's environment. In a miniature threads don't spin, so that it takes minutes on a busy machine, too."""
+    if smoke:
+        return {**os.environ, 'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'passive', 'OMP_PROC_BIND': 'false'}
+    left_out = common.THREADING if name in UNBOUND else ()
+    return {key: value for key, value in common.environment().items() if key not in left_out}
+
+
+def run_step(name: str, words: list[str], limit: float, log: str, env: dict[str, str]) -> tuple[str, str]:
     """Stdout, and 'ok' or what went wrong. All that the step has started ends with it."""
     command = [sys.executable, os.path.join(FOLDER, words[0]), *words[1:]]
-    env = {key: value for key, value in common.environment().items()
-           if name not in UNBOUND or key not in common.THREADING}
     with tempfile.TemporaryFile('w+') as out, open(log, 'a', encoding='utf-8') as errors:
         errors.write(f'== {name}\n')
         errors.flush()
@@ -231,7 +237,8 @@ def run_all(
         when = '' if smoke else f'; {outlook(outcomes, steps[number:])}'
         say(f'{step.name} ({number + 1} of {len(steps)}), at most {limit:.0f} s{when}')
         start = time.monotonic()
-        text, end = run_step(step.name, fill(step, words, smoke), limit, f'{stem}.log')
+        env = settings(step.name, smoke)
+        text, end = run_step(step.name, fill(step, words, smoke), limit, f'{stem}.log', env)
         outcomes.append(Outcome(step, time.monotonic() - start, end))
         say(f'{step.name}: {end} after {outcomes[-1].seconds:.0f} s')
         if step.name not in ONLY_WORK:

@@ -190,7 +190,8 @@ def prepare(_rank: int, _world_size: int, place: Place) -> None:
     snapshot = next(name for name in os.listdir(place.file('run-gan')) if name.endswith('.pkl'))
     numbers = place.numbers
     channels = dict(channel_base=numbers.channel_base, channel_max=numbers.channel_max)
-    prepare_encoder_stage(place.file(f'run-gan/{snapshot}'), place.file('init.pkl'), channels, device=place.device)
+    with contextlib.redirect_stdout(sys.stderr):
+        prepare_encoder_stage(place.file(f'run-gan/{snapshot}'), place.file('init.pkl'), channels, device=place.device)
 
 
 def settings_of(counts: list[int], cores: int) -> list[Setting]:

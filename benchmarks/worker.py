@@ -19,7 +19,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from common import PROJECT, peak_memory
+from common import PROJECT, peak_memory, reset_peak_memory
 
 PLUGINS = ('bias_act_plugin', 'upfirdn2d_plugin')  # The CUDA kernels that a stylegan2-ada-pytorch checkout builds.
 MIN_SECONDS, MAX_CALLS = 0.15, 20  # A measurement repeats short work until it lasts so long, up to so many times.
@@ -278,6 +278,8 @@ class Worker:
 
         if self.device.type == 'cuda':
             torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            reset_peak_memory()
 
     def peak(self) -> float:
         """Most memory so far, in MB: of a GPU what tensors held, else what the process held."""
