@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from torch_utils.ops import cpu_kernels, kept
+from torch_utils.ops import bias_act, cpu_kernels, kept
 
 pytestmark = pytest.mark.skipif(cpu_kernels.library() is None, reason='no compiler')
 
@@ -103,6 +103,17 @@ def test_results_of_changed_weights_do_not_stay_for_good(seen: kept.Seen, monkey
             other.add_(1)
             ask(other)
     assert seen.nbytes == 0
+
+
+def test_what_was_kept_in_inference_mode_serves_gradients(seen: kept.Seen) -> None:
+    w = weight()
+    with torch.inference_mode():
+        for _ in range(3):
+            norms = bias_act.squared_norms(w)
+    assert not norms.is_inference() and seen.nbytes
+    x = torch.ones(3, 2, requires_grad=True)
+    (x * bias_act.squared_norms(w)).square().sum().backward()
+    torch.testing.assert_close(x.grad, 2 * w.square().sum(dim=(2, 3)).square())
 
 
 def test_a_copy_has_results_of_its_own(seen: kept.Seen) -> None:

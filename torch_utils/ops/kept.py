@@ -136,7 +136,8 @@ class Seen:
         if entry.checksum != checksum:
             if entry.result is None and not self._room(nbytes, now):
                 return None
-            entry.checksum, entry.result = checksum, make()
+            with torch.inference_mode(False), torch.no_grad():  # For whoever comes, with gradients or without.
+                entry.checksum, entry.result = checksum, make()
         entry.used = now
         return entry.result
 
