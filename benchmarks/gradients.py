@@ -168,7 +168,8 @@ def _batch(sides: list[Any], folder: str, seed: int) -> Batch:
     for name, result in results.items():
         counts = {phase: slopes.apart(result['slopes'][phase], exact['slopes'][phase]) for phase in PHASES}
         alike = {phase: exact['values'][phase] for phase, count in counts.items() if count == 0}
-        if differing := [phase for phase, count in counts.items() if count]:
+        differing = [phase for phase, count in counts.items() if count]
+        if differing and seed == 0:  # Rounding is much the same in all batches, and float64 takes its time.
             path = os.path.join(folder, name)
             alike.update(ask(1, f'float64 as {name}', exact=True, slopes_of=path, phases=differing)['values'])
         batch[name] = {'original': differences(result['values'], results['original']['values']),
@@ -221,4 +222,5 @@ def tables(batches: list[Batch]) -> list[str]:
     return [*lines, '', *common.markdown(head, rows), '',
             f'Medians, number of batches: {len(batches)}. Where the input of a leaky ReLU is within rounding of 0, a '
             'side may take another slope than float64 does, at so many pixels a batch on average. There its gradient '
-            'jumps, which is no loss of accuracy: that shows beside a float64 that takes the same slopes.']
+            'jumps, which is no loss of accuracy: that shows beside a float64 that takes the same slopes (in the first '
+            'batch, and in others that need no second float64).']

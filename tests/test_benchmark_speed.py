@@ -103,8 +103,8 @@ def test_slopes_are_recorded_once_a_call_and_can_be_prescribed() -> None:
 
 
 class Written:
-    """A side whose gradients are 1, by the way of one leaky ReLU. This project is 1e-6 off, and in Greg takes the slope
-    that is not float64's, which makes 5 of 1."""
+    """A side whose gradients are 1, by the way of one leaky ReLU. This project is 1e-6 off; in Greg it takes the slope
+    that float64 doesn't, which makes 5 of 1, and in Dmain it calls its leaky ReLU twice."""
 
     def __init__(self, ours: bool) -> None:
         self.ours = ours
@@ -114,7 +114,7 @@ class Written:
         off, values, taken = 1 + 1e-6 * self.ours, {}, {}
         for phase in options.get('phases', gradients.PHASES):
             flipped = self.ours and phase == 'Greg' if of is None else not bool(of['slopes'][phase][0])
-            taken[phase] = [torch.tensor([not flipped])]
+            taken[phase] = [torch.tensor([not flipped])] * (2 if self.ours and phase == 'Dmain' else 1)
             values[phase] = {'w': torch.tensor([off * (5 if flipped else 1)], dtype=torch.float64)}
         outputs = {} if of else {'G eval': torch.tensor([off], dtype=torch.float64)}
         torch.save({'values': {**outputs, **values}, 'slopes': taken}, path)
@@ -127,8 +127,8 @@ def test_a_slope_that_differs_is_told_from_a_loss_of_accuracy(tmp_path: pathlib.
     assert rows[2:5] == [['G eval', '1.0e-06', '0.0e+00', '1.0e-06', '0.0e+00', '0.0e+00'],
                          ['Gmain', '1.0e-06', '0.0e+00', '1.0e-06', '0.0e+00', '0.0e+00'],
                          ['Greg', '4.0e+00', '0.0e+00', '4.0e+00', '0.0e+00', '0.0e+00']]  # fmt: skip
-    assert [row[:2] + row[7:] for row in rows[9:11]] == [
-        ['Gmain', '1.0e-06', '0', '0', '0'], ['Greg', '1.0e-06', '1', '0', '0']]
+    assert [row[:2] + row[7:] for row in rows[9:12]] == [
+        ['Gmain', '1.0e-06', '0', '0', '0'], ['Greg', '1.0e-06', '1', '0', '0'], ['Dmain', '–', '–', '0', '0']]
 
 
 def test_two_code_bases_live_in_one_process(tmp_path: pathlib.Path) -> None:
