@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_device import float32_is_float32  # noqa: F401  A fixture of every test here.
 
 from dnnlib.util import EasyDict
 from lia_plugin import networks as lia_networks
@@ -75,7 +76,8 @@ def train(stage: str, graphs: cuda_graphs.Graphs | None) -> tuple[list[float], d
 
 
 @pytest.mark.parametrize('stage', ['gan', 'encoder'])
-def test_replayed_iterations_give_the_eager_ones_losses(stage: str) -> None:
+def test_replayed_iterations_give_the_eager_ones_losses(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, 'deterministic', True)
     graphs = make_graphs()
     eager, weights = train(stage, None)
     replayed, weights_too = train(stage, graphs)

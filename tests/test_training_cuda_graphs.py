@@ -1,5 +1,6 @@
 """Phases that are recorded and replayed train as others do: by a stand-in for graphs where there is no GPU."""
 
+import contextlib
 import functools
 import pathlib
 from collections.abc import Callable
@@ -10,6 +11,9 @@ import torch
 from test_training_loop import assert_equal, encoder, faces, gan, stage1, statistics, stop_after, weights  # noqa: F401
 
 from dnnlib.util import EasyDict, UserError
+from lia_plugin import loss as encoder_loss
+from lia_plugin import networks as lia_networks
+from lia_plugin.perceptual import DiscriminatorFeatures
 from torch_utils import misc, training_stats
 from training import augment, checkpoint, cuda_graphs, iteration, networks
 from training.loss import StyleGAN2Loss
@@ -236,6 +240,31 @@ def test_no_phase_asks_for_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
         losses = [iteration.run_phase(args, state, phase, (torch.zeros(4, 3, 8, 8),), c, (torch.zeros(4, 8),), c)
                   for phase in phases]
     assert all(torch.isfinite(torch.stack(values)).all() for values in losses)
+
+
+@pytest.mark.slow
+def test_no_phase_brings_a_tensor_of_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU. torch's device without numbers stands for one: it refuses others' tensors, and to be read."""
+    device, small = torch.device('meta'), {'channel_base': 64, 'channel_max': 8, 'num_fp16_res': 2, 'conv_clamp': 256}
+    shape: dict[str, Any] = dict(z_dim=8, c_dim=2, w_dim=8, img_resolution=8, img_channels=3, synthesis_kwargs=small)
+    D = networks.Discriminator(2, 8, 3, **small).to(device)
+    pipe = augment.AugmentPipe(**augment.augpipe_specs['bgcfnc']).to(device)
+    img, z, c = (torch.zeros(4, *rest, device=device) for rest in ((3, 8, 8), (8,), (2,)))
+    monkeypatch.setattr(augment, '_asks_device', lambda device, size: False)
+    monkeypatch.setattr(torch, 'autocast', lambda *args, **kwargs: contextlib.nullcontext())  # It doesn't know meta.
+    monkeypatch.setattr(encoder_loss, 'code_statistics', lambda *args: (None, torch.ones(8, device=device)))
+    for stage in ('gan', 'y+'):
+        code = None if stage == 'gan' else dict(small, space=stage)
+        G: Any = lia_networks.Generator(encoder_kwargs=code, **shape).to(device)
+        halves = dict(G_mapping=G.mapping, G_synthesis=G.synthesis, D=D, augment_pipe=pipe)
+        loss: Any = StyleGAN2Loss(device, **halves, one_batch=True) if code is None else encoder_loss.EncoderLoss(
+            device, **halves, percep='none', adv_weight=1, latent_weight=1, mix=0.5, prior_weight=1, offset_weight=1)
+        loss.percep = DiscriminatorFeatures(D)
+        for phase in ('Gmain', 'Greg', 'Dmain', 'Dreg'):
+            for net in (G, D):
+                net.requires_grad_(net is (G if phase[0] == 'G' else D))
+            value = loss.accumulate_gradients(phase, img, c, z, c, True, 1)
+            assert (value is None and code is not None and phase == 'Greg') or value.device == device
 
 
 def test_all_margin_there_can_be_gives_what_measured_margins_give(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,7 @@ def init(
         meeting = {'init_method': 'file:///' + os.path.abspath(init_file).replace('\\', '/').lstrip('/')}
     if device.type == 'cuda':
         torch.cuda.set_device(device)
+        meeting['device_id'] = device  # Else a barrier guesses it from the rank.
     else:
         _share_cores(rank, local_world_size(world_size))
     torch.distributed.init_process_group(
