@@ -94,6 +94,11 @@ def _loaded_classes(name: str, *modules: str) -> tuple[type, ...]:
     return tuple(c for c in found if c is not None)
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    memory = sys.modules.get('lia_plugin.memory')  # Where it isn't loaded, no tensors are either.
+    return isinstance(error, MemoryError) or memory is not None and memory.is_out_of_memory(error)
+
+
 def _report(message: str) -> int:
     print('Error: ' + ' '.join(message.split()), file=sys.stderr)
     return EXIT_BAD_INPUT
@@ -139,6 +144,8 @@ def _exit_code(work: Callable[[], Any]) -> int:
             print(getattr(error, 'details', ''), file=sys.stderr)
             _report(str(error))
             return EXIT_LOST
+        if _is_out_of_memory(error):
+            return _report(f'not enough memory for this ({str(error)[:200]}); take fewer images at once')
         if not isinstance(error, _loaded_classes('UserError', 'lia_plugin.host', 'dnnlib.util')):
             raise
         return _report(str(error))

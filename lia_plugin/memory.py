@@ -16,6 +16,8 @@ from lia_plugin import host
 MOST = {'cuda': 64, 'mps': 16, 'cpu': 8}
 # Of the free memory: allocators leave gaps, convolutions need workspaces, CUDA graphs have memory of their own.
 SHARE = {'cuda': 0.4, 'mps': 0.6, 'cpu': 0.7}
+# What those call a lack of it that have no class for it: PyTorch's allocator for the CPU, MPS, cuBLAS and cuDNN.
+TOLD = ('DefaultCPUAllocator: ', 'out of memory', 'STATUS_ALLOC_FAILED')
 
 
 def batch_size(device: torch.device, work: Callable[[], object], most: int | None = None, sharers: int = 1) -> int:
@@ -47,7 +49,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device's memory was not enough."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and 'not enough memory' in str(error)  # Of PyTorch's allocator for the CPU.
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in TOLD)
 
 
 def release(device: torch.device) -> None:

@@ -7,6 +7,7 @@ import sys
 
 import click
 import pytest
+import torch
 
 from dnnlib.util import UserError
 from lia_plugin import cli
@@ -102,6 +103,19 @@ def test_an_operating_systems_error_that_is_ours_keeps_its_traceback() -> None:
 
     with pytest.raises(OSError):
         cli.run(leak, [])
+
+
+def test_too_little_memory_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    from lia_plugin import memory  # noqa: F401  As every command does that makes tensors.
+
+    @click.command()
+    def fill() -> None:
+        torch.empty([2**60], dtype=torch.uint8)
+
+    assert cli.run(fill, []) == 2
+    assert capsys.readouterr().err.startswith('Error: not enough memory for this (')
+    with pytest.raises(RuntimeError, match='something else'):
+        cli.run(_command(RuntimeError('something else')), ['--count', '1'])
 
 
 def test_names_that_are_not_utf8_can_be_told() -> None:

@@ -210,11 +210,12 @@ def test_latest_may_be_longer(run: Any, loop: Loop, data: str, capsys: Any) -> N
     assert 'stage 2 has begun' in capsys.readouterr().err and len(loop.calls) == 3
 
 
-def test_what_images_are_kept_in_may_change(run: Any, loop: Loop, data: str) -> None:
+def test_how_images_are_kept_and_work_is_launched_may_change(run: Any, loop: Loop, data: str) -> None:
     loop.endings = ['Ctrl-C']
-    assert run(f'--data={data}', *SHORT) == 130
-    assert run(f'--data={data}', *SHORT, '--cache=1.5GB', '--workers=2') == 0
+    assert run(f'--data={data}', *SHORT, '--cuda-graphs=auto') == 130
+    assert run(f'--data={data}', *SHORT, '--cache=1.5GB', '--workers=2', '--cuda-graphs=off') == 0
     assert [call['cache'] for call in loop.calls] == ['auto', 1_500_000_000, 1_500_000_000]
+    assert [call['cuda_graphs'] for call in loop.calls] == ['auto', 'off', 'off']
     assert loop.stages == [('gan', False), ('gan', True), ('encoder', False)], 'the same run'
 
 

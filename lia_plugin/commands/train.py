@@ -140,7 +140,7 @@ def train(ctx: click.Context, outdir: str, dry_run: bool, new_run: bool, **given
     Options that are not given follow --cfg and the data set; -n shows what they become.
     """
     said = {name for name in given if ctx.get_parameter_source(name) != click.core.ParameterSource.DEFAULT}
-    from lia_plugin import host, launch, outputs, planning, run_dir
+    from lia_plugin import host, launch, memory, outputs, planning, run_dir
     from lia_plugin.host import UserError
 
     given['gpus'] = host.number_of_processes(given['gpus'] if 'gpus' in said else None)
@@ -172,12 +172,14 @@ def train(ctx: click.Context, outdir: str, dry_run: bool, new_run: bool, **given
         print(f'Training in {run.path}' if fresh else f'Going on with {run.path}; --new-run starts afresh', flush=True)
         try:
             snapshot = launch.train(run, plan)
-        except UserError:
-            if fresh and not run.has_trained():
-                shutil.rmtree(run.path)  # A directory of nothing would only look like a run.
-            raise
         except host.lost_process() as error:
             error.args = (f'{error}. {what_is_saved(run)}',)
+            raise
+        except Exception as error:
+            if not isinstance(error, UserError) and not memory.is_out_of_memory(error):
+                raise
+            if fresh and not run.has_trained():
+                shutil.rmtree(run.path)  # A directory of nothing would only look like a run.
             raise
     return finish(snapshot, run, plan, outdir, ctx.command_path)
 
