@@ -1,5 +1,5 @@
-// So much of CUDA that a C++ compiler makes the kernels run on a CPU, for tests: blocks one after the other, the threads
-// of a block as fibres that run from barrier to barrier. A forgotten barrier gives wrong numbers here, every time.
+// So much of CUDA that a C++ compiler makes the kernels run on a CPU, for tests: blocks one after the other, the
+// threads of a block as fibres that run from barrier to barrier. A forgotten barrier gives wrong numbers, every time.
 
 #pragma once
 
@@ -64,7 +64,8 @@ inline __nv_bfloat16 __float2bfloat16_rn(float value) {
 
 inline float __half2float(__half value) {
     const int exponent = value.bits >> 10 & 31, mantissa = value.bits & 1023;
-    float size = exponent == 31 ? (mantissa ? NAN : INFINITY) : std::ldexp(mantissa + (exponent ? 1024.f : 0.f), (exponent ? exponent : 1) - 25);
+    float size = std::ldexp(mantissa + (exponent ? 1024.f : 0.f), (exponent ? exponent : 1) - 25);
+    if (exponent == 31) size = mantissa ? NAN : INFINITY;
     return value.bits >> 15 ? -size : size;
 }
 

@@ -308,7 +308,10 @@ def _computing(part: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | Non
         return None
     if part.device != x.device:  # A kernel that reads it would end the process's use of the GPU.
         raise ValueError(f'got tensors on {x.device} and {part.device}, expected them on one device')
-    return part.detach().to(_computing_type(x)).contiguous()
+    wide = _computing_type(x)
+    if part.dtype == wide and part.is_contiguous():  # Three calls of PyTorch less, in what is called for each layer.
+        return part
+    return part.detach().to(wide).contiguous()
 
 
 def _new(shape: Sequence[int], like: torch.Tensor, last: bool) -> torch.Tensor:

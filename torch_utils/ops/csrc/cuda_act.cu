@@ -16,7 +16,8 @@ struct Cut {
     int64_t images, outer, inner, groups, rows, chunks;  // rows: of a chunk.
     int lanes;
 
-    Cut(int64_t images, int64_t outer, int64_t inner, int vector, int64_t most) : images(images), outer(outer), inner(inner) {
+    Cut(int64_t images, int64_t outer, int64_t inner, int vector, int64_t most)
+        : images(images), outer(outer), inner(inner) {
         lanes = 1;
         while (lanes < 32 && lanes * vector < inner) lanes *= 2;
         groups = parts(inner, lanes * vector);
@@ -223,7 +224,8 @@ template <class A> __global__ void __launch_bounds__(THREADS) reduce(Reduce<A> j
         const int64_t batch = block / groups / job.splits, last = smaller((split + 1) * span, job.each);
         A sum = 0;
         if (i < job.size)
-            for (int64_t k = split * span + line; k < last; k += LINES) sum += job.from[(batch * job.each + k) * job.size + i];
+            for (int64_t k = split * span + line; k < last; k += LINES)
+                sum += job.from[(batch * job.each + k) * job.size + i];
         __syncthreads();
         shared[threadIdx.x] = sum;
         __syncthreads();
@@ -237,9 +239,11 @@ int64_t splits_of(int64_t each) { return each > 2 * SPAN ? parts(each, SPAN) : 1
 
 // [batches, each, size] to [batches, size]; `more` has room for the sums of parts where there are too many for one go.
 template <class A>
-int reduce_all(const A* from, A* to, A* more, int64_t batches, int64_t each, int64_t size, A factor, const Where& where) {
+int reduce_all(const A* from, A* to, A* more, int64_t batches, int64_t each, int64_t size, A factor,
+               const Where& where) {
     const int64_t splits = splits_of(each), blocks = batches * parts(size, COLUMNS);
-    if (splits == 1) return launch(reduce<A>, blocks, THREADS, 0, where, Reduce<A>{from, to, batches, each, size, 1, factor});
+    const Reduce<A> whole{from, to, batches, each, size, 1, factor};
+    if (splits == 1) return launch(reduce<A>, blocks, THREADS, 0, where, whole);
     const Reduce<A> first{from, more, batches, each, size, splits, A(1)};
     const int error = launch(reduce<A>, blocks * splits, THREADS, 0, where, first);
     return error ? error : reduce_all(more, to, more + batches * splits * size, batches, splits, size, factor, where);
@@ -280,7 +284,8 @@ struct Workspace {
         products = channel_sums + n * channel_each * c;
         pixel_sums = products + n * channel_each * c;
         more = pixel_sums + n * pixel_each * pixels;
-        total = more + larger(room(1, n * channel_each, c), larger(room(n, channel_each, c), room(n, pixel_each, pixels)));
+        const int64_t by_image = larger(room(n, channel_each, c), room(n, pixel_each, pixels));
+        total = more + larger(room(1, n * channel_each, c), by_image);
     }
 };
 
@@ -295,7 +300,8 @@ extern "C" int act_forward(const void* x, void* y, const void* scale, const void
     return by_type(type, [&](auto zero) {
         using T = decltype(zero);
         using A = computing_t<T>;
-        const Act<A> act{(const A*)scale, (const A*)noise, (const A*)bias, noise_stride, A(factor), A(alpha), A(gain), A(limit)};
+        const Act<A> act{(const A*)scale, (const A*)noise, (const A*)bias, noise_stride,
+                         A(factor), A(alpha), A(gain), A(limit)};
         const Cut cut = cut_of(n, c, pixels, last, WIDE<T>, FORWARD_ROUNDS);
         const Forward<T> job{(const T*)x, (T*)y, x_stride, cut, act};
         return by_layout<T>(cut.inner, last, [&](auto vector, auto is_last) {
@@ -331,8 +337,8 @@ extern "C" int act_backward(const void* grad, const void* y, const void* x, cons
                         last ? by_channel : by_pixel, last ? products : nullptr, last ? by_pixel : by_channel,
                         last ? nullptr : products, x_stride, cut, act};
         int error = by_layout<T>(cut.inner, last, [&](auto vector, auto is_last) {
-            return launch(backward<T, decltype(vector)::value, bool(decltype(is_last)::value)>, cut.blocks(), THREADS, 0,
-                          where, job);
+            return launch(backward<T, decltype(vector)::value, bool(decltype(is_last)::value)>, cut.blocks(), THREADS,
+                          0, where, job);
         });
         A* more = room + places.more;
         if (!error && grad_bias)
@@ -368,7 +374,8 @@ __global__ void __launch_bounds__(THREADS) add_squares(Norms job) {
     }
 }
 
-// Sums of the squares of `each` numbers in a row, [outer, rows]; or, with `last`, over the middle axis of [outer, each, rows].
+// Sums of the squares of `each` numbers in a row, [outer, rows]; or, with `last`, over the middle axis of [outer, each,
+// rows].
 extern "C" int squared_norms(const void* x, void* result, int64_t outer, int64_t each, int64_t rows, int64_t last,
                              int64_t device, void* stream) {
     const Norms job{(const float*)x, (float*)result, outer, each, rows, last != 0};

@@ -86,8 +86,8 @@ struct Where {
     void* stream;
 };
 
-// Makes the tensors' device the current one of this library, whose runtime may be one of its own with a state of its own.
-// Callers have made it the thread's already: what was before could not be told for certain, so that nothing goes back.
+// Makes the tensors' device the current one of this library, whose runtime may be one of its own with a state of its
+// own. Callers have made it the thread's already: what was before could not be told for certain, and nothing goes back.
 // Gives a cudaError_t.
 inline int use(int64_t device) {
     const int error = int(cudaSetDevice(int(device)));

@@ -1,7 +1,7 @@
 // Bias, upsample, gain · leaky ReLU, clamp, downsample, of planes, with the upsampled image in shared memory alone.
 //
-// Of it two bits a pixel are kept for the gradients: 0 as it was, 1 times the slope, 2 cut off, four pixels a byte. With
-// them the operator is linear, and its transpose is one of its kind with the filters changed over.
+// Of it two bits a pixel are kept for the gradients: 0 as it was, 1 times the slope, 2 cut off, four pixels a byte.
+// With them the operator is linear, and its transpose is one of its kind with the filters changed over.
 
 #include <cmath>
 
@@ -15,7 +15,8 @@ enum Mode { FORGET, WRITE, READ };
 
 struct Axis {
     int64_t size, fine, out, before_up, before_down;  // Zeros before the upsampled and the fine image.
-    int up_taps, down_taps, tile, fine_tile, in_tile;  // Taps of a row or a column; of a tile: outputs, fine pixels, inputs.
+    int up_taps, down_taps;          // Of a row or a column.
+    int tile, fine_tile, in_tile;    // Of a tile: outputs, fine pixels, inputs.
 };
 
 template <class T> struct Job {
@@ -109,7 +110,8 @@ __global__ void __launch_bounds__(THREADS) filtered(Job<T> job) {
                 if (!inside) {
                     sum = 0;
                 } else if (job.mode == READ) {
-                    const int code = job.mask[(plane * ay.fine + to_y) * pitch + (to_x + v) / 4] >> (to_x + v) % 4 * 2 & 3;
+                    const int four = job.mask[(plane * ay.fine + to_y) * pitch + (to_x + v) / 4];
+                    const int code = four >> (to_x + v) % 4 * 2 & 3;
                     sum = code == 0 ? sum : code == 1 ? sum * job.slope : A(0);
                 } else {
                     const A bent = rectify(sum, job.slope, A(INFINITY));
@@ -183,8 +185,8 @@ template <class T> int run(Job<T> job, const Where& where) {
     if (job.mode < 0) return 0;
     auto kernel = filtered<T, 0, 0, 0, 0>;
     const auto is = [&](int up, int up_taps, int down, int down_taps) {
-        return job.up_separable && job.down_separable && job.up == up && job.ax.up_taps == up_taps && job.down == down &&
-               job.ax.down_taps == down_taps;
+        return job.up_separable && job.down_separable && job.up == up && job.ax.up_taps == up_taps &&
+               job.down == down && job.ax.down_taps == down_taps;
     };
     if (is(2, 12, 2, 12)) kernel = filtered<T, 2, 12, 2, 12>;
     if (is(4, 24, 2, 12)) kernel = filtered<T, 4, 24, 2, 12>;

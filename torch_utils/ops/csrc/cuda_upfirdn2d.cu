@@ -2,7 +2,7 @@
 // x[p / up] if up divides p, else 0, along both axes.
 //
 // Three kernels. `blocks`, for channels_last: a thread holds 16 bytes of channels and a block of output pixels, whose
-// inputs it reads once. `tiles`, for planes: input tiles in shared memory. `any`: one output a thread, for all the rest.
+// inputs it reads once. `tiles`, for planes: input tiles in shared memory. `any`: one output a thread, for the rest.
 // The first two are made for factors of 1 and 2 and 4 or 12 taps, so that loops unroll and taps stay in registers.
 
 #include "cuda_common.cuh"
@@ -134,7 +134,8 @@ template <class T, class X, class Y> __global__ void __launch_bounds__(THREADS) 
             for (int a = 0; a < X::outputs; a++) {
                 const int64_t to_y = out_y + b, to_x = out_x + a;
                 if (to_y >= 0 && to_y < job.ay.out_size && to_x >= 0 && to_x < job.ax.out_size)
-                    store<V>(job.y + ((image * job.ay.out_size + to_y) * job.ax.out_size + to_x) * job.c + c, sums[b][a]);
+                    store<V>(job.y + ((image * job.ay.out_size + to_y) * job.ax.out_size + to_x) * job.c + c,
+                             sums[b][a]);
             }
     }
 }
@@ -164,7 +165,8 @@ template <class T, int UP, int DOWN, int TAPS> __global__ void __launch_bounds__
     #pragma unroll
     for (int t = 0; t < TAPS; t++) {
         #pragma unroll
-        for (int s = 0; s < ROWS; s++) f[s][t] = job.gain * (Size::separable ? job.f[job.flip ? TAPS - 1 - t : t] : job.tap(s, t));
+        for (int s = 0; s < ROWS; s++)
+            f[s][t] = job.gain * (Size::separable ? job.f[job.flip ? TAPS - 1 - t : t] : job.tap(s, t));
         f_y[t][0] = Size::separable ? job.f_y[job.flip ? TAPS - 1 - t : t] : A(0);
     }
     const int64_t columns = Size::Whole::blocks(job.ax), rows = Size::High::blocks(job.ay);
@@ -177,7 +179,8 @@ template <class T, int UP, int DOWN, int TAPS> __global__ void __launch_bounds__
         for (int i = threadIdx.x; i < Size::in_height * Size::in_width; i += THREADS) {
             const int64_t row = in_y + i / Size::in_width, column = in_x + i % Size::in_width;
             const bool inside = row >= 0 && row < job.ay.size && column >= 0 && column < job.ax.size;
-            input[i / Size::in_width][i % Size::in_width] = inside ? A(widen(x[row * job.stride_y + column * job.stride_x])) : A(0);
+            input[i / Size::in_width][i % Size::in_width] =
+                inside ? A(widen(x[row * job.stride_y + column * job.stride_x])) : A(0);
         }
         __syncthreads();
         if constexpr (Size::separable) {
@@ -285,7 +288,7 @@ template <class T> int run(Job<T> job, const Where& where) {
 
 // f [height, width] correlates as it lies, or with flip convolves; with `separable` it is [width] and stands for its
 // outer product with itself. axes: size, out_size, up, down, zeros before, of x and then of y. strides: of x, in the
-// order NCHW. y is dense, NHWC with `last`. Gives -2, and does nothing, if a separable filter has to be done in two calls.
+// order NCHW. y is dense, NHWC with `last`. Gives -2, and does nothing, if a separable filter takes two calls.
 extern "C" int upfirdn2d(const void* x, void* y, const void* f, int64_t height, int64_t width, int64_t separable,
                          int64_t flip, double gain, int64_t n, int64_t c, const int64_t* axes, const int64_t* strides,
                          int64_t last, int64_t type, int64_t device, void* stream) {
