@@ -174,7 +174,10 @@ def main(host: str | None, network: str, data: str, device: str, num: int, steps
 
     device = torch.device(common.pick_device(device))
     with open(network, 'rb') as f:
-        G = legacy.load_network_pkl(f)['G_ema'].eval().requires_grad_(False).to(device)
+        contents = legacy.load_network_pkl(f)
+    if host and (contents['G'] is None or contents['D'] is None):
+        raise click.UsageError(f'--network: {network} has G_ema alone, and the original reads whole snapshots only')
+    G = contents['G_ema'].eval().requires_grad_(False).to(device)
     if getattr(G, 'encoder', None) is None:
         raise click.UsageError(f'--network: {network} has no encoder')
     images_ = ImageFolderDataset(path=data, max_size=num, random_seed=0)

@@ -34,7 +34,7 @@ MARGIN = 3  # A step's limit, in times of what it usually takes: other machines,
 class Step(NamedTuple):
     name: str
     title: str
-    usual: int  # Seconds on two idle cores.
+    usual: int  # Seconds on two idle cores, estimated: no idle machine has been at hand.
     command: str  # Script and its options; {host}, {network} and {work} are filled in.
     small: str | None  # Options that make it a miniature; of two the last one counts. None = left out there.
 
@@ -136,7 +136,7 @@ class Outcome(NamedTuple):
 
 def ending(outcomes: list[Outcome]) -> list[str]:
     rows = [[one.step.name, one.end, f'{one.seconds:.0f}', str(one.step.usual)] for one in outcomes]
-    head = ['step', 'result', 'seconds', 'usual on two idle cores']
+    head = ['step', 'result', 'seconds', 'usual on two idle cores (estimated)']
     return ['', '## Steps', '', *common.markdown(head, rows, text_columns=2)]
 
 

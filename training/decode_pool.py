@@ -24,7 +24,7 @@ from training.image_reader import ImageReader
 
 _START = 'import sys; sys.path[:] = {path!r}; from training.decode_worker import main; main()'
 # glibc's: it keeps the few megabytes of a picture for the next one, instead of giving them back to the system, which
-# hands them out again page by page. Twice as many images of 1024² a second.
+# hands them out again page by page. About twice as many JPEGs and stored PNGs of 1024² a second.
 _MEMORY = {'MALLOC_MMAP_THRESHOLD_': str(2**26), 'MALLOC_TRIM_THRESHOLD_': str(2**28)}
 _PATIENCE = 2.0  # Seconds that a worker gets to finish its last image.
 
