@@ -293,6 +293,7 @@ int amx_conv2d(const float* x, const float* w, float* out, const int64_t* n_h_w_
     Planes planes{n, n_h_w_in[1], n_h_w_in[2], n_h_w_in[3], padding[0], padding[1], stride, 0, 0, n};
     planes.rows = div_up((h_w_out[0] - 1) * stride + kernel[0], stride);
     planes.pitch = div_up((h_w_out[1] - 1) * stride + kernel[1], stride);
+    planes.batch = side_by_side(n, planes.pitch);
     std::vector<Job> jobs(1);
     for (int64_t dy = 0; dy < kernel[0]; ++dy)
         for (int64_t dx = 0; dx < kernel[1]; ++dx)
@@ -313,6 +314,7 @@ int amx_conv_transpose2d(const float* x, const float* w, float* out, const int64
     Planes planes{n, n_h_w_in[1], n_h_w_in[2], n_h_w_in[3], reach_y, reach_x, 1, 0, 0, n};
     planes.rows = (h_w_out[0] - 1 + padding[0]) / stride + 1 + reach_y;
     planes.pitch = (h_w_out[1] - 1 + padding[1]) / stride + 1 + reach_x;
+    planes.batch = side_by_side(n, planes.pitch);
     std::vector<Job> jobs(static_cast<std::size_t>(stride * stride));
     for (int64_t phase = 0; phase < stride * stride; ++phase) {
         const int64_t a = phase / stride, b = phase % stride;

@@ -1,9 +1,10 @@
 // Image batches in planes, so that a tap of a convolution's kernel is a distance between places.
 //
 // Images are copied into planes with their padding (one plane for each of the stride's phases), in which places are
-// numbered through: rows, columns, and fastest the images of the batch. A tap of the kernel is then a constant
+// numbered through: rows, columns, and fastest some images side by side. A tap of the kernel is then a constant
 // distance, 16 places in a row are a tile's 16 rows, and what lies between two rows of the output is long enough to be
-// left out.
+// left out. Where rows are long few images lie side by side, or a kernel would reach further than a cache does; the
+// others follow below them.
 
 #pragma once
 
@@ -11,6 +12,7 @@
 
 #if defined(LIA_HAS_AMX)
 
+#include <algorithm>
 #include <vector>
 
 namespace amx {
@@ -21,14 +23,21 @@ struct Planes {
     int64_t images, height, width, channels;  // Of the dense NHWC input.
     int64_t pad_y, pad_x;                     // Zeros before its first row and column.
     int64_t stride;
-    int64_t rows, pitch;  // Of a plane; what the image doesn't fill is 0.
-    int64_t batch;        // Images that there is room for.
+    int64_t rows, pitch;  // Of an image's plane; what the image doesn't fill is 0.
+    int64_t batch;        // Images side by side.
 
     int64_t count() const { return stride * stride; }
-    int64_t places() const { return rows * pitch * batch; }
+    int64_t places() const { return div_up(images, batch) * rows * pitch * batch; }
     int64_t distance(int64_t dy, int64_t dx) const { return (dy / stride * pitch + dx / stride) * batch; }
     int64_t phase(int64_t dy, int64_t dx) const { return dy % stride * stride + dx % stride; }
 };
+
+constexpr int64_t kBeside = 128;  // Places of a row of all images that lie side by side, if they are several.
+
+// How many that is, of so many images with rows of `pitch` places.
+inline int64_t side_by_side(int64_t images, int64_t pitch) {
+    return div_up(images, div_up(images, std::max<int64_t>(1, kBeside / pitch)));
+}
 
 // Which pixel, counted through the images, lies at each place; -1 where there is none.
 using Table = std::vector<int64_t>;
@@ -40,8 +49,11 @@ inline void enter(const Planes& planes, int64_t height, int64_t width, int64_t s
         for (int64_t column = 0; column < planes.pitch; ++column) {
             const int64_t y = row * stride + y0, x = column * stride + x0;
             if (y < 0 || y >= height || x < 0 || x >= width) continue;
-            int64_t* place = table.data() + first + (row * planes.pitch + column) * planes.batch;
-            for (int64_t n = 0; n < planes.images; ++n) place[n] = (n * height + y) * width + x;
+            for (int64_t n = 0; n < planes.images; ++n) {
+                const int64_t line = n / planes.batch * planes.rows + row;
+                const int64_t place = (line * planes.pitch + column) * planes.batch + n % planes.batch;
+                table[first + place] = (n * height + y) * width + x;
+            }
         }
     }
 }
