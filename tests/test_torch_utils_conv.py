@@ -2,9 +2,11 @@
 
 import itertools
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 from torch_utils.ops import amx_conv, conv2d_gradfix
@@ -15,7 +17,8 @@ needs_amx = pytest.mark.skipif(not amx_conv.available(), reason='no AMX, or no c
 SHAPES = [
     (2, 32, 32, 8, 8, 3, 1, 1), (3, 20, 50, 5, 7, 3, 1, 1), (1, 64, 33, 17, 33, 3, 1, 0), (2, 64, 64, 9, 9, 3, 2, 0),
     (2, 40, 16, 16, 12, 3, 2, 1), (2, 128, 16, 8, 8, 1, 1, 0), (2, 48, 64, 4, 4, 1, 2, 0), (1, 512, 96, 4, 4, 3, 1, 1),
-    (2, 33, 17, 6, 6, 5, 2, 2), (5, 3, 1, 1, 1, 3, 1, 1), (40, 32, 32, 2, 3, 3, 1, 1),
+    (2, 33, 17, 6, 6, 5, 2, 2), (5, 3, 1, 1, 1, 3, 1, 1), (40, 32, 32, 2, 3, 3, 1, 1), (5, 17, 16, 3, 70, 3, 1, 1),
+    (5, 16, 33, 6, 150, 3, 2, 1), (3, 16, 16, 7, 9, 1, 3, 0),
 ]  # fmt: skip
 
 
@@ -59,6 +62,18 @@ def test_pytorchs_precision_says_how_exact() -> None:
 
 
 @needs_amx
+@pytest.mark.parametrize('name, parts', [('ieee', 3), ('tf32', 2), ('bf16', 1)])
+def test_so_does_the_setting_of_newer_versions(name: str, parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def mixed() -> str:
+        raise RuntimeError('you have used mix of the legacy and new APIs')
+
+    monkeypatch.setattr(torch, 'get_float32_matmul_precision', mixed)
+    conv = SimpleNamespace(fp32_precision=name)
+    monkeypatch.setattr(torch.backends, 'mkldnn', SimpleNamespace(conv=conv))
+    assert amx_conv.asked_parts() == parts
+
+
+@needs_amx
 def test_tiles_give_the_same_bits_whatever_the_number_of_threads() -> None:
     x, w, g = torch.randn(3, 64, 9, 9), torch.randn(64, 64, 3, 3), torch.randn(3, 64, 9, 9)
     before, results = torch.get_num_threads(), []
@@ -86,6 +101,7 @@ def test_nothing_of_nothing() -> None:
     w = torch.randn(32, 32, 3, 3)
     assert amx_conv.conv2d(torch.randn(0, 32, 8, 8), w, 1, (1, 1)).shape == (0, 32, 8, 8)
     assert not amx_conv.weight_gradient(torch.randn(0, 32, 8, 8), torch.randn(0, 32, 8, 8), (3, 3), 1, (1, 1)).any()
+    assert not amx_conv.conv2d(torch.randn(2, 0, 8, 8), w[:, :0], 1, (1, 1)).any()
 
 
 def all_derivatives(name: str, x: torch.Tensor, w: torch.Tensor, module: object, **kwargs: int) -> list[torch.Tensor]:
@@ -164,6 +180,8 @@ def test_what_is_no_plain_float32_goes_to_pytorch(kernels_called: list[str]) -> 
     torch.jit.trace(lambda image: conv2d_gradfix.conv2d(image, w, padding=1), x, check_trace=False)
     with torch.autocast('cpu', torch.bfloat16):
         assert conv2d_gradfix.conv2d(x, w, padding=1).dtype == torch.bfloat16
+    negative = torch._neg_view(w)
+    assert torch.equal(conv2d_gradfix.conv2d(x, negative), functional.conv2d(x, negative))
     assert not kernels_called
     assert torch.allclose(conv2d_gradfix.conv2d(x, w, torch.ones(32)), functional.conv2d(x, w) + 1, atol=1e-3)
     assert kernels_called == ['conv2d']
@@ -183,3 +201,21 @@ def test_what_does_not_fit_is_said_by_pytorch() -> None:
         conv2d_gradfix.conv2d(torch.randn(4, 33, 8, 8), torch.randn(32, 32, 3, 3))
     with pytest.raises(RuntimeError, match='[Kk]ernel size'):
         conv2d_gradfix.conv2d(torch.randn(4, 32, 2, 2), torch.randn(32, 32, 3, 3))
+    x, w = torch.randn(4, 32, 8, 8), torch.randn(32, 32, 3, 3)
+    with pytest.raises(RuntimeError, match='channels'):
+        conv2d_gradfix.conv_transpose2d(torch.randn(4, 64, 8, 8), w, stride=2)
+    with pytest.raises(RuntimeError, match='output padding'):
+        conv2d_gradfix.conv_transpose2d(x, w, stride=2, output_padding=2)
+    for operator in (conv2d_gradfix.conv2d, conv2d_gradfix.conv_transpose2d):
+        with pytest.raises(RuntimeError, match='negative padding'):
+            operator(x, w, padding=-1)
+        with pytest.raises(RuntimeError, match='stride'):
+            operator(x, w, stride=0)
+
+
+def test_dual_numbers_keep_their_other_half() -> None:
+    x, w = torch.randn(4, 32, 8, 8), torch.randn(32, 32, 3, 3)
+    with forward_ad.dual_level():
+        y = conv2d_gradfix.conv2d(forward_ad.make_dual(x, x), w)
+        tangent = forward_ad.unpack_dual(y).tangent
+    assert tangent is not None and torch.allclose(tangent, functional.conv2d(x, w), rtol=1e-4, atol=1e-4)

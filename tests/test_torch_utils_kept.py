@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torch_utils.ops import bias_act, cpu_kernels, kept
 
@@ -70,6 +71,33 @@ def test_nothing_is_kept_of_what_is_trained_or_passes(seen: kept.Seen) -> None:
     assert not seen.entries
     with torch.no_grad():
         assert ask(trained) is None and ask(trained) is not None
+
+
+def test_what_inference_mode_has_made_can_be_differentiated(seen: kept.Seen) -> None:
+    w, factor = weight(), torch.ones(3, 2, requires_grad=True)
+    with torch.inference_mode():
+        assert torch.equal(bias_act.squared_norms(w), bias_act.squared_norms(w))
+    assert len(seen.entries) == 1
+    assert torch.autograd.grad((bias_act.squared_norms(w) * factor).sum(), factor)[0].equal(bias_act.squared_norms(w))
+    store = kept.Store([w])
+    with torch.inference_mode(), kept.using(store):
+        bias_act.squared_norms(w)
+    assert len(store.results) == 1 and not any(result.is_inference() for _, result in store.results.values())
+
+
+def test_nobody_gets_the_memory_that_a_stores_results_are_known_by() -> None:
+    w = weight()
+    store, place = kept.Store([w]), w.data_ptr()
+    w.data = torch.zeros(1)
+    others = [torch.empty(3, 2, 3, 3) for _ in range(20)]
+    assert place in store.places and place not in {other.data_ptr() for other in others}
+
+
+def test_nothing_is_kept_of_what_only_looks_like_a_parameter(seen: kept.Seen) -> None:
+    with FakeTensorMode():
+        w = weight()
+        assert isinstance(w, torch.nn.Parameter) and bias_act.squared_norms(w).shape == (3, 2)
+    assert not seen.entries
 
 
 def test_a_weight_that_changes_each_time_costs_no_memory(seen: kept.Seen) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import functools
+from typing import Any
 
 import torch
 
@@ -20,6 +21,7 @@ from torch_utils.ops import kept
 
 SOURCES = ('cpu_conv_amx.cpp', 'cpu_conv_amx_gradient.cpp')
 PARTS = {'highest': 3, 'high': 2, 'medium': 1}  # By PyTorch's precision of float32 products.
+PARTS_OF_CONVOLUTIONS = {'tf32': 2, 'bf16': 1}  # By what newer versions call it.
 
 Pair = tuple[int, int]
 
@@ -93,8 +95,17 @@ def weight_gradient(small: torch.Tensor, big: torch.Tensor, kernel_size: Pair, s
     return out
 
 
+def asked_parts() -> int:
+    """How many bfloat16 are to make a float32, by PyTorch's setting."""
+    try:
+        return PARTS[torch.get_float32_matmul_precision()]
+    except RuntimeError:  # It has been set by `torch.backends.….fp32_precision`, which knows convolutions apart.
+        convolutions: Any = getattr(torch.backends.mkldnn, 'conv')  # noqa: B009  Its type stubs don't know of it.
+        return PARTS_OF_CONVOLUTIONS.get(convolutions.fp32_precision, 3)
+
+
 def _parts(parts: int | None) -> int:
-    return PARTS[torch.get_float32_matmul_precision()] if parts is None else parts
+    return asked_parts() if parts is None else parts
 
 
 def _must_have() -> ctypes.CDLL:
@@ -114,7 +125,8 @@ def _new(x: torch.Tensor, channels: int, height: int, width: int) -> torch.Tenso
 
 def _run(function: ctypes._NamedFuncPointer, x: torch.Tensor, w: torch.Tensor, out: torch.Tensor,
          strides: tuple[int, ...], stride: int, padding: Pair, parts: int | None) -> None:
-    if out.numel() == 0:
+    if out.numel() == 0 or x.shape[1] == 0:
+        out.zero_()
         return
     x = x.contiguous(memory_format=torch.channels_last)
     n, channels, height, width = x.shape

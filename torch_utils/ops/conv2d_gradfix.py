@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 from torch_utils.ops import amx_conv, winograd_conv
@@ -56,8 +57,10 @@ def conv_transpose2d(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tens
                      padding: Any = 0, output_padding: Any = 0, groups: int = 1, dilation: Any = 1) -> torch.Tensor:
     """`torch.nn.functional.conv_transpose2d`: NCHW input, [in, out / groups, height, width] weight."""
     geometry, extra = _geometry(stride, padding, dilation, groups), _pair(output_padding)
-    if geometry is None or not _plain(input, weight) or not (_ours(_pixels(input), weight) or _winograd_pays(
-            _transposed_size(input, weight, geometry), weight, geometry, kept=True)):
+    if geometry is None or not _plain(input, weight):
+        return functional.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
+    out = _transposed_size(input, weight, geometry, extra)
+    if out[0] == 0 or not (_ours(_pixels(input), weight) or _winograd_pays(out, weight, geometry, kept=True)):
         return functional.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
     operator = _ConvTranspose.apply if _recorded(input, weight) else _transposed
     y = operator(input, weight, geometry, extra)
@@ -85,14 +88,19 @@ def _geometry(stride: Any, padding: Any, dilation: Any, groups: int) -> _Geometr
     if isinstance(padding, str) or groups != 1 or _pair(dilation) != (1, 1):
         return None
     steps, zeros = _pair(stride), _pair(padding)
-    return _Geometry(steps[0], zeros) if steps[0] == steps[1] else None
+    return _Geometry(steps[0], zeros) if steps[0] == steps[1] > 0 and min(zeros) >= 0 else None
 
 
 def _plain(x: torch.Tensor, w: torch.Tensor) -> bool:
-    """Whether these are numbers in a CPU's memory, and nobody records or transforms what is done with them."""
+    """Whether these are numbers in a CPU's memory, and nobody records or transforms what is done with them.
+
+    A layout of oneDNN's own and signs yet to be changed (`_neg_view`) are none; of a dual number they are but a half.
+    """
     return (
         x.dtype == w.dtype in TYPES and x.device.type == w.device.type == 'cpu' and x.ndim == w.ndim == 4
-        and all(type(t) in (torch.Tensor, torch.nn.Parameter) for t in (x, w))
+        and all(type(t) in (torch.Tensor, torch.nn.Parameter) and t.layout == torch.strided and not t.is_neg()
+                for t in (x, w))
+        and forward_ad._current_level < 0
         and not (torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.is_autocast_enabled('cpu'))
         and torch._C._functorch.peek_interpreter_stack() is None
     )
@@ -108,10 +116,12 @@ def _out_size(x: torch.Tensor, w: torch.Tensor, geometry: _Geometry) -> Size:
     return (x.shape[0], height, width) if min(height, width) > 0 and x.shape[1] == w.shape[1] else (0, 0, 0)
 
 
-def _transposed_size(x: torch.Tensor, w: torch.Tensor, geometry: _Geometry) -> Size:
-    """Of a transposed convolution's result with stride 1, the only ones that are asked about."""
-    height, width = (x.shape[2 + i] - 2 * geometry.padding[i] + w.shape[2 + i] - 1 for i in (0, 1))
-    return (x.shape[0], height, width) if min(height, width) > 0 and x.shape[1] == w.shape[0] else (0, 0, 0)
+def _transposed_size(x: torch.Tensor, w: torch.Tensor, geometry: _Geometry, output_padding: tuple[int, int]) -> Size:
+    """The same of a transposed convolution's."""
+    height, width = ((x.shape[2 + i] - 1) * geometry.stride - 2 * geometry.padding[i] + w.shape[2 + i]
+                     + output_padding[i] for i in (0, 1))
+    fits = x.shape[1] == w.shape[0] and min(height, width) > 0 and min(output_padding) >= 0
+    return (x.shape[0], height, width) if fits and max(output_padding) < geometry.stride else (0, 0, 0)
 
 
 def _ours(pixels: int, w: torch.Tensor) -> bool:
@@ -145,7 +155,7 @@ def _winograd_pays(out: Size, w: torch.Tensor, geometry: _Geometry, kept: bool =
         return False
     tiles = winograd_conv.tiles(*out)
     if amx_conv.available():
-        exact = amx_conv.PARTS[torch.get_float32_matmul_precision()] == 3
+        exact = amx_conv.asked_parts() == 3
         return exact and tiles >= (16 if kept else 32 if gradient else 64)
     return tiles >= (48 if kept else 64 if gradient else 128)
 
@@ -181,7 +191,7 @@ def _convolved(x: torch.Tensor, w: torch.Tensor, geometry: _Geometry) -> torch.T
 
 
 def _transposed(x: torch.Tensor, w: torch.Tensor, geometry: _Geometry, output_padding: tuple[int, int]) -> torch.Tensor:
-    out = _transposed_size(x, w, geometry)
+    out = _transposed_size(x, w, geometry, output_padding)
     if output_padding == (0, 0) and _winograd_pays(out, w, geometry, kept=True):
         packed = winograd_conv.kept_weights(w, transpose=True)
         if packed is not None or _winograd_pays(out, w, geometry):

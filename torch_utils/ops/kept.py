@@ -47,6 +47,12 @@ def get(weight: torch.Tensor, what: Hashable, nbytes: int, make: Callable[[], R]
     return _seen.get(weight, what, nbytes, make) if store is None else store.get(weight, what, make)
 
 
+def _made(make: Callable[[], R]) -> R:
+    """A result that serves outside of `torch.inference_mode`, too, if it is asked for there first."""
+    with torch.inference_mode(False), torch.no_grad():
+        return make()
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Of weights that are said to stay
 
@@ -58,8 +64,8 @@ class Store:
     """
 
     def __init__(self, weights: Iterable[torch.Tensor]) -> None:
-        # Alive, so that nobody else gets their memory.
-        self.weights = [weight for weight in weights if weight.device.type == 'cpu']
+        # Their memory stays alive, or others might get it; also if the weights get other memory, as `.to()` gives them.
+        self.weights = [weight.detach() for weight in weights if weight.device.type == 'cpu']
         self.places = {weight.data_ptr() for weight in self.weights if weight.numel() > 0}
         self.results: dict[Hashable, tuple[int, Any]] = {}
 
@@ -71,7 +77,7 @@ class Store:
         version = weight._version
         found = self.results.get(key)
         if found is None or found[0] != version:
-            found = self.results[key] = (version, make())
+            found = self.results[key] = (version, _made(make))
         return found[1]
 
 
@@ -136,8 +142,7 @@ class Seen:
         if entry.checksum != checksum:
             if entry.result is None and not self._room(nbytes, now):
                 return None
-            with torch.inference_mode(False), torch.no_grad():  # For whoever comes, with gradients or without.
-                entry.checksum, entry.result = checksum, make()
+            entry.checksum, entry.result = checksum, _made(make)
         entry.used = now
         return entry.result
 
@@ -162,7 +167,7 @@ _seen = Seen()
 
 def _may_stay(weight: torch.Tensor) -> bool:
     """Whether this is a parameter in a CPU's memory of which nobody wants gradients, and no tracer looks on."""
-    return (isinstance(weight, torch.nn.Parameter) and weight.device.type == 'cpu' and weight.dtype == torch.float32
+    return (type(weight) is torch.nn.Parameter and weight.device.type == 'cpu' and weight.dtype == torch.float32
             and not (weight.requires_grad and torch.is_grad_enabled()) and not weight.is_inference()
             and not is_recorded() and is_dense(weight) and cpu_kernels.library() is not None)
 

@@ -132,8 +132,8 @@ def _run(x: torch.Tensor, w: torch.Tensor, padding: Pair, transpose: bool, packe
     n, ins, height, width = x.shape
     sizes = height + 2 * padding[0] - 2, width + 2 * padding[1] - 2
     out = torch.empty([n, channels[0], *sizes], memory_format=torch.channels_last)
-    if out.numel() == 0:
-        return out
+    if out.numel() == 0 or ins == 0:
+        return out.zero_()
     x = x.contiguous(memory_format=torch.channels_last)
     kind = _kind()
     if packed is None:
