@@ -174,7 +174,10 @@ extern "C" int amx_weight_gradient(const float* small, const float* big, float* 
     const Gradient gradient{out, left, right, kernel[0] * kernel[1]};
     const Operand first{a, left_size}, second{b, right_size};
     const auto with = parts == 3 ? correlate<3> : parts == 2 ? correlate<2> : correlate<1>;
-    return with(first, second, shifts, starts, pairs, gradient) ? 0 : 1;
+    const bool done = with(first, second, shifts, starts, pairs, gradient);
+    left_space.trim();  // They are half as large again as the tensors.
+    right_space.trim();
+    return done ? 0 : 1;
 }
 
 #endif

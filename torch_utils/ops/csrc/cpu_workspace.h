@@ -34,7 +34,17 @@ class Workspace {
         return static_cast<T*>(memory_);
     }
 
+    // Gives large memory back: beside tensors of that size fresh pages don't matter.
+    void trim() {
+        if (size_ <= kMostKept) return;
+        std::free(memory_);
+        memory_ = nullptr;
+        size_ = 0;
+    }
+
   private:
+    static constexpr std::size_t kMostKept = std::size_t{256} << 20;
+
     void* memory_ = nullptr;
     std::size_t size_ = 0;
 };
