@@ -180,8 +180,7 @@ void multiply(const float* left, int64_t row, int64_t step, const float* right, 
     Vec sums[rows][2];
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
-        sums[i][0] = more ? load(out + i * out_row) : Vec{};
-        sums[i][1] = more ? load(out + i * out_row + kLanes) : Vec{};
+        sums[i][0] = sums[i][1] = Vec{};
     }
     for (int64_t k = 0; k < depth; ++k) {
         const Vec first = load(right + k * kPanel), second = load(right + k * kPanel + kLanes);
@@ -193,9 +192,9 @@ void multiply(const float* left, int64_t row, int64_t step, const float* right, 
         }
     }
 #pragma GCC unroll 16
-    for (int i = 0; i < rows; ++i) {
-        store(out + i * out_row, sums[i][0]);
-        store(out + i * out_row + kLanes, sums[i][1]);
+    for (int i = 0; i < rows; ++i) {  // A sum of sums is more exact than one in a row.
+        store(out + i * out_row, more ? load(out + i * out_row) + sums[i][0] : sums[i][0]);
+        store(out + i * out_row + kLanes, more ? load(out + i * out_row + kLanes) + sums[i][1] : sums[i][1]);
     }
 }
 
