@@ -34,7 +34,10 @@ def _library() -> ctypes.CDLL | None:
 @functools.cache
 def _prepared(library: ctypes.CDLL) -> bool:
     """Whether the kernel lets this process use the tiles; the functions know their arguments then."""
-    if not library.amx_available():
+    def trouble() -> str | None:
+        return None if library.amx_available() else 'the operating system or the compiler does not know the tiles'
+
+    if not custom_ops.works('cpu_conv_amx', trouble):
         return False
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     for function in (library.amx_conv2d, library.amx_conv_transpose2d):

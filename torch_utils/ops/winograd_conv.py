@@ -2,8 +2,9 @@
 
 Four times fewer products than the definition has, in tiles of 4×4 outputs (2×2: 2.25 times). `csrc/cpu_winograd.h` says
 how. Results are off by 1e-6 to 2e-6 of their root mean square, on the matrix tiles of CPUs with AMX by 0.6e-6 to 1e-6,
-where a direct sum is by 0.3e-6 to 1.2e-6. Of NaN or infinity in an input all outputs of the tiles that see it are NaN
-(a direct sum's: of the pixels within the kernel), and numbers above 1e37 may overflow.
+where a direct sum is by 0.3e-6 to 1.2e-6; gradients of weights, sums over all pixels, by up to 4e-6. Of NaN or infinity
+in an input all outputs of the tiles that see it are NaN (a direct sum's: of the pixels within the kernel), and numbers
+above 1e37 may overflow.
 
 These are the bare operators, without gradients: `conv2d_gradfix` makes differentiable ones of them.
 """
