@@ -47,8 +47,9 @@ TINY = '--size=S --rounds=1 --seconds=1'
 STEPS = [
     *(Step(f'iteration-{size}', f'Iteration {size}, in one process', usual,
            f'iteration.py --one-process --size={size} --rounds=9 --seconds={seconds} --limits {more}{{host}}', small)
-      for size, seconds, usual, more, small in [('A', 40, 100, '--gradients ', TINY),
-                                                ('B', 50, 160, '--gradients ', None), ('C', 90, 270, '', None)]),
+      for size, seconds, usual, more, small in [('A', 40, 130, '--gradients --batches=2 ', TINY),
+                                                ('B', 50, 240, '--gradients --batches=1 ', None),
+                                                ('C', 90, 270, '', None)]),
     Step('ops', 'Operators', 60, 'ops.py --rounds=7 --seconds=40 {host}',
          '--batch=2 --channels=4 --resolution=8 --rounds=1 --seconds=1'),
     Step('convolutions', 'Convolutions', 70, 'convolutions.py --rounds=5', '--size=S --rounds=1'),
