@@ -256,6 +256,7 @@ bool run(const float* x, const Planes& planes, const Weights& weights, std::vect
     for (const Job& job : jobs) total += size(job);
     bfloat16* packed = tiles != nullptr ? tiles : packed_space.get<bfloat16>(total);
     if (packed == nullptr) return false;
+    if (tiles != nullptr && !there) lia::ask_large_pages(tiles, total * static_cast<int64_t>(sizeof(bfloat16)));
     for (Job& job : jobs) {
         if (tiles == nullptr || !there) pack_weights(weights, job.taps, parts, packed);
         job.packed = packed;

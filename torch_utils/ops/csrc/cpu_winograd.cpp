@@ -160,6 +160,7 @@ int64_t winograd_weights_size(int64_t tile, int64_t out, int64_t in) {
 // strides: of w, in elements: out, in, y, x. flip: whether the kernel is turned by half a circle.
 void winograd_weights(int64_t tile, const float* w, void* packed, const int64_t* out_in, const int64_t* strides,
                       int64_t flip) {
+    lia::ask_large_pages(packed, winograd_weights_size(tile, out_in[0], out_in[1]));
     const Weights weights{w, out_in[0], out_in[1], strides[0], strides[1], strides[2], strides[3], flip != 0};
     (tile == 4 ? transform_weights<F4> : transform_weights<F2>)(weights, static_cast<float*>(packed));
 }

@@ -220,6 +220,7 @@ int64_t winograd_amx_weights_size(int64_t tile, int64_t out, int64_t in) {
 
 void winograd_amx_weights(int64_t tile, const float* w, void* packed, const int64_t* out_in, const int64_t* strides,
                           int64_t flip) {
+    lia::ask_large_pages(packed, winograd_amx_weights_size(tile, out_in[0], out_in[1]));
     const Weights weights{w, out_in[0], out_in[1], strides[0], strides[1], strides[2], strides[3], flip != 0};
     (tile == 4 ? transform_weights<F4> : transform_weights<F2>)(weights, static_cast<bfloat16*>(packed));
 }

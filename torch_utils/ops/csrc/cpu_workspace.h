@@ -11,6 +11,18 @@
 
 namespace lia {
 
+constexpr std::size_t kLargePage = 1 << 21;
+
+// Asks for large pages in somebody else's memory, as far as it has whole ones. To be called before it is written to.
+inline void ask_large_pages(void* memory, std::int64_t bytes) {
+#if defined(MADV_HUGEPAGE)
+    const auto begin = reinterpret_cast<std::uintptr_t>(memory);
+    const std::uintptr_t first = (begin + kLargePage - 1) / kLargePage * kLargePage;
+    const std::uintptr_t last = (begin + static_cast<std::uintptr_t>(bytes)) / kLargePage * kLargePage;
+    if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
 class Workspace {
   public:
     ~Workspace() { std::free(memory_); }
@@ -18,7 +30,7 @@ class Workspace {
     // Room for so many numbers, aligned to a cache line, with whatever is in it; null for want of memory.
     template <class T = float>
     T* get(std::int64_t count) {
-        constexpr std::size_t line = 64, page = 1 << 21;  // Large pages are asked for.
+        constexpr std::size_t line = 64, page = kLargePage;
         const std::size_t wanted = static_cast<std::size_t>(count) * sizeof(T), unit = wanted < page / 2 ? line : page;
         const std::size_t bytes = (wanted + unit - 1) / unit * unit;
         if (bytes > size_) {
@@ -27,9 +39,7 @@ class Workspace {
             memory_ = std::aligned_alloc(unit, bytes);
             if (memory_ == nullptr) return nullptr;
             size_ = bytes;
-#if defined(MADV_HUGEPAGE)
-            if (unit == page) madvise(memory_, bytes, MADV_HUGEPAGE);
-#endif
+            ask_large_pages(memory_, static_cast<std::int64_t>(bytes));
         }
         return static_cast<T*>(memory_);
     }
