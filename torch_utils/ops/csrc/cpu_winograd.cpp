@@ -13,13 +13,6 @@ namespace {
 
 using namespace winograd;
 
-struct Weights {
-    const float* data;
-    int64_t out, in;
-    int64_t out_stride, in_stride, y_stride, x_stride;  // In elements.
-    bool flip;                                          // Whether the kernel is turned by half a circle.
-};
-
 // ---------------------------------------------------------------------------------------------------------------------
 // Weights
 
@@ -31,21 +24,13 @@ void transform_weights(const Weights& w, float* packed) {
 #pragma omp parallel for schedule(static)
     for (int64_t task = 0; task < panels * steps; ++task) {
         const int64_t panel = task / steps, last = std::min(w.in, (task % steps + 1) * 64);
-        const int64_t outs = std::min(kPanel, w.out - panel * kPanel);
         float* base = packed + panel * places * w.in * kPanel;
-        float taps[9 * kPanel] = {};
         for (int64_t in = task % steps * 64; in < last; ++in) {
-            const float* corner = w.data + panel * kPanel * w.out_stride + in * w.in_stride;
-            for (int64_t o = 0; o < outs; ++o)
-                for (int t = 0; t < 9; ++t)
-                    taps[(w.flip ? 8 - t : t) * kPanel + o] =
-                        corner[o * w.out_stride + t / 3 * w.y_stride + t % 3 * w.x_stride];
+            float taps[9 * kPanel];
+            w.gather(panel * kPanel, in, taps);
             for (int64_t lane = 0; lane < kPanel; lane += kLanes) {
-                Vec kernel[9], u[places];
-                for (int t = 0; t < 9; ++t) kernel[t] = load(taps + t * kPanel + lane);
-                Vec half[F::kIn * 3];
-                for (int j = 0; j < 3; ++j) F::weight(kernel + j, 3, half + j, 3);
-                for (int i = 0; i < F::kIn; ++i) F::weight(half + i * 3, 1, u + i * F::kIn, 1);
+                Vec u[places];
+                transform_weight<F>(taps + lane, u);
                 for (int p = 0; p < places; ++p) store(base + (p * w.in + in) * kPanel + lane, u[p]);
             }
         }

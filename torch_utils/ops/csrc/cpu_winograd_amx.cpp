@@ -15,38 +15,12 @@ using namespace winograd;
 using amx::bfloat16;
 using amx::kBlock;
 
+static_assert(kPanel == kBlock);
 constexpr int64_t kCell = amx::kParts * amx::kTileSize;  // Elements of 16 rows of 32 numbers.
 constexpr int64_t kPlaceGap = 32;                        // As kGap, a cache line.
 
 // A panel of 32 output channels has for each place and each 32 input channels two cells, part by part.
 inline int64_t panel_place(int64_t steps) { return steps * 2 * kCell; }
-
-struct Weights {
-    const float* data;
-    int64_t out, in;
-    int64_t out_stride, in_stride, y_stride, x_stride;  // In elements.
-    bool flip;                                          // Whether the kernel is turned by half a circle.
-
-    // Of one input channel, [tap][32 outputs], with zeros for the outputs that there are not.
-    void gather(int64_t first_out, int64_t i, float* taps) const {
-        const int64_t outs = i < in ? std::min(kBlock, out - first_out) : 0;
-        const float* corner = data + first_out * out_stride + i * in_stride;
-        for (int t = 0; t < 9; ++t) {
-            float* row = taps + (flip ? 8 - t : t) * kBlock;
-            const float* tap = corner + t / 3 * y_stride + t % 3 * x_stride;
-            for (int64_t o = 0; o < outs; ++o) row[o] = tap[o * out_stride];
-            for (int64_t o = outs; o < kBlock; ++o) row[o] = 0;
-        }
-    }
-};
-
-template <class F>
-inline void transform_weight(const float* taps, Vec* u) {
-    Vec kernel[9], half[F::kIn * 3];
-    for (int t = 0; t < 9; ++t) kernel[t] = load(taps + t * kBlock);
-    for (int j = 0; j < 3; ++j) F::weight(kernel + j, 3, half + j, 3);
-    for (int i = 0; i < F::kIn; ++i) F::weight(half + i * 3, 1, u + i * F::kIn, 1);
-}
 
 // [panel][place][in / 32][part][2][16 pairs of inputs][16 outputs][2]
 template <class F>
@@ -82,7 +56,7 @@ void transform_rows(const Images& x, const Tiling& tiling, int64_t first, int64_
     constexpr int places = F::kIn * F::kIn;
     const int64_t steps = div_up(x.channels, amx::kDepth);
     for (int64_t tile = first; tile < last; ++tile, ++row) {
-        const Pixels<F> pixels(x, tiling, tile, zeros);
+        const Inputs<F> pixels(x, tiling, tile, zeros);
         bfloat16* to = v + row / amx::kTile * steps * kCell + row % amx::kTile * amx::kDepth;
         for (int64_t step = 0; step < steps; ++step, to += kCell) {
             Vec low[places], high[places];

@@ -14,27 +14,12 @@ using namespace winograd;
 
 constexpr int64_t kMostFloats = 6 << 20;  // Of transformed tiles.
 
-// Where a tile's gradients are: its pixels' channels, or zeros beyond the image.
 template <class F>
-struct Outputs {
-    const float* at[F::kOut * F::kOut];
-
-    Outputs(const Images& g, const Tiling& tiling, int64_t tile, const float* zeros) {
-        const Corner corner(tiling, tile, F::kOut);
-        for (int i = 0; i < F::kOut; ++i) {
-            for (int j = 0; j < F::kOut; ++j) {
-                const int64_t y = corner.y + i, x = corner.x + j;
-                const bool inside = y < g.height && x < g.width;
-                at[i * F::kOut + j] =
-                    inside ? g.data + ((corner.image * g.height + y) * g.width + x) * g.channels : zeros;
-            }
-        }
-    }
-};
+using Outputs = Pixels<F, F::kOut>;
 
 // kLanes channels from `channel` on, of which there are `count`: calls take(place, numbers) at all places.
 template <class F, class Take>
-inline void transform_gradient(const Outputs<F>& pixels, int64_t channel, int64_t count, const Take& take) {
+inline void transform_gradient(const Pixels<F, F::kOut>& pixels, int64_t channel, int64_t count, const Take& take) {
     constexpr int size = F::kOut, wide = F::kIn;
     Vec d[size * size], half[wide * size];
     for (int p = 0; p < size * size; ++p) d[p] = load(pixels.at[p] + channel, count);
@@ -195,8 +180,8 @@ int correlate_tiles(const Images& x, const Images& g, float* w) {
                 const int64_t count = std::min(amx::kDepth, tiling.count - first);
                 if (task % 2 == 0)
                     transform_cells<true, places>(
-                        all<Pixels<F>>(x, tiling, first, count, memory).data(), count, rows,
-                        [&](const Pixels<F>& at, int64_t c, const auto& take) {
+                        all<Inputs<F>>(x, tiling, first, count, memory).data(), count, rows,
+                        [&](const Inputs<F>& at, int64_t c, const auto& take) {
                             transform_input(at, c, x.channels - c, take);
                         },
                         inputs + step * kCell, group, x_place);

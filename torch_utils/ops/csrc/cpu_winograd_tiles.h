@@ -53,27 +53,57 @@ struct Corner {
           x(tile % tiling.columns * size) {}
 };
 
-// Where a tile's inputs are: its pixels' channels, or zeros around the image.
+struct Weights {
+    const float* data;
+    int64_t out, in;
+    int64_t out_stride, in_stride, y_stride, x_stride;  // In elements.
+    bool flip;                                          // Whether the kernel is turned by half a circle.
+
+    // Of one input channel, [tap][kPanel outputs], with zeros for the channels that there are not.
+    void gather(int64_t first_out, int64_t i, float* taps) const {
+        const int64_t outs = i < in ? std::min(kPanel, out - first_out) : 0;
+        const float* corner = data + first_out * out_stride + i * in_stride;
+        for (int t = 0; t < 9; ++t) {
+            float* row = taps + (flip ? 8 - t : t) * kPanel;
+            const float* tap = corner + t / 3 * y_stride + t % 3 * x_stride;
+            for (int64_t o = 0; o < outs; ++o) row[o] = tap[o * out_stride];
+            for (int64_t o = outs; o < kPanel; ++o) row[o] = 0;
+        }
+    }
+};
+
+// kLanes outputs of what `gather` gave, at all places.
 template <class F>
+inline void transform_weight(const float* taps, Vec* u) {
+    Vec kernel[9], half[F::kIn * 3];
+    for (int t = 0; t < 9; ++t) kernel[t] = load(taps + t * kPanel);
+    for (int j = 0; j < 3; ++j) F::weight(kernel + j, 3, half + j, 3);
+    for (int i = 0; i < F::kIn; ++i) F::weight(half + i * 3, 1, u + i * F::kIn, 1);
+}
+
+// Where the numbers of a tile's size x size pixels are: their channels, or zeros around the image.
+template <class F, int size>
 struct Pixels {
-    const float* at[F::kIn * F::kIn];
+    const float* at[size * size];
 
     Pixels(const Images& x, const Tiling& tiling, int64_t tile, const float* zeros) {
         const Corner corner(tiling, tile, F::kOut);
-        for (int i = 0; i < F::kIn; ++i) {
-            for (int j = 0; j < F::kIn; ++j) {
+        for (int i = 0; i < size; ++i) {
+            for (int j = 0; j < size; ++j) {
                 const int64_t y = corner.y + i - x.pad_y, z = corner.x + j - x.pad_x;
                 const bool inside = y >= 0 && y < x.height && z >= 0 && z < x.width;
-                at[i * F::kIn + j] =
-                    inside ? x.data + ((corner.image * x.height + y) * x.width + z) * x.channels : zeros;
+                at[i * size + j] = inside ? x.data + ((corner.image * x.height + y) * x.width + z) * x.channels : zeros;
             }
         }
     }
 };
 
+template <class F>
+using Inputs = Pixels<F, F::kIn>;
+
 // kLanes channels from `channel` on, of which there are `count`: calls take(place, numbers) at all places.
 template <class F, class Take>
-inline void transform_input(const Pixels<F>& pixels, int64_t channel, int64_t count, const Take& take) {
+inline void transform_input(const Pixels<F, F::kIn>& pixels, int64_t channel, int64_t count, const Take& take) {
     constexpr int size = F::kIn;
     Vec d[size * size], half[size * size];
     for (int p = 0; p < size * size; ++p) d[p] = load(pixels.at[p] + channel, count);
@@ -90,7 +120,7 @@ template <class F>
 void transform_inputs(const Images& x, const Tiling& tiling, int64_t first, int64_t last, const float* zeros, float* v,
                       int64_t row, int64_t place) {
     for (int64_t tile = first; tile < last; ++tile) {
-        const Pixels<F> pixels(x, tiling, tile, zeros);
+        const Inputs<F> pixels(x, tiling, tile, zeros);
         float* to = v + (tile - first) * row;
         for (int64_t c = 0; c < x.channels; c += kLanes) {
             transform_input(pixels, c, x.channels - c, [&](int p, Vec v) { store(to + p * place + c, v); });
