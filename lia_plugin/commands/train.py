@@ -176,9 +176,8 @@ def train(ctx: click.Context, outdir: str, dry_run: bool, new_run: bool, **given
             error.args = (f'{error}. {what_is_saved(run)}',)
             raise
         except Exception as error:
-            if not isinstance(error, UserError) and not memory.is_out_of_memory(error):
-                raise
-            if fresh and not run.has_trained():
+            told = isinstance(error, UserError) or memory.is_out_of_memory(error)  # In one line, without a traceback.
+            if told and fresh and not run.has_trained():
                 shutil.rmtree(run.path)  # A directory of nothing would only look like a run.
             raise
     return finish(snapshot, run, plan, outdir, ctx.command_path)
