@@ -27,7 +27,7 @@ FOLDER = os.path.dirname(os.path.abspath(__file__))
 # already has are left alone.
 THREADING = {'OMP_WAIT_POLICY': 'active', 'OMP_PROC_BIND': 'true'}
 KEEP_MEMORY = {'MALLOC_MMAP_MAX_': '0', 'MALLOC_TRIM_THRESHOLD_': '4294967296', 'MALLOC_TOP_PAD_': '134217728',
-               'MALLOC_ARENA_MAX': '1'}  # glibc: freed memory is kept, which spares page faults.
+               'MALLOC_ARENA_MAX': '1', 'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}  # As commands have it.
 
 SIZES = {  # Resolution, channel_base, channel_max, batch, width of z and w.
     'S': (16, 256, 16, 4, 32),  # Only to see that everything runs.

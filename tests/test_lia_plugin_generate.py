@@ -303,4 +303,4 @@ def test_y_of_a_w_alone_cannot_be_truncated(nets: Networks, tmp_path: Path, caps
 
 def test_the_options_are_the_commands() -> None:
     command = cli.load_command('generate')
-    assert {param.name for param in command.params} == set(GenerateOptions.__dataclass_fields__)
+    assert {param.name for param in command.params if param.expose_value} == set(GenerateOptions.__dataclass_fields__)

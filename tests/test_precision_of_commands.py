@@ -1,6 +1,7 @@
 # ruff: noqa: F811  Fixtures of other modules are named as arguments.
 """`--precision` of the commands: what reaches the loop, what a run keeps, and what one process computes in."""
 
+import contextlib
 import json
 import os
 import platform
@@ -133,6 +134,32 @@ def test_freed_memory_is_kept_by_this_process_and_the_next() -> None:
 
     (usual,), kept = faults(), faults('keep')
     assert len(kept) == 2 and all(count < usual / 8 for count in kept), (usual, kept)
+
+
+def in_large_pages() -> bool:
+    """Whether the system gives large pages to who asks."""
+    with contextlib.suppress(OSError), open('/sys/kernel/mm/transparent_hugepage/enabled', encoding='ascii') as file:
+        return platform.libc_ver()[0] == 'glibc' and '[never]' not in file.read()
+    return False
+
+
+@pytest.mark.skipif(not in_large_pages(), reason='no large pages')
+def test_kept_memory_lies_in_large_pages_of_this_process_and_the_next() -> None:
+    code = (
+        'import ctypes, subprocess, sys\n'
+        'from lia_plugin import process_options\n'
+        'process_options.keep_memory()\n'
+        'block = ctypes.create_string_buffer(2**26)\n'
+        'block[::4096] = b"1" * 2**14\n'
+        'lines = open("/proc/self/smaps_rollup").read().splitlines()\n'
+        'print([line.split()[1] for line in lines if line.startswith("AnonHugePages")][0], flush=True)\n'
+        'if sys.argv[1] == "2": subprocess.run([sys.executable, "-c", *sys.orig_argv[2:3], "1"], check=True)\n'
+    )
+    env = {key: value for key, value in os.environ.items() if not key.startswith(('MALLOC_', 'GLIBC_TUNABLES'))}
+    env['PYTHONPATH'] = os.pathsep.join(sys.path)
+    done = subprocess.run([sys.executable, '-c', code, '2'], env=env, check=True, capture_output=True, text=True)
+    found = [int(line) for line in done.stdout.split()]
+    assert len(found) == 2 and all(kilobytes >= 2**15 for kilobytes in found), found
 
 
 def test_keep_memory_needs_glibc(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from lia_plugin.params import Count
-from lia_plugin.process_options import precision_option
+from lia_plugin.process_options import keep_memory_option, precision_option
 
 DATASET_CLASS = 'training.dataset.ImageFolderDataset'
 DATASET_OPTIONS = ('path', 'name', 'max_size', 'xflip', 'random_seed', 'split', 'val_share', 'val_seed')
@@ -64,6 +64,7 @@ def parse_metrics(ctx: click.Context, param: click.Parameter, value: str) -> lis
 @click.option('--batch', type=Count(), metavar='INT', help='Images at once  [default: by resolution]')
 @click.option('--device', default='auto', metavar='NAME', help='cpu, cuda, cuda:1, mps …; auto = the best there is')
 @precision_option
+@keep_memory_option
 @click.option('--seed', type=click.IntRange(0, 2**31 - 1), default=0, help='Of latents, noise and subsets')
 @click.option('--json', 'json_path', metavar='FILE', help='Write all results to this file too, as one list')
 @click.option('--verbose', type=bool, default=True, metavar='BOOL', help='Say on stderr what happens')

@@ -36,6 +36,7 @@ from lia_plugin import params, process_options
               help='Pictures at once; makes no difference to them. auto = as many as fit into memory')
 @click.option('--device', metavar='NAME', help='cpu, cuda, cuda:1, mps …  [default: the best there is]')
 @process_options.precision_option
+@process_options.keep_memory_option
 @click.option('--trust-pickle', is_flag=True, help='Run the code inside the network pickle; only for files you trust')
 def generate(**options: Any) -> None:
     """Draw pictures of random seeds, or of latents that were stored.

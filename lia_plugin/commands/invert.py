@@ -84,7 +84,7 @@ def parse_finite(ctx: click.Context, param: click.Parameter, value: float) -> fl
               help='Write tuned.pkl, or only the difference, tuned.safetensors  [default: network]')
 @click.option('--delta', metavar='FILE', help='Add such a difference to the network first')
 @click.option('--trust-pickle', is_flag=True, help='Run the code inside the network pickle; only for files you trust')
-def invert(gpus: int | None, keep_memory: bool, **options: Any) -> int:
+def invert(gpus: int | None, **options: Any) -> int:
     """Find the latents y and z of real images and reconstruct the images from them.
 
     One pass of the encoder gives them. --refine=N goes on from there by optimisation, and works without an encoder and
@@ -105,8 +105,6 @@ def invert(gpus: int | None, keep_memory: bool, **options: Any) -> int:
 
     asked = InvertOptions(**options)
     asked.check()
-    if keep_memory:
-        process_options.keep_memory()
     processes = host.number_of_processes(gpus)
     device = host.check_devices(str(inversion.pick_device(asked.device)), processes)
     precision = host.resolve_precision(asked.precision, torch.device(device))
