@@ -94,9 +94,12 @@ def _loaded_classes(name: str, *modules: str) -> tuple[type, ...]:
     return tuple(c for c in found if c is not None)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    memory = sys.modules.get('lia_plugin.memory')  # Where it isn't loaded, no tensors are either.
-    return isinstance(error, MemoryError) or memory is not None and memory.is_out_of_memory(error)
+def _lack_of_memory(error: Exception) -> str | None:
+    """What to say of an error that is one."""
+    memory = sys.modules.get('lia_plugin.memory')
+    if memory is None:  # Where it isn't loaded, no tensors are either.
+        return 'not enough memory for this (MemoryError)' if isinstance(error, MemoryError) else None
+    return memory.lack(error) if memory.is_out_of_memory(error) else None
 
 
 def _report(message: str) -> int:
@@ -144,8 +147,8 @@ def _exit_code(work: Callable[[], Any]) -> int:
             print(getattr(error, 'details', ''), file=sys.stderr)
             _report(str(error))
             return EXIT_LOST
-        if _is_out_of_memory(error):
-            return _report(f'not enough memory for this ({str(error)[:200]}); take fewer images at once')
+        if (lack := _lack_of_memory(error)) is not None:
+            return _report(lack)
         if not isinstance(error, _loaded_classes('UserError', 'lia_plugin.host', 'dnnlib.util')):
             raise
         return _report(str(error))

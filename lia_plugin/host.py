@@ -594,7 +594,11 @@ def own_device(device: str, rank: int) -> torch.device:
 
 
 def spawn(fn: Callable[..., Any], world_size: int, args: tuple[Any, ...], device: str) -> Any:
-    """Runs `fn(rank, world_size, *args)` in that many processes that form a group; gives rank 0's result."""
+    """Runs `fn(rank, world_size, *args)` in that many processes that form a group; gives rank 0's result.
+
+    UserError, too, where one of several processes had not enough memory.
+    """
+    fn = functools.partial(_share, fn) if world_size > 1 else fn
     if OURS:
         from torch_utils import distributed, torchrun
 
@@ -619,6 +623,18 @@ def spawn(fn: Callable[..., Any], world_size: int, args: tuple[Any, ...], device
             raise KeyboardInterrupt
         with open(result, 'rb') as f:
             return pickle.load(f)  # Our own child's, out of our own folder.
+
+
+def _share(fn: Callable[..., Any], rank: int, world_size: int, *args: Any) -> Any:
+    """`fn` in one of several processes. A lack of memory is no defect, and the others know it by a UserError only."""
+    from lia_plugin import memory
+
+    try:
+        return fn(rank, world_size, *args)
+    except Exception as error:
+        if not memory.is_out_of_memory(error):
+            raise
+        raise UserError(memory.lack(error, f' on rank {rank}')) from error
 
 
 @contextlib.contextmanager

@@ -52,6 +52,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in TOLD)
 
 
+def lack(error: BaseException, where: str = '') -> str:
+    """What to tell people of such an error."""
+    return f'not enough memory for this{where} ({host.one_line(error)[:200]}); take fewer images at once'
+
+
 def release(device: torch.device) -> None:
     """Gives back what allocators keep for later."""
     if device.type == 'cuda':

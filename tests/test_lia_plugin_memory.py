@@ -141,3 +141,14 @@ def test_a_refinement_is_measured_with_its_gradients(monkeypatch: pytest.MonkeyP
         assert run(*args, '--no-check-alignment') == 0
     assert found[1] > 1.5 * found[0]
     assert json.loads((tmp_path / 'out' / 'results.json').read_text())['refine']['batch'] == 2
+
+
+def _fails_in_the_second(rank: int, world_size: int) -> None:
+    if rank == 1:
+        torch.empty([2**60])  # PyTorch's own error.
+    torch.distributed.barrier()  # The first one waits for it.
+
+
+def test_a_lack_of_memory_in_one_of_several_processes_is_no_defect() -> None:
+    with pytest.raises(host.UserError, match='^not enough memory for this on rank 1 .*; take fewer images at once$'):
+        host.spawn(_fails_in_the_second, 2, (), device='cpu')
