@@ -297,3 +297,22 @@ def test_r1_through_a_convolution_inside_no_weight_gradients() -> None:
     assert w.grad is not None and w.grad.abs().sum() > 0, 'the penalty itself does train the weights'
     y = conv2d_gradfix.conv_transpose2d(x, rand(2, 3, 3, 3), stride=2, padding=1, output_padding=1)
     assert y.shape == (1, 3, 8, 8)
+
+
+def test_results_are_where_their_inputs_are_whatever_the_default_device_is() -> None:
+    """Kernels write by address: into a result of another device they would write anywhere."""
+    x = torch.randn([2, 64, 16, 16]).contiguous(memory_format=torch.channels_last).requires_grad_()
+    w, b, f = torch.randn([64, 64, 3, 3], requires_grad=True), torch.randn([64], requires_grad=True), torch.ones([4])
+    scale = torch.rand([2, 64], requires_grad=True)
+
+    def gradients() -> list[torch.Tensor]:
+        y = conv2d_gradfix.conv2d(x, w, padding=1)
+        y = conv2d_gradfix.conv_transpose2d(conv2d_gradfix.conv2d(y, w, stride=2), w, stride=2)
+        y = bias_act.modulated_bias_act(upfirdn2d.upfirdn2d(y, f, padding=1), scale, None, b, 'lrelu')
+        y = y * bias_act.squared_norms(w).mean()
+        return list(torch.autograd.grad(y.square().mean(), [x, w, b, scale]))
+
+    expected = gradients()
+    with torch.device('meta'):
+        found = gradients()
+    torch.testing.assert_close(found, expected)

@@ -86,7 +86,7 @@ def weight_gradient(small: torch.Tensor, big: torch.Tensor, kernel_size: Pair, s
     the input and big the output's gradient.
     """
     small, big = (t.contiguous(memory_format=torch.channels_last) for t in (small, big))
-    out = torch.empty([small.shape[1], big.shape[1], *kernel_size])
+    out = torch.empty([small.shape[1], big.shape[1], *kernel_size], device='cpu')
     if out.numel() == 0 or small.numel() == 0:
         return out.zero_()
     n, left, height, width = small.shape
@@ -123,7 +123,7 @@ def _out_size(size: int, kernel: int, stride: int, padding: int) -> int:
 
 
 def _new(x: torch.Tensor, channels: int, height: int, width: int) -> torch.Tensor:
-    return torch.empty([x.shape[0], channels, height, width], memory_format=torch.channels_last)
+    return torch.empty([x.shape[0], channels, height, width], memory_format=torch.channels_last, device='cpu')
 
 
 def _run(function: ctypes._NamedFuncPointer, x: torch.Tensor, w: torch.Tensor, out: torch.Tensor,
@@ -148,7 +148,11 @@ def _kept_tiles(name: str, w: torch.Tensor, channels: Pair, stride: int, parts: 
     """Where the weight's tiles are to be kept, if it stays."""
     sides = [-(-number // 32) * 32 for number in channels]
     size = parts * sides[0] * sides[1] * w.shape[2] * w.shape[3]
-    return kept.get(w, (name, stride, parts), 2 * size, lambda: _Tiles(torch.empty([size], dtype=torch.bfloat16)))
+
+    def make() -> _Tiles:
+        return _Tiles(torch.empty([size], dtype=torch.bfloat16, device='cpu'))
+
+    return kept.get(w, (name, stride, parts), 2 * size, make)
 
 
 @dataclasses.dataclass

@@ -70,7 +70,7 @@ def dense(x: torch.Tensor, last: bool) -> torch.Tensor:
 
 def new(shape: Sequence[int], like: torch.Tensor, last: bool) -> torch.Tensor:
     form = torch.channels_last if last else torch.contiguous_format
-    return torch.empty(shape, dtype=like.dtype, memory_format=form)
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=form)
 
 
 def act_forward(x: torch.Tensor, scale: torch.Tensor | None, noise: torch.Tensor | None, bias: torch.Tensor | None,
@@ -104,9 +104,9 @@ def act_backward(grad: torch.Tensor, y: torch.Tensor | None, x: torch.Tensor | N
     n, c, pixels = sizes(grad)
     results = [
         new(grad.shape, grad, last) if wants[0] else None,
-        torch.empty([n, c]) if wants[1] else None,
-        torch.empty([n, 1, *grad.shape[2:]]) if wants[2] else None,
-        torch.empty([c]) if wants[3] else None,
+        torch.empty([n, c], device='cpu') if wants[1] else None,
+        torch.empty([n, 1, *grad.shape[2:]], device='cpu') if wants[2] else None,
+        torch.empty([c], device='cpu') if wants[3] else None,
     ]
     library().act_backward(
         grad.data_ptr(), pointer(y), pointer(x), pointer(scale), *map(pointer, results), n, c, pixels, last,
@@ -136,7 +136,7 @@ def squared_norms(weight: torch.Tensor) -> torch.Tensor:
     outputs, inputs, height, width = weight.shape
     last = inputs > 1 and weight.stride(1) == 1
     weight = dense(weight.detach(), last)
-    result = torch.empty([outputs, inputs])
+    result = torch.empty([outputs, inputs], device='cpu')
     library().squared_norms(
         weight.data_ptr(), result.data_ptr(), outputs, height * width, inputs, last, torch.get_num_threads())
     return result

@@ -98,7 +98,7 @@ def kept_weights(w: torch.Tensor, transpose: bool = False, tile: int = TILE) -> 
     size = kind.size(tile, *_channels(w, transpose))
 
     def make() -> torch.Tensor:
-        packed = torch.empty([size], dtype=torch.uint8)
+        packed = torch.empty([size], dtype=torch.uint8, device='cpu')
         _pack(kind, w, transpose, tile, packed.data_ptr())
         return packed
 
@@ -112,7 +112,7 @@ def weight_gradient(small: torch.Tensor, big: torch.Tensor, padding: Pair = (0, 
     the input and big the output's gradient.
     """
     small, big = (t.contiguous(memory_format=torch.channels_last) for t in (small, big))
-    out = torch.empty([small.shape[1], big.shape[1], 3, 3])
+    out = torch.empty([small.shape[1], big.shape[1], 3, 3], device='cpu')
     if out.numel() == 0 or small.numel() == 0:
         return out.zero_()
     n, channels, height, width = small.shape
@@ -132,7 +132,7 @@ def _run(x: torch.Tensor, w: torch.Tensor, padding: Pair, transpose: bool, packe
     channels = _channels(w, transpose)
     n, ins, height, width = x.shape
     sizes = height + 2 * padding[0] - 2, width + 2 * padding[1] - 2
-    out = torch.empty([n, channels[0], *sizes], memory_format=torch.channels_last)
+    out = torch.empty([n, channels[0], *sizes], memory_format=torch.channels_last, device='cpu')
     if out.numel() == 0 or ins == 0:
         return out.zero_()
     x = x.contiguous(memory_format=torch.channels_last)
