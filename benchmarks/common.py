@@ -26,8 +26,6 @@ FOLDER = os.path.dirname(os.path.abspath(__file__))
 # What work on many tensors on a CPU depends on besides the code; the same for all sides. Values that the environment
 # already has are left alone.
 THREADING = {'OMP_WAIT_POLICY': 'active', 'OMP_PROC_BIND': 'true'}
-KEEP_MEMORY = {'MALLOC_MMAP_MAX_': '0', 'MALLOC_TRIM_THRESHOLD_': '4294967296', 'MALLOC_TOP_PAD_': '134217728',
-               'MALLOC_ARENA_MAX': '1', 'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}  # As commands have it.
 
 SIZES = {  # Resolution, channel_base, channel_max, batch, width of z and w.
     'S': (16, 256, 16, 4, 32),  # Only to see that everything runs.
@@ -48,8 +46,11 @@ DIMENSIONS = ('resolution', 'channel_base', 'channel_max', 'batch', 'latent')
 
 def environment(keep_memory: bool = False, kernels: bool = True, threads: int | None = None) -> dict[str, str]:
     """Of a process that is timed. The environment's own values win, except for kernels that are to be off."""
-    own = dict(THREADING, **(KEEP_MEMORY if keep_memory else {}))
-    own['OMP_NUM_THREADS'] = str(threads or cores())
+    own = dict(THREADING, OMP_NUM_THREADS=str(threads or cores()))
+    if keep_memory:
+        from lia_plugin import process_options  # Not in the original's processes.
+
+        own.update(process_options.kept_memory_environment())
     return {**own, **os.environ, **({} if kernels else {'LIA_KERNELS': 'off'})}
 
 

@@ -34,7 +34,7 @@ MARGIN = 3  # A step's limit, in times of what it usually takes: other machines,
 class Step(NamedTuple):
     name: str
     title: str
-    usual: int  # Seconds on two idle cores, estimated: no idle machine has been at hand.
+    usual: int  # Seconds on two idle cores.
     command: str  # Script and its options; {host}, {network} and {work} are filled in.
     small: str | None  # Options that make it a miniature; of two the last one counts. None = left out there.
 
@@ -47,31 +47,31 @@ TINY = '--size=S --rounds=1 --seconds=1'
 STEPS = [
     *(Step(f'iteration-{size}', f'Iteration {size}, in one process', usual,
            f'iteration.py --one-process --size={size} --rounds=9 --seconds={seconds} --limits {more}{{host}}', small)
-      for size, seconds, usual, more, small in [('A', 40, 130, '--gradients --batches=2 ', TINY),
-                                                ('B', 50, 240, '--gradients --batches=1 ', None),
-                                                ('C', 90, 270, '', None)]),
-    Step('ops', 'Operators', 60, 'ops.py --rounds=7 --seconds=40 {host}',
+      for size, seconds, usual, more, small in [('A', 40, 115, '--gradients --batches=2 ', TINY),
+                                                ('B', 50, 275, '--gradients --batches=1 ', None),
+                                                ('C', 90, 230, '', None)]),
+    Step('ops', 'Operators', 50, 'ops.py --rounds=7 --seconds=40 {host}',
          '--batch=2 --channels=4 --resolution=8 --rounds=1 --seconds=1'),
-    Step('convolutions', 'Convolutions', 70, 'convolutions.py --rounds=5', '--size=S --rounds=1'),
-    Step('processes', 'Iteration, a process each, and with kernels off', 75,
+    Step('convolutions', 'Convolutions', 45, 'convolutions.py --rounds=5', '--size=S --rounds=1'),
+    Step('processes', 'Iteration, a process each, and with kernels off', 50,
          'iteration.py --size=A --kernels-off --rounds=5 --seconds=25 {host}', TINY),
-    Step('keep-memory', 'Iteration, freed memory kept', 50,
+    Step('keep-memory', 'Iteration, freed memory kept', 45,
          'iteration.py --size=A --keep-memory --rounds=7 --seconds=25 {host}', TINY),
-    Step('memory', 'Memory', 100, 'iteration.py --size=A --rounds=1 --seconds=1 --memory {host}', TINY),
+    Step('memory', 'Memory', 65, 'iteration.py --size=A --rounds=1 --seconds=1 --memory {host}', TINY),
     Step('profile', 'Profile', 30, 'iteration.py --size=A --rounds=1 --profile {host}', TINY),
-    Step('network', 'A network for what follows', 110,
+    Step('network', 'A network for what follows', 130,
          '../train.py --data=demo/people64.zip --val=demo/people64_val.zip --cbase=2048 --cmax=64 --latent-dim=64 '
          '--batch=16 --kimg=2.4 --enc-kimg=1.6 --gamma=0.1 --glr=0.0025 --dlr=0.0025 --metrics=none --mirror=true '
          '--device=cpu --outdir={work}', '--cbase=512 --cmax=16 --latent-dim=16 --kimg=0.032 --enc-kimg=0.032'),
-    Step('inversion', 'Inversion', 80, 'inversion.py --network={network} --num=3 {host}',
+    Step('inversion', 'Inversion', 125, 'inversion.py --network={network} --num=3 {host}',
          '--num=1 --steps=3 --refine=1,2'),
-    Step('data-path', 'Data path', 150, 'data_path.py --workers=0,1 --rounds=2 --seconds=0.3 --step-ms=40 {host}',
+    Step('data-path', 'Data path', 160, 'data_path.py --workers=0,1 --rounds=2 --seconds=0.3 --step-ms=40 {host}',
          '--resolutions=16 --workers=0 --rounds=1 --seconds=0.05 --step-ms=5'),
-    Step('scaling', 'Over processes', 170, 'scaling.py --size=A --rounds=1 --images=128',
+    Step('scaling', 'Over processes', 160, 'scaling.py --size=A --rounds=1 --images=128',
          '--size=S --processes=1,2 --images=16'),
-    Step('inference', 'Inference', 110, 'inference.py --size=B,C --seconds=5 --folder=96 {host}',
+    Step('inference', 'Inference', 165, 'inference.py --size=B,C --seconds=5 --folder=96 {host}',
          '--size=S --seconds=0.2 --folder=8'),
-    Step('growth', 'Growth', 170,
+    Step('growth', 'Growth', 165,
          'growth.py --rounds=1 --seconds=5 --resolutions=32,64,128,256 --batches=2,8,32 --channels=32,64,128 {host}',
          '--resolutions=8,16 --batches=2,4 --channels=4,8 --width=4 --latent=8'),
 ]
@@ -137,7 +137,7 @@ class Outcome(NamedTuple):
 
 def ending(outcomes: list[Outcome]) -> list[str]:
     rows = [[one.step.name, one.end, f'{one.seconds:.0f}', str(one.step.usual)] for one in outcomes]
-    head = ['step', 'result', 'seconds', 'usual on two idle cores (estimated)']
+    head = ['step', 'result', 'seconds', 'usual on two idle cores']
     return ['', '## Steps', '', *common.markdown(head, rows, text_columns=2)]
 
 

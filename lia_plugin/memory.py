@@ -54,7 +54,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def lack(error: BaseException, where: str = '') -> str:
     """What to tell people of such an error."""
-    return f'not enough memory for this{where} ({host.one_line(error)[:200]}); take fewer images at once'
+    return f'not enough memory for this{where} ({host.one_line(error)}); take fewer images at once'
 
 
 def release(device: torch.device) -> None:

@@ -51,6 +51,16 @@ def use_precision(choice: str | None, device: torch.device) -> None:
         context.with_resource(region)
 
 
+def kept_memory_environment() -> dict[str, str]:
+    """What lets processes to come keep their memory, as `keep_memory` does; what the environment says stays."""
+    own = {name: str(value % 2**63) for name, (_number, value) in MALLOC.items()  # Sizes there; -1 is none.
+           if name not in os.environ}
+    tunables = os.environ.get(TUNABLES, '')
+    if LARGE_PAGES.split('=')[0] not in tunables:
+        own[TUNABLES] = ':'.join(filter(None, [tunables, LARGE_PAGES]))
+    return own
+
+
 KEEP_MEMORY_HELP = ('Keep freed memory instead of giving it back to the system, and ask for it in large pages: a CPU '
                     'loses less time to page faults and addresses; Linux (glibc) alone')
 
@@ -75,13 +85,11 @@ def keep_memory() -> None:
     if platform.libc_ver()[0] != 'glibc':
         raise UserError("--keep-memory: is a setting of glibc's allocator, which this system hasn't; leave it out")
     mallopt = ctypes.CDLL(None).mallopt
-    for name, (number, value) in MALLOC.items():
-        if name not in os.environ:
-            os.environ[name] = str(value % 2**63)
-            mallopt(number, value)
-    tunables = os.environ.get(TUNABLES, '')
-    if LARGE_PAGES.split('=')[0] not in tunables:
-        os.environ[TUNABLES] = ':'.join(filter(None, [tunables, LARGE_PAGES]))
+    own = kept_memory_environment()
+    os.environ.update(own)
+    for name in own.keys() & MALLOC.keys():
+        mallopt(*MALLOC[name])
+    if TUNABLES in own:
         _grow_in_large_pages()
 
 
