@@ -598,7 +598,10 @@ def spawn(fn: Callable[..., Any], world_size: int, args: tuple[Any, ...], device
 
     UserError, too, where one of several processes had not enough memory.
     """
-    fn = functools.partial(_share, fn) if world_size > 1 else fn
+    if world_size > 1:
+        from lia_plugin.memory import tell_lack
+
+        fn = functools.partial(tell_lack, fn)
     if OURS:
         from torch_utils import distributed, torchrun
 
@@ -623,18 +626,6 @@ def spawn(fn: Callable[..., Any], world_size: int, args: tuple[Any, ...], device
             raise KeyboardInterrupt
         with open(result, 'rb') as f:
             return pickle.load(f)  # Our own child's, out of our own folder.
-
-
-def _share(fn: Callable[..., Any], rank: int, world_size: int, *args: Any) -> Any:
-    """`fn` in one of several processes. A lack of memory is no defect, and the others know it by a UserError only."""
-    from lia_plugin import memory
-
-    try:
-        return fn(rank, world_size, *args)
-    except Exception as error:
-        if not memory.is_out_of_memory(error):
-            raise
-        raise UserError(memory.lack(error, f' on rank {rank}')) from error
 
 
 @contextlib.contextmanager

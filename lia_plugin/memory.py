@@ -57,6 +57,16 @@ def lack(error: BaseException, where: str = '') -> str:
     return f'not enough memory for this{where} ({host.one_line(error)}); take fewer images at once'
 
 
+def tell_lack(fn: Callable[..., Any], rank: int, world_size: int, *args: Any) -> Any:
+    """`fn` in one of several processes. A lack of memory is no defect, and the others know it by a UserError only."""
+    try:
+        return fn(rank, world_size, *args)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise host.UserError(lack(error, f' on rank {rank}')) from error
+
+
 def release(device: torch.device) -> None:
     """Gives back what allocators keep for later."""
     if device.type == 'cuda':
