@@ -79,11 +79,22 @@ def write(worker: Any, path: str, seed: int = 0, channels_last: bool = False, ex
                 if given is None:
                     with slopes.recorded(bias_act) as taken[phase]:
                         worker._phase(loss, phase, net, 1)
+                    if phase == 'Dmain':
+                        taken[phase] = _in_turn(taken[phase], worker)
                 else:
                     with slopes.prescribed(bias_act, given[phase]):
                         worker._phase(loss, phase, net, 1)
             values[phase] = {key: _plain(p.grad) for key, p in net.named_parameters() if p.grad is not None}
     torch.save({'values': values, 'slopes': taken}, path)
+
+
+def _in_turn(found: slopes.Slopes, worker: Any) -> slopes.Slopes:
+    """Dmain's as the original takes them: this project shows D both halves at once, if D's statistics permit."""
+    loss = importlib.import_module('training.loss')
+    groups = loss._groups_of_half(worker.nets['D'], len(worker.img)) if hasattr(loss, 'apart') else None
+    if groups is None:
+        return found
+    return slopes.one_after_the_other(found, len(worker.img), lambda both: loss.apart(both, groups))
 
 
 def _plain(x: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 from unittest import mock
@@ -68,6 +68,14 @@ def prescribed(bias_act: ModuleType, slopes: Slopes) -> Iterator[None]:
         yield
     if next(rest, None) is not None:
         raise ValueError('slopes: more than were asked for')
+
+
+def one_after_the_other(found: Slopes, batch: int, halves: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+                        ) -> Slopes:
+    """Those of a network that was shown two batches at once, as if it had been shown `halves(…)[0]` first."""
+    both = [halves(above) for above in found if len(above) == 2 * batch]
+    alone = [above for above in found if len(above) != 2 * batch]  # Whoever drew the first half did so before.
+    return [*alone, *(first for first, _ in both), *(second for _, second in both)]
 
 
 def apart(first: Slopes, second: Slopes) -> int | None:

@@ -5,6 +5,7 @@ import contextlib
 import pathlib
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -205,3 +206,17 @@ def test_gradients_are_as_near_to_float64_as_the_textbooks(
         least, margin = (1e-6, 2 * times) if kind else (3e-7, times)
         right = usual[phase, kind]
         assert error < margin * max(right, least), f'{phase} {kind}: {error:.1e}, textbook {right:.1e}'
+
+
+def test_slopes_of_both_halves_at_once_are_told_one_after_the_other() -> None:
+    nets = {name: net.to(torch.float64) for name, net in build().items()}
+    G, D = nets['G'].requires_grad_(False), nets['D']
+    z, img = torch.randn(BATCH, 16).double(), torch.randn(BATCH, 3, 16, 16).double()
+    taken = []
+    for at_once in (False, True):
+        loss = StyleGAN2Loss(torch.device('cpu'), G.mapping, G.synthesis, D, style_mixing_prob=0, one_batch=at_once)
+        with textbook(), wide(), gradients.same_draws(2, torch.float64), slopes.recorded(bias_act) as found:
+            loss.accumulate_gradients('Dmain', img, None, z, None, sync=True, gain=1)
+        taken.append(found)
+    assert slopes.apart(*taken) is None
+    assert slopes.apart(taken[0], gradients._in_turn(taken[1], SimpleNamespace(nets=nets, img=img))) == 0

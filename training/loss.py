@@ -153,14 +153,14 @@ class StyleGAN2Loss(Loss):
         pl_batch_shrink: int = 2,  # Path lengths are taken over 1 / so much of the batch.
         pl_decay: float = 0.01,  # Of the running mean path length.
         pl_weight: float = 2,  # 0 = no path length regularisation.
-        one_batch: bool | None = None,  # Dmain shows D both halves at once. None = on CUDA; same gradients either way.
+        one_batch: bool = True,  # Dmain shows D both halves at once, if D's statistics permit; same gradients.
     ) -> None:
         self.device = device
         self.G_mapping, self.G_synthesis, self.D = G_mapping, G_synthesis, D
         self.augment_pipe = augment_pipe
         self.style_mixing_prob, self.r1_gamma = style_mixing_prob, r1_gamma
         self.pl_batch_shrink, self.pl_decay, self.pl_weight = pl_batch_shrink, pl_decay, pl_weight
-        self.one_batch = torch.device(device).type == 'cuda' if one_batch is None else one_batch
+        self.one_batch = one_batch
         self.pl_mean = torch.zeros([], device=device)
 
     def state_dict(self) -> dict[str, Any]:
