@@ -77,7 +77,9 @@ class FeatureStats:
         if self.capture_mean_cov:
             wide = rows.astype(np.float64)
             self.raw_mean += wide.sum(axis=0)
-            self.raw_cov += wide.T @ wide
+            # Not NumPy's product: threads of its BLAS go on spinning for a while, in the way of the network's.
+            columns = torch.from_numpy(wide)
+            torch.from_numpy(self.raw_cov).addmm_(columns.T, columns)
 
     def append_torch(self, x: torch.Tensor, num_gpus: int = 1, rank: int = 0) -> None:
         """Adds the vectors of all processes, interleaved. Each must call it the same number of times."""
