@@ -136,12 +136,12 @@ def _ours(pixels: int, w: torch.Tensor) -> bool:
 def _pays(pixels: int, w: torch.Tensor, gradient: bool = False) -> bool:
     """Whether `amx_conv` is ahead of PyTorch's, as measured: `pixels` are those on the smaller side of a stride.
 
-    A kernel of one pixel does too little with what is read, above all for the weight's gradient.
+    A kernel of one pixel does too little with what is read; its weight's gradient never is.
     """
     if w.dtype != torch.float32 or not amx_conv.available():
         return False
-    fewest = 32 if w.shape[2] * w.shape[3] > 1 else 256 if gradient else 128
-    return pixels >= 64 and min(w.shape[0], w.shape[1]) >= fewest
+    one = w.shape[2] * w.shape[3] == 1
+    return pixels >= 64 and min(w.shape[0], w.shape[1]) >= (256 if one else 32) and not (one and gradient)
 
 
 def _winograd_pays(out: Size, w: torch.Tensor, geometry: _Geometry, kept: bool = False, gradient: bool = False) -> bool:
