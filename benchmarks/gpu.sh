@@ -75,6 +75,12 @@ if [[ $WHEELS ]]; then
   "$PYTHON" -m pip install --quiet --no-index --no-deps --no-compile --target "$WORK/site" "$WHEELS"/*.whl 2>&1 | tee -a "$LOG"
   export PYTHONPATH=$WORK/site${PYTHONPATH:+:$PYTHONPATH} PATH=$WORK/site/bin:$PATH
 fi
+needed='torch click numpy PIL psutil pytest requests safetensors scipy tqdm'
+missing=$("$PYTHON" -c 'import importlib.util, sys; print(*[n for n in sys.argv[1:] if importlib.util.find_spec(n) is None])' $needed 2> /dev/null)
+if [[ $? != 0 || $missing ]]; then
+  echo "Error: $PYTHON: no Python that has ${missing:-$needed}; say which with PYTHON=…, or bring wheels (WHEELS=DIR)" >&2
+  exit 2
+fi
 
 # PyTorch takes the folder above the first nvcc for the toolkit, which it is not where that is a link or a script.
 [[ -z ${CUDA_HOME:-} && -x /usr/local/cuda/bin/nvcc ]] && export CUDA_HOME=/usr/local/cuda

@@ -43,6 +43,9 @@ TORCHRUN = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
 SURROUNDINGS = (errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EEXIST, errno.ENOTDIR,
                 errno.EISDIR, errno.ENAMETOOLONG)
 
+# What setup.cfg requires, as it is imported. (Of ninja and pyspng others do the work.)
+REQUIRED = ('numpy', 'PIL', 'psutil', 'requests', 'safetensors', 'scipy', 'torch', 'tqdm')
+
 
 def load_command(name: str) -> click.Command:
     """The click command of `lia_plugin.commands.<name>`; `-` and `_` are the same in `name`."""
@@ -142,6 +145,12 @@ def _exit_code(work: Callable[[], Any]) -> int:
         if error.errno not in SURROUNDINGS:
             raise
         return _report(f'{error.filename or "files"}: {os.strerror(error.errno)}')
+    except ModuleNotFoundError as error:
+        package = (error.name or '').split('.')[0]
+        if package not in REQUIRED:
+            raise
+        return _report(f'{sys.executable}: this Python has no {package}; use the one that the project is installed '
+                       f'in, or `{sys.executable} -m pip install -e .` beside setup.cfg')
     except Exception as error:
         if isinstance(error, _loaded_classes('LostProcess', 'torch_utils.distributed')):
             print(getattr(error, 'details', ''), file=sys.stderr)

@@ -46,6 +46,21 @@ def test_wrong_usage_is_one_line(args: list[str], named: str, capsys: pytest.Cap
     assert err.count('\n') == 1 and named in err
 
 
+@pytest.mark.parametrize('module', ['torch', 'PIL'])
+def test_a_python_without_what_is_required_is_one_line(module: str) -> None:
+    code = (f'import sys; sys.modules[{module!r}] = None; from lia_plugin import cli\n'
+            f'sys.exit(cli.run(cli.load_command("calc_metrics"), ["--network=no.pkl"]))')
+    ended = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr == (f'Error: {sys.executable}: this Python has no {module}; use the one that the project is '
+                            f'installed in, or `{sys.executable} -m pip install -e .` beside setup.cfg\n')
+
+
+def test_a_missing_module_of_ours_keeps_its_traceback() -> None:
+    with pytest.raises(ModuleNotFoundError):
+        cli.run(_command(ModuleNotFoundError('no', name='torch_utils.nothing')), ['--count', '1'])
+
+
 def test_a_defect_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         cli.run(_command(ZeroDivisionError()), ['--count', '1'])
