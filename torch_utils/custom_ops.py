@@ -34,6 +34,9 @@ from . import distributed
 SOURCE_DIR = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'ops', 'csrc')
 MODES = ('auto', 'off', 'required')
 SECONDS = {False: 10, True: 60}  # A build's usual length, by whether it is CUDA.
+# How a build tells that it was stopped, or that memory or a disk was full: no fault of sources and compiler.
+PASSING = ('interrupted by user', 'Killed', 'Terminated', 'signal 9 ', 'signal 15 ', 'out of memory',
+           'annot allocate memory', 'memory exhausted', 'No space left', 'quota exceeded')
 
 # What the two newest levels of x86-64 add, by the names in /proc/cpuinfo: named one by one, for older compilers don't
 # know -march=x86-64-v3.
@@ -79,9 +82,10 @@ def _load_as(mode: str, name: str, sources: Sequence[str], cuda: bool) -> ctypes
         return None
     try:
         return _built(name, sources, _cuda_recipe() if cuda else _cpu_recipe(), SECONDS[cuda])
-    except (_Unavailable, UserError, OSError) as reason:
+    except (_Unavailable, UserError, OSError) as error:
+        reason = f'{error}; LIA_CACHE_DIR=DIR keeps them elsewhere' if isinstance(error, OSError) else str(error)
         if mode == 'required':
-            raise UserError(f'LIA_KERNELS=required, but there are no {name} kernels: {reason}') from reason
+            raise UserError(f'LIA_KERNELS=required, but there are no {name} kernels: {reason}') from error
         say_once(f'No {name} kernels, PyTorch\'s slower operators serve: {reason}')
         return None
 
@@ -262,23 +266,27 @@ def _share_openmp() -> None:
 
 def _built(name: str, sources: Sequence[str], recipe: _Recipe, seconds: int) -> ctypes.CDLL:
     """From the cache if it is there and whole; else built into it."""
-    folder = _cache_dir()
-    os.makedirs(folder, exist_ok=True)
-    stem = os.path.join(folder, f'{name}-{_key(sources, recipe)}')
-    with _lock(f'{stem}.lock'):
-        record = _read_record(stem)
-        if 'failure' not in record and record.get('digest', '') != _digest(f'{stem}.so'):
-            say_once(f'Building {name} kernels (once, about {seconds} s) …')
-            record = _build(stem, sources, recipe)
-            with atomic_write(f'{stem}.json', 'w', encoding='utf-8') as f:
-                json.dump(record, f)
+    stem = os.path.join(_cache_dir(), f'{name}-{_key(sources, recipe)}')
+    record = _read_record(stem)
+    if not _is_whole(record, stem):  # Or it may be a folder that others have filled, and nobody can write to.
+        os.makedirs(os.path.dirname(stem), exist_ok=True)
+        with _lock(f'{stem}.lock'):
+            record = _read_record(stem)
+            if not _is_whole(record, stem):
+                say_once(f'Building {name} kernels (once, about {seconds} s) …')
+                record = _build(stem, sources, recipe)
+                with atomic_write(f'{stem}.json', 'w', encoding='utf-8') as f:
+                    json.dump(record, f)
     if 'failure' in record:
         raise _Unavailable(f'{record["failure"]} (delete {stem}.json to try again)')
     return ctypes.CDLL(f'{stem}.so')
 
 
 def _build(stem: str, sources: Sequence[str], recipe: _Recipe) -> dict[str, Any]:
-    """Compiles and tries the library, puts it in place, and gives its record: its digest, or its failure."""
+    """Compiles and tries the library, puts it in place, and gives its record: its digest, or its failure.
+
+    Raises _Unavailable for what may go better another time, and is not to be remembered.
+    """
     with tempfile.TemporaryDirectory(dir=os.path.dirname(stem)) as folder:
         library = os.path.join(folder, 'library.so')
         with open(os.path.join(folder, 'build.ninja'), 'w', encoding='utf-8') as f:
@@ -286,7 +294,10 @@ def _build(stem: str, sources: Sequence[str], recipe: _Recipe) -> dict[str, Any]
         english = {**os.environ, 'LC_ALL': 'C'}
         done = subprocess.run([_ninja(), '-C', folder], capture_output=True, text=True, env=english)
         if done.returncode:
-            return {'failure': _first_error(done.stdout + done.stderr)}
+            told = done.stdout + done.stderr
+            if done.returncode < 0 or any(sign in told for sign in PASSING):
+                raise _Unavailable(f'the build was broken off: {_first_error(told)}')
+            return {'failure': _first_error(told)}
         try:
             ctypes.CDLL(library)
         except OSError as error:
@@ -350,6 +361,11 @@ def _key(sources: Sequence[str], recipe: _Recipe) -> str:
 def _digest(path: str) -> str | None:
     """Of a file's content; None if there is none. A library cut short would kill the process that loads it."""
     return file_hash(path) if os.path.isfile(path) else None
+
+
+def _is_whole(record: dict[str, Any], stem: str) -> bool:
+    """Whether a record tells of a failure, or of the library that is there."""
+    return 'failure' in record or record.get('digest', '') == _digest(f'{stem}.so')
 
 
 def _read_record(stem: str) -> dict[str, Any]:
