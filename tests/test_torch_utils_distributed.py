@@ -105,7 +105,6 @@ def interrupt_all(rank: int, world_size: int, folder: str) -> None:
         Path(folder, f'saved{rank}').touch()
 
 
-@pytest.mark.skipif(os.name == 'nt', reason='signals')
 def stop_with_a_bar(rank: int, _world_size: int) -> None:
     with tqdm.tqdm(total=1, disable=False, file=io.StringIO()):
         if rank == 0:
@@ -123,10 +122,47 @@ def test_stopped_progress_bars_leave_nothing() -> None:
     assert done.stdout == 'no\n' and 'leaked' not in done.stderr, done.stderr
 
 
+@pytest.mark.skipif(os.name == 'nt', reason='signals')
 def test_ctrl_c_lets_all_processes_finish(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         distributed.spawn(interrupt_all, 2, (str(tmp_path),))
     assert len(list(tmp_path.glob('saved*'))) == 2
+
+
+def end_the_parent(rank: int, world_size: int, folder: str, signum: int, handled: bool) -> None:
+    """What stops the command that was started, as `kill`, `timeout` and containers do, is told to all processes."""
+    def save(*_: Any) -> None:
+        Path(folder, f'saved{rank}').touch()
+
+    if handled:
+        signal.signal(signum, save)
+    Path(folder, f'ready{rank}').touch()
+    while len(list(Path(folder).glob('ready*'))) < world_size:
+        time.sleep(0.05)
+    if rank == 0:
+        os.kill(os.getppid(), signum)
+    for _ in range(600):
+        if Path(folder, f'saved{rank}').exists():
+            return
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='signals')
+@pytest.mark.parametrize(('name', 'handled'), [('SIGTERM', True), ('SIGUSR1', True), ('SIGTERM', False)])
+def test_a_signal_to_the_command_stops_all_processes(tmp_path: Path, name: str, handled: bool) -> None:
+    signum = getattr(signal, name)
+    def ignore(*_: Any) -> None:
+        """Were the signal not passed on, this process would end, and all tests with it."""
+
+    before = signal.signal(signum, ignore)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            distributed.spawn(end_the_parent, 2, (str(tmp_path), signum, handled))
+        assert signal.getsignal(signum) is ignore
+    finally:
+        signal.signal(signum, before)
+    assert len(list(tmp_path.glob('saved*'))) == 2 * handled
+    assert torch.multiprocessing.active_children() == []
 
 
 def test_one_process_is_this_one() -> None:

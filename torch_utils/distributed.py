@@ -1,5 +1,6 @@
 """Several processes as one: start them, average their gradients, stop them together. Gloo on the CPU, NCCL on CUDA."""
 
+import contextlib
 import datetime
 import logging
 import os
@@ -11,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import psutil
@@ -237,7 +238,7 @@ def spawn(
     A single process is this one. With a `device` the processes also join a group ('cuda' is one GPU each) before `fn`
     runs; else `fn` calls `init` itself. If one fails, the others are stopped: a UserError comes through as it is,
     anything else as LostProcess. On Ctrl-C all get their time to finish (a second one stops them), then
-    KeyboardInterrupt goes on.
+    KeyboardInterrupt goes on; so on SIGTERM and SIGUSR1, which end processes that don't handle them.
     """
     if world_size == 1:
         return fn(0, 1, *args)
@@ -291,18 +292,42 @@ def _join(context: Any) -> None:
     """Waits for all processes; through the first Ctrl-C, which they got themselves, but not the second."""
     logging.getLogger('torch.multiprocessing.spawn').setLevel(logging.ERROR)    # We tell of failures ourselves.
     interrupted = False
-    while True:
-        try:
-            if context.join(grace_period=STOP_GRACE):
-                break
-        except KeyboardInterrupt:
-            if interrupted:
-                for process in context.processes:
-                    process.terminate()
-                raise
-            interrupted = True
-    if interrupted:
+    with _passing_on(context.processes) as passed:
+        while True:
+            try:
+                if context.join(grace_period=STOP_GRACE):
+                    break
+            except KeyboardInterrupt:
+                if interrupted:
+                    for process in context.processes:
+                        process.terminate()
+                    raise
+                interrupted = True
+            except (torch.multiprocessing.ProcessRaisedException, torch.multiprocessing.ProcessExitedException):
+                if not any(process.exitcode in passed for process in context.processes):
+                    raise
+                raise KeyboardInterrupt from None    # Somebody's wish, and there was nothing to save.
+    if interrupted or passed:
         raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _passing_on(processes: list[Any]) -> Iterator[list[int]]:
+    """SIGTERM and SIGUSR1, which reach this process alone, are for those that work. Gives the exit codes that the
+    signals passed on so far make where nobody handles them."""
+    passed: list[int] = []
+
+    def pass_on(signum: int, frame: Any) -> None:
+        passed.append(-signum)
+        for process in processes:
+            if process.is_alive():
+                os.kill(process.pid, signum)
+
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ValueError):    # Only a main thread may handle signals.
+            for number in (getattr(signal, name) for name in ('SIGTERM', 'SIGUSR1') if hasattr(signal, name)):
+                stack.callback(signal.signal, number, signal.signal(number, pass_on))
+        yield passed
 
 
 def _first_error(folder: str, err: Any, processes: list[Any]) -> Exception:
