@@ -141,7 +141,7 @@ def end_the_parent(rank: int, world_size: int, folder: str, signum: int, handled
         time.sleep(0.05)
     if rank == 0:
         os.kill(os.getppid(), signum)
-    for _ in range(600):
+    for _ in range(4000):    # More than enough, on a starved machine too.
         if Path(folder, f'saved{rank}').exists():
             return
         time.sleep(0.05)
