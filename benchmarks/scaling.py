@@ -114,21 +114,23 @@ def train(rank: int, world_size: int, place: Place, stage: str, iterations: int 
 
 
 def features(rank: int, world_size: int, place: Place) -> Measured:
-    """Features of real and of generated images, and their distance."""
+    """Features of real and of generated images, and their distance; a first call has warmed up what is there."""
     from lia_plugin import host
     from metrics import metric_main
 
     device = host.own_device(place.device, rank)
     G = host.load_network_pkl(place.file('init.pkl'))['G_ema'].eval().requires_grad_(False).to(device)
-    os.environ['DNNLIB_CACHE_DIR'] = tempfile.mkdtemp(dir=place.folder) if rank == 0 else place.folder
     clock = Clock()
-    with clock.listening():
-        clock.mark()
-        metric_main.calc_metric(
-            'fid50k_full', G=G, dataset_kwargs=loop_arguments(place, 'gan')['training_set_kwargs'], rank=rank,
-            num_gpus=world_size, device=device, detector='random:0', num=place.images, batch=BATCH,
-        )  # fmt: skip
-        clock.mark()
+    for count in (BATCH * world_size, place.images):
+        os.environ['DNNLIB_CACHE_DIR'] = tempfile.mkdtemp(dir=place.folder) if rank == 0 else place.folder
+        clock.marks.clear()
+        with clock.listening():
+            clock.mark()
+            metric_main.calc_metric(
+                'fid50k_full', G=G, dataset_kwargs=loop_arguments(place, 'gan')['training_set_kwargs'], rank=rank,
+                num_gpus=world_size, device=device, detector='random:0', num=count, batch=BATCH,
+            )  # fmt: skip
+            clock.mark()
     return clock.between(0, 1, 2 * place.images)
 
 

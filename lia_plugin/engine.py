@@ -5,7 +5,8 @@
     recon = engine.decode(y)                 # as G.decode
 
 On a CPU what kernels make of weights is kept from call to call. On CUDA small batches are replayed as graphs. Where
-gradients are wanted the network itself is called.
+gradients are wanted the network itself is called. Changes of weights in place are noticed, but not what is written
+past PyTorch's own record of them: through `.data`, or by NumPy into the same memory. A new engine is right.
 """
 
 from __future__ import annotations

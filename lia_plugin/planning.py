@@ -165,8 +165,9 @@ def spread(stage: dict[str, Any], said: Options, notes: list[str]) -> None:
     group = stage['D_kwargs']['epilogue_kwargs'].get('mbstd_group_size') or stage['batch_gpu']
     stage.update(num_gpus=gpus, batch_gpu=min(stage['batch_gpu'], stage['batch_size'] // gpus))
     if stage['batch_gpu'] and stage['batch_gpu'] < group:
-        notes.append(f'{gpus} processes instead of {before}: groups of the minibatch standard deviation have '
-                     f'{stage["batch_gpu"]} images instead of {group}')
+        note = (f'{gpus} processes instead of {before}: groups of the minibatch standard deviation have '
+                f'{stage["batch_gpu"]} images instead of {group}')
+        notes += [note] if note not in notes else []  # The other stage's may be the same.
 
 
 def check_batch(stage: dict[str, Any], flag: str) -> None:

@@ -191,6 +191,16 @@ def test_off_is_off_and_unknown_modes_are_refused(write, capfd, monkeypatch) -> 
         custom_ops.load('tiny', ['tiny.cpp'])
 
 
+def test_instructions_to_do_without_have_a_minus(monkeypatch) -> None:
+    monkeypatch.setattr(custom_ops, '_own_cpu_features', lambda: {'avx2', 'avx512f', 'amx_tile'})
+    left = custom_ops._cpu_features_but.__wrapped__  # Not what others have asked for.
+    assert left('') == {'avx2', 'avx512f', 'amx_tile'}
+    assert left('-avx512, -amx') == {'avx2'}
+    for wrong in ('avx512', '-amx,avx512', '-'):
+        with pytest.raises(UserError, match='LIA_CPU_FEATURES: got .*such as -amx'):
+            left(wrong)
+
+
 def test_flags_follow_the_cpus_features(monkeypatch) -> None:
     levels = [set(), set(custom_ops.LEVEL_3), set(custom_ops.LEVEL_3) | set(custom_ops.LEVEL_4)]
     monkeypatch.setattr('platform.machine', lambda: 'x86_64')

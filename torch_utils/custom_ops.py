@@ -156,8 +156,12 @@ def _cpu_features() -> frozenset[str]:
 
 @functools.cache  # Asked by each convolution.
 def _cpu_features_but(taken: str) -> frozenset[str]:
-    """Less what LIA_CPU_FEATURES takes away."""
-    removed = tuple(word.strip()[1:] for word in taken.split(',') if word.strip())
+    """Less what LIA_CPU_FEATURES takes away. UserError for words that say nothing of the kind."""
+    words = [word.strip() for word in taken.split(',') if word.strip()]
+    wrong = next((word for word in words if not word.startswith('-') or word == '-'), None)
+    if wrong is not None:
+        raise UserError(f'LIA_CPU_FEATURES: got {wrong!r}, expected instructions to do without, such as -amx,-avx512')
+    removed = tuple(word[1:] for word in words)
     return frozenset(feature for feature in _own_cpu_features() if not removed or not feature.startswith(removed))
 
 

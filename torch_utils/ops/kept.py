@@ -58,7 +58,8 @@ def _made(make: Callable[[], R]) -> R:
 
 
 class Store:
-    """Results by the weights' memory. A weight that is changed in place, or views of it, are told apart.
+    """Results by the weights' memory. A weight that is changed in place, or views of it, are told apart; what is
+    written through `.data` or by NumPy isn't.
 
     Of weights on a CPU: a CUDA graph that was recorded with a result would never hear of a change.
     """
