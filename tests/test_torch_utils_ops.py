@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 from scipy import signal
+from torch.autograd import forward_ad
 
 from torch_utils.ops import bias_act, conv2d_gradfix, conv2d_resample, fma, grid_sample_gradfix, upfirdn2d
+from torch_utils.ops.filtered_lrelu import filtered_lrelu
 
 FLOAT = torch.float64
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
@@ -316,3 +318,38 @@ def test_results_are_where_their_inputs_are_whatever_the_default_device_is() -> 
     with torch.device('meta'):
         found = gradients()
     torch.testing.assert_close(found, expected)
+
+
+TRANSFORMS: dict[str, Callable[..., torch.Tensor]] = {
+    'grad': lambda f, x, v: torch.func.grad(lambda x: f(x).square().sum())(x),
+    'vmap': lambda f, x, v: torch.vmap(lambda one: f(one[None])[0])(x),
+    'jvp': lambda f, x, v: torch.func.jvp(f, (x,), (v,))[1],
+    'dual': lambda f, x, v: dual_part(f, x, v),
+}
+
+
+def dual_part(f: Callable[..., torch.Tensor], x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(f(forward_ad.make_dual(x, v))).tangent
+
+
+@pytest.mark.parametrize('transform', TRANSFORMS)
+def test_operators_can_be_transformed_as_pytorchs_own(transform) -> None:
+    """torch.func and forward-mode differentiation, which no kernel and no backward pass of ours knows."""
+    x, v, b = (rand(*shape, seed=i).float() for i, shape in enumerate([(2, 64, 8, 8), (2, 64, 8, 8), (64,)]))
+    w, f = rand(64, 64, 3, 3).float() / 24, upfirdn2d.setup_filter([1, 3, 3, 1])
+
+    def run(impl: str, conv: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def fn(x: torch.Tensor) -> torch.Tensor:
+            x = bias_act.bias_act(conv(x, w, padding=1), b, act='lrelu', impl=impl)
+            x = upfirdn2d.upsample2d(x, f, impl=impl)
+            scale = b.expand(len(x), -1) if impl == 'cuda' else b[:, None, None]
+            x = bias_act.scale_channels(x, scale) if impl == 'cuda' else x * scale
+            x = bias_act.leaky_relu_(x, 0.2) if impl == 'cuda' else torch.nn.functional.leaky_relu(x, 0.2)
+            return filtered_lrelu(x, f, f, b, up=2, down=2, padding=3, impl=impl)
+        return fn
+
+    ours, plain = run('cuda', conv2d_gradfix.conv2d), run('ref', torch.nn.functional.conv2d)
+    expected = TRANSFORMS[transform](plain, x, v)
+    close = 1e-5 * float(expected.abs().max())
+    torch.testing.assert_close(TRANSFORMS[transform](ours, x, v), expected, rtol=0, atol=close)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 
 def is_asked(ctx: Any, index: int, before: int | None = None) -> bool:
@@ -25,8 +26,14 @@ def is_asked(ctx: Any, index: int, before: int | None = None) -> bool:
 
 
 def is_recorded() -> bool:
-    """Whether operators are being recorded, by torch.compile, torch.export (ONNX) or torch.jit.trace.
+    """Whether operators are being recorded, by torch.compile, torch.export (ONNX) or torch.jit.trace, or transformed.
 
     Then only PyTorch's own ones will do, without numbers read out of tensors; derivatives are up to the recorder.
     """
-    return torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.compiler.is_exporting()
+    return (torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.compiler.is_exporting()
+            or is_transformed())
+
+
+def is_transformed() -> bool:
+    """Whether torch.func (vmap, grad, jvp …) or forward-mode differentiation makes something else of operators."""
+    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None

@@ -14,11 +14,10 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch.autograd import forward_ad
 from torch.nn import functional
 
 from torch_utils.ops import amx_conv, winograd_conv
-from torch_utils.ops.asked import is_asked
+from torch_utils.ops.asked import is_asked, is_recorded
 
 enabled = False  # Host's switch. Both values select the same operators.
 TYPES = (torch.float32, torch.bfloat16)  # Of the operators below.
@@ -100,9 +99,7 @@ def _plain(x: torch.Tensor, w: torch.Tensor) -> bool:
         x.dtype == w.dtype in TYPES and x.device.type == w.device.type == 'cpu' and x.ndim == w.ndim == 4
         and all(type(t) in (torch.Tensor, torch.nn.Parameter) and t.layout == torch.strided and not t.is_neg()
                 for t in (x, w))
-        and forward_ad._current_level < 0
-        and not (torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.is_autocast_enabled('cpu'))
-        and torch._C._functorch.peek_interpreter_stack() is None
+        and not (is_recorded() or torch.is_autocast_enabled('cpu'))
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from torch_utils import custom_ops
+from torch_utils.ops.asked import is_recorded
 
 TYPES = (torch.float32, torch.bfloat16)
 SOURCES = ('cpu_elementwise.cpp', 'cpu_upfirdn2d.cpp', 'cpu_checksum.cpp')
@@ -49,8 +50,8 @@ def library() -> Any:
 def usable(x: torch.Tensor) -> bool:
     """Whether kernels can work on x: a real tensor of theirs, and no tracer that wants to see operators."""
     return (x.device.type == 'cpu' and x.dtype in TYPES and x.ndim == 4
-            and type(x) in (torch.Tensor, torch.nn.Parameter) and not torch.jit.is_tracing()
-            and not torch.compiler.is_compiling() and x.numel() > 0 and library() is not None)
+            and type(x) in (torch.Tensor, torch.nn.Parameter) and not is_recorded()
+            and x.numel() > 0 and library() is not None)
 
 
 def is_last(x: torch.Tensor) -> bool:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, cast
 import torch
 
 from torch_utils import custom_ops
+from torch_utils.ops.asked import is_recorded
 from torch_utils.ops.cpu_kernels import Rectifier, is_last, limit, noise_stride, pointer, sizes
 
 DEVICE = 'cuda'  # The type of device that the kernels run on; the tests' emulator runs them on 'cpu'.
@@ -122,8 +123,7 @@ def usable(x: torch.Tensor) -> bool:
 def usable_on_any(x: torch.Tensor) -> bool:
     """Whether `bias_curve` can work on x: a real tensor of TYPES, and no tracer that wants to see operators."""
     return (x.device.type == DEVICE and x.dtype in TYPES and type(x) in (torch.Tensor, torch.nn.Parameter)
-            and not torch.jit.is_tracing() and not torch.compiler.is_compiling() and x.numel() > 0
-            and library(x.device) is not None)
+            and not is_recorded() and x.numel() > 0 and library(x.device) is not None)
 
 
 def is_dense(x: torch.Tensor) -> bool:
