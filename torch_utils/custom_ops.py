@@ -83,11 +83,16 @@ def _load_as(mode: str, name: str, sources: Sequence[str], cuda: bool) -> ctypes
     try:
         return _built(name, sources, _cuda_recipe() if cuda else _cpu_recipe(), SECONDS[cuda])
     except (_Unavailable, UserError, OSError) as error:
-        reason = f'{error}; LIA_CACHE_DIR=DIR keeps them elsewhere' if isinstance(error, OSError) else str(error)
+        reason = _cache_trouble(error) if isinstance(error, OSError) and error.strerror else str(error)
         if mode == 'required':
             raise UserError(f'LIA_KERNELS=required, but there are no {name} kernels: {reason}') from error
-        say_once(f'No {name} kernels, PyTorch\'s slower operators serve: {reason}')
+        # Without the name: what keeps one library away mostly keeps them all, and is one line then.
+        say_once(f'No {"CUDA" if cuda else "CPU"} kernels, PyTorch\'s slower operators serve: {reason}')
         return None
+
+
+def _cache_trouble(error: OSError) -> str:
+    return f'{_cache_dir()}: {error.strerror}; LIA_CACHE_DIR=DIR keeps them elsewhere'
 
 
 def works(name: str, trouble: Callable[[], str | None]) -> bool:
