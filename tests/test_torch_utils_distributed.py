@@ -129,13 +129,14 @@ def test_ctrl_c_lets_all_processes_finish(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob('saved*'))) == 2
 
 
-def end_the_parent(rank: int, world_size: int, folder: str, signum: int, handled: bool) -> None:
+def end_the_parent(
+        rank: int, world_size: int, folder: str, signum: int, handled: bool, comes: int | None = None) -> None:
     """What stops the command that was started, as `kill`, `timeout` and containers do, is told to all processes."""
     def save(*_: Any) -> None:
         Path(folder, f'saved{rank}').touch()
 
     if handled:
-        signal.signal(signum, save)
+        signal.signal(signum if comes is None else comes, save)
     Path(folder, f'ready{rank}').touch()
     while len(list(Path(folder).glob('ready*'))) < world_size:
         time.sleep(0.05)
@@ -145,6 +146,16 @@ def end_the_parent(rank: int, world_size: int, folder: str, signum: int, handled
         if Path(folder, f'saved{rank}').exists():
             return
         time.sleep(0.05)
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='signals')
+def test_an_interrupt_of_the_command_alone_reaches_all_processes(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `kill -INT` or another program sends it: a terminal's Ctrl-C would have reached them."""
+    monkeypatch.setattr(distributed, 'ASK_AGAIN', 0.2)
+    with pytest.raises(KeyboardInterrupt):
+        distributed.spawn(end_the_parent, 2, (str(tmp_path), signal.SIGINT, True, signal.SIGTERM))
+    assert len(list(tmp_path.glob('saved*'))) == 2
 
 
 @pytest.mark.skipif(os.name == 'nt', reason='signals')

@@ -28,6 +28,7 @@ BUCKET = 1 << 23    # Elements of a message: while one is on its way the next is
 # Who dies is noticed otherwise, within seconds. This only must not end a wait for one who measures or writes.
 PATIENCE = datetime.timedelta(hours=6)
 STOP_GRACE = 3.0    # Seconds that processes get to end by themselves once one has failed.
+ASK_AGAIN = 5.0    # Seconds after an interrupt until processes that still work are told to stop by another signal.
 
 
 class LostProcess(RuntimeError):
@@ -291,18 +292,22 @@ def leave_together(folder: str, rank: int, world_size: int) -> None:
 def _join(context: Any) -> None:
     """Waits for all processes; through the first Ctrl-C, which they got themselves, but not the second."""
     logging.getLogger('torch.multiprocessing.spawn').setLevel(logging.ERROR)    # We tell of failures ourselves.
-    interrupted = False
-    with _passing_on(context.processes) as passed:
+    interrupted, until = False, None
+    passed: list[int] = []    # What a process leaves with that does not handle a signal passed on so far.
+    with _passing_on(context.processes, passed) as pass_on:
         while True:
             try:
-                if context.join(grace_period=STOP_GRACE):
+                if context.join(None if until is None else max(until - time.monotonic(), 0), grace_period=STOP_GRACE):
                     break
+                if until is not None and time.monotonic() >= until:
+                    pass_on(signal.SIGTERM)    # Perhaps nobody but this process was interrupted: by a program.
+                    until = None
             except KeyboardInterrupt:
                 if interrupted:
                     for process in context.processes:
                         process.terminate()
                     raise
-                interrupted = True
+                interrupted, until = True, time.monotonic() + ASK_AGAIN if os.name == 'posix' else None
             except (torch.multiprocessing.ProcessRaisedException, torch.multiprocessing.ProcessExitedException):
                 if not any(process.exitcode in passed for process in context.processes):
                     raise
@@ -312,12 +317,9 @@ def _join(context: Any) -> None:
 
 
 @contextlib.contextmanager
-def _passing_on(processes: list[Any]) -> Iterator[list[int]]:
-    """SIGTERM and SIGUSR1, which reach this process alone, are for those that work. Gives the exit codes that the
-    signals passed on so far make where nobody handles them."""
-    passed: list[int] = []
-
-    def pass_on(signum: int, frame: Any) -> None:
+def _passing_on(processes: list[Any], passed: list[int]) -> Iterator[Callable[..., None]]:
+    """SIGTERM and SIGUSR1, which reach this process alone, are for those that work. Gives what passes on a signal."""
+    def pass_on(signum: int, frame: Any = None) -> None:
         passed.append(-signum)
         for process in processes:
             if process.is_alive():
@@ -327,7 +329,7 @@ def _passing_on(processes: list[Any]) -> Iterator[list[int]]:
         with contextlib.suppress(ValueError):    # Only a main thread may handle signals.
             for number in (getattr(signal, name) for name in ('SIGTERM', 'SIGUSR1') if hasattr(signal, name)):
                 stack.callback(signal.signal, number, signal.signal(number, pass_on))
-        yield passed
+        yield pass_on
 
 
 def _first_error(folder: str, err: Any, processes: list[Any]) -> Exception:

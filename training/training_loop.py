@@ -347,9 +347,9 @@ def _interruptible(abort_fn: Callable[[], bool] | None) -> Iterator[Callable[[],
         nonlocal asked, when
         if asked and signum == signal.SIGINT and time.monotonic() - when > 1:  # Else one that came by two ways.
             raise KeyboardInterrupt
-        asked, when = True, time.monotonic()
-        if torchrun.failing():
-            return  # torchrun ends what is left.
+        again, asked, when = asked, True, time.monotonic()
+        if again or torchrun.failing():  # Then torchrun ends what is left.
+            return
         distributed.print0('\nStopping after this iteration and saving …', flush=True)
 
     def interrupted() -> bool:
