@@ -353,3 +353,18 @@ def test_operators_can_be_transformed_as_pytorchs_own(transform) -> None:
     expected = TRANSFORMS[transform](plain, x, v)
     close = 1e-5 * float(expected.abs().max())
     torch.testing.assert_close(TRANSFORMS[transform](ours, x, v), expected, rtol=0, atol=close)
+
+
+def test_operators_are_compiled_in_one_piece() -> None:
+    """torch.compile sees no question about numbers or memory, which would break its graph in two."""
+    x, b, w = rand(2, 64, 8, 8).float(), rand(64, seed=1).float(), rand(64, 64, 3, 3).float() / 24
+    f = upfirdn2d.setup_filter([1, 3, 3, 1])
+
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        x = upfirdn2d.upsample2d(bias_act.bias_act(conv2d_gradfix.conv2d(x, w, padding=1), b, act='lrelu'), f)
+        x = conv2d_gradfix.conv_transpose2d(x, w, stride=2)
+        return bias_act.modulated_bias_act(x, b.expand(len(x), -1), None, b, 'lrelu')
+
+    expected = fn(x)
+    found = torch.compile(fn, fullgraph=True, backend='eager')(x)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))

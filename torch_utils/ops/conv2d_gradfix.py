@@ -96,10 +96,11 @@ def _plain(x: torch.Tensor, w: torch.Tensor) -> bool:
     A layout of oneDNN's own and signs yet to be changed (`_neg_view`) are none; of a dual number they are but a half.
     """
     return (
-        x.dtype == w.dtype in TYPES and x.device.type == w.device.type == 'cpu' and x.ndim == w.ndim == 4
+        not is_recorded()  # First: torch.compile would stop at the rest.
+        and x.dtype == w.dtype in TYPES and x.device.type == w.device.type == 'cpu' and x.ndim == w.ndim == 4
         and all(type(t) in (torch.Tensor, torch.nn.Parameter) and t.layout == torch.strided and not t.is_neg()
                 for t in (x, w))
-        and not (is_recorded() or torch.is_autocast_enabled('cpu'))
+        and not torch.is_autocast_enabled('cpu')
     )
 
 
