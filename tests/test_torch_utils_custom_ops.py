@@ -174,6 +174,7 @@ def test_what_is_missing_is_said_once_and_not_remembered(write, capfd, monkeypat
         custom_ops.load('tiny', ['tiny.cpp'])
 
 
+@needs_compiler
 def test_a_folder_that_cannot_be_written_is_a_reason(write, tmp_path, capfd, monkeypatch) -> None:
     write()
     (tmp_path / 'file').write_text('')
