@@ -36,7 +36,8 @@ def split_indices(num_images: int, split: str | None, val_share: float, val_seed
     if split == 'val' and num_val == 0:
         raise UserError('split: nothing is held out with val_share=0; hold out a share, or use the whole data set')
     if num_val >= num_images:
-        raise UserError(f'val_share: {val_share} of {num_images} images leaves none to train on')
+        raise UserError(f'{num_images} images: a held-out share of {val_share} leaves none to train on; take more, or '
+                        'hold out none (train.py --val=none)')
     order = np.random.RandomState(val_seed).permutation(everything)
     return np.sort(order[:num_val] if split == 'val' else order[num_val:])
 
