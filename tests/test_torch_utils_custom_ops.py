@@ -63,8 +63,16 @@ def test_builds_once_says_so_once_and_shares_torchs_threads(write, tmp_path, cap
         torch.set_num_threads(before)
     forget()
     assert custom_ops.load('tiny', ['tiny.cpp']) is not None
-    assert capfd.readouterr().err.count('Building tiny kernels (once') == 1
+    assert capfd.readouterr().err.count('Building CPU kernels (once') == 1
     assert len(built(tmp_path)) == 1
+
+
+@needs_compiler
+def test_building_several_libraries_is_one_line(write, capfd) -> None:
+    for name in ('tiny', 'other'):
+        write(name=f'{name}.cpp')
+        assert custom_ops.load(name, [f'{name}.cpp']) is not None
+    assert capfd.readouterr().err.count('\n') == 1
 
 
 @needs_compiler

@@ -33,7 +33,7 @@ from . import distributed
 
 SOURCE_DIR = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'ops', 'csrc')
 MODES = ('auto', 'off', 'required')
-SECONDS = {False: 10, True: 60}  # A build's usual length, by whether it is CUDA.
+KINDS = {False: ('CPU', 30), True: ('CUDA', 60)}  # By whether it is CUDA; seconds that building all takes.
 # How a build tells that it was stopped, or that memory or a disk was full: no fault of sources and compiler.
 PASSING = ('interrupted by user', 'Killed', 'Terminated', 'signal 9 ', 'signal 15 ', 'out of memory',
            'annot allocate memory', 'memory exhausted', 'No space left', 'quota exceeded')
@@ -81,13 +81,13 @@ def _load_as(mode: str, name: str, sources: Sequence[str], cuda: bool) -> ctypes
     if mode == 'off':
         return None
     try:
-        return _built(name, sources, _cuda_recipe() if cuda else _cpu_recipe(), SECONDS[cuda])
+        return _built(name, sources, _cuda_recipe() if cuda else _cpu_recipe(), cuda)
     except (_Unavailable, UserError, OSError) as error:
         reason = _cache_trouble(error) if isinstance(error, OSError) and error.strerror else str(error)
         if mode == 'required':
             raise UserError(f'LIA_KERNELS=required, but there are no {name} kernels: {reason}') from error
         # Without the name: what keeps one library away mostly keeps them all, and is one line then.
-        say_once(f'No {"CUDA" if cuda else "CPU"} kernels, PyTorch\'s slower operators serve: {reason}')
+        say_once(f'No {KINDS[cuda][0]} kernels, PyTorch\'s slower operators serve: {reason}')
         return None
 
 
@@ -273,7 +273,7 @@ def _share_openmp() -> None:
 # Building
 
 
-def _built(name: str, sources: Sequence[str], recipe: _Recipe, seconds: int) -> ctypes.CDLL:
+def _built(name: str, sources: Sequence[str], recipe: _Recipe, cuda: bool) -> ctypes.CDLL:
     """From the cache if it is there and whole; else built into it."""
     stem = os.path.join(_cache_dir(), f'{name}-{_key(sources, recipe)}')
     record = _read_record(stem)
@@ -282,7 +282,7 @@ def _built(name: str, sources: Sequence[str], recipe: _Recipe, seconds: int) -> 
         with _lock(f'{stem}.lock'):
             record = _read_record(stem)
             if not _is_whole(record, stem):
-                say_once(f'Building {name} kernels (once, about {seconds} s) …')
+                say_once('Building {} kernels (once, about {} s) …'.format(*KINDS[cuda]))  # A line for all libraries.
                 record = _build(stem, sources, recipe)
                 with atomic_write(f'{stem}.json', 'w', encoding='utf-8') as f:
                     json.dump(record, f)
