@@ -117,23 +117,31 @@ def training_loop(
 
     compute = precision_of.using(precision)
     with compute, _closed_at_end(batches, training_set), _interruptible(abort_fn) as interrupted:
-        while True:
-            done, aborted = state.cur_nimg >= total_kimg * 1000, interrupted()
-            if not done and not aborted:
-                iteration.iterate(args, state, training_set, next(batches))
-                done = state.cur_nimg >= total_kimg * 1000
-            reporter.progress(state.cur_nimg)
-            tick_over = state.cur_tick == 0 or state.cur_nimg >= state.tick_start_nimg + kimg_per_tick * 1000
-            if not (done or aborted or tick_over):
-                continue
-            if aborted and not done:
-                _save(args, state, reporter)
-                reporter.close()
-                return None
-            _maintain(args, state, reporter, done)
-            if done:
-                reporter.close()
-                return reporter.last_snapshot
+        return _train(args, state, training_set, batches, reporter, interrupted)
+
+
+def _train(
+    args: dnnlib.EasyDict, state: State, training_set: Any, batches: data_loading.Batches, reporter: reports.Reporter,
+    interrupted: Callable[[], bool],
+) -> str | None:
+    """Iterations and what is due between them. Gives what `training_loop` does."""
+    while True:
+        done, aborted = state.cur_nimg >= args.total_kimg * 1000, interrupted()
+        if not done and not aborted:
+            iteration.iterate(args, state, training_set, next(batches))
+            done = state.cur_nimg >= args.total_kimg * 1000
+        reporter.progress(state.cur_nimg)
+        tick_over = state.cur_tick == 0 or state.cur_nimg >= state.tick_start_nimg + args.kimg_per_tick * 1000
+        if not (done or aborted or tick_over):
+            continue
+        if aborted and not done:
+            _save(args, state, reporter)
+            reporter.close()
+            return None
+        _maintain(args, state, reporter, done)
+        if done:
+            reporter.close()
+            return reporter.last_snapshot
 
 
 def pick_device(device: torch.device | str | None, rank: int) -> torch.device:
