@@ -1,7 +1,10 @@
 """The command line's one place for errors: a line on stderr and an exit code, and nothing heavy for --help."""
 
+import configparser
 import errno
 import os
+import pathlib
+import re
 import subprocess
 import sys
 
@@ -54,6 +57,15 @@ def test_a_python_without_what_is_required_is_one_line(module: str) -> None:
     assert ended.returncode == 2
     assert ended.stderr == (f'Error: {sys.executable}: this Python has no {module}; use the one that the project is '
                             f'installed in, or `{sys.executable} -m pip install -e .` beside setup.cfg\n')
+
+
+def test_what_is_required_is_what_setup_cfg_says() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(pathlib.Path(__file__).parents[1] / 'setup.cfg')
+    names = {re.match('[a-z]+', line)[0] for line in setup['options']['install_requires'].split('\n') if line}
+    done_by_others = {'click', 'ninja', 'pyspng'}
+    assert names - done_by_others == {'pillow' if name == 'PIL' else name for name in cli.REQUIRED}
+    assert done_by_others < names
 
 
 def test_a_missing_module_of_ours_keeps_its_traceback() -> None:

@@ -26,14 +26,10 @@ def is_asked(ctx: Any, index: int, before: int | None = None) -> bool:
 
 
 def is_recorded() -> bool:
-    """Whether operators are being recorded, by torch.compile, torch.export (ONNX) or torch.jit.trace, or transformed.
+    """Whether operators are being recorded, by torch.compile, torch.export (ONNX) or torch.jit.trace, or transformed,
+    by torch.func (vmap, grad, jvp …) or forward-mode differentiation.
 
     Then only PyTorch's own ones will do, without numbers read out of tensors; derivatives are up to the recorder.
     """
     return (torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.compiler.is_exporting()
-            or is_transformed())
-
-
-def is_transformed() -> bool:
-    """Whether torch.func (vmap, grad, jvp …) or forward-mode differentiation makes something else of operators."""
-    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+            or forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None)
