@@ -41,7 +41,7 @@ def emulator() -> object:
     state = file_hash(str(HERE / 'cuda_emulator.h'))
     flags = ('-x', 'c++', '-std=c++17', '-O1', '-fPIC', '-DLIA_EMULATED', f'-DSTATE_{state[:16]}', f'-I{HERE}')
     recipe = custom_ops._Recipe(compiler, flags, ('-shared',))
-    return cuda_kernels.prepare(custom_ops._built('cuda_emulated', cuda_kernels.SOURCES, recipe, 20))
+    return cuda_kernels.prepare(custom_ops._built('cuda_emulated', cuda_kernels.SOURCES, recipe, cuda=True))
 
 
 @pytest.fixture
